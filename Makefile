@@ -1,0 +1,43 @@
+# `make run` and `make test` need Python 3.11 and, the first time, a package index; nothing else.
+PYTHON ?= python3.11
+VENV   ?= .venv
+CONFIG ?= config/micro.yaml
+CORES  ?= all
+
+bin   := $(VENV)/bin
+torch := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run test lint format install clean
+
+run: install
+	$(bin)/snakemake --cores $(CORES) --configfile $(CONFIG)
+
+# The end-to-end test uses all cores by itself, so it runs after the others and alone.
+test: install
+	$(bin)/pytest -n 2 --ignore tests/test_smoke.py
+	$(bin)/pytest tests/test_smoke.py
+
+lint: install
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/snakefmt --check Snakefile workflow
+	$(bin)/snakemake --lint
+
+format: install
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+	$(bin)/snakefmt Snakefile workflow
+
+install: $(VENV)/.installed
+
+# torch first and alone: see pyproject.toml.
+$(VENV)/.installed: pyproject.toml
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/pip install --quiet --disable-pip-version-check $(torch)
+	$(bin)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf results/micro results/smoke .snakemake

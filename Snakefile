@@ -1,0 +1,63 @@
+# The only entry: picks the config, checks it before any work, includes the rules, asks for the report.
+#
+#   snakemake                                                        config/micro.yaml
+#   snakemake --configfile config/smoke.yaml                         another experiment
+#   snakemake --config arms='{sso: {policy: {beta: 0.2}}}'           one setting changed
+#   snakemake --configfile config/local_model.yaml --config model=DIR queries=FILE
+#   snakemake --directory DIR                                        results under DIR/results
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.settings.types import DeploymentMethod
+
+from sso.errors import InputError
+from workflow import grid as grids
+
+# Every job is one single-threaded process that needs no network; the commands are those beside this Python.
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+deployment = workflow.deployment_settings
+if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("conda") is None:
+    print("warning: --use-conda, but there is no conda here: running in the current environment.", file=sys.stderr)
+    deployment.deployment_method = set(deployment.deployment_method) - {DeploymentMethod.CONDA}
+
+try:
+    files = workflow.config_settings.configfiles or [Path(workflow.basedir, "config", "micro.yaml")]
+    experiment = grids.load(files, workflow.config_settings.config)
+    grids.check(experiment)
+    grid = grids.Grid(experiment)
+except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+wildcard_constraints:
+    backbone="[^/]+",
+    seed="[0-9]+",
+    run="[^/]+(/it[0-9]+)?",
+    set="[^/]+(/it[0-9]+)?",
+    arm="[^/]+",
+    reward="[^/]+",
+    version="v[12]",
+    t="[0-9]+",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/principles.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/reward.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        grid.targets,

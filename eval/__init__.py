@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks through lm-eval, answers to open prompts, judges, data quality, statistics."""

@@ -1,0 +1,196 @@
+"""Command line of the evaluation: `sso-eval answer|judge|pairs`.
+
+`answer` needs the model and makes every reply; `judge` reads the replies and loads no model, so judging can be
+repeated; `pairs` measures a set of preference pairs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sso.cli import end_start_up, run_cli
+from sso.cli import settings as read_settings
+from sso.config import Evaluation, World
+from sso.config import Judge as JudgeSettings
+from sso.errors import InputError
+from sso.records import Answer, Query, read, write, write_text
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that takes ``out``'s place when the work is done."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _stored_dtype(model: Path) -> str:
+    """The precision a checkpoint was saved in, as its config.json says; float32 where it does not."""
+    if not (model / "config.json").is_file():
+        raise InputError(f"{model}: no config.json; give the folder of a Hugging Face checkpoint.")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def _answer(args: argparse.Namespace) -> None:
+    # Everything is local: a look-up on the hub could only cost time.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from eval import alpaca_eval, harness, mt_bench
+    from sso import tracking
+
+    settings = read_settings(Evaluation)(args.settings)
+    sources = harness.find(settings.tasks, args.data)
+    queries = read(args.data / "eval.jsonl", Query) if settings.pairwise else []
+    dialogues = mt_bench.read(args.data / "mt_bench.jsonl") if settings.mt_bench else []
+    dtype = _stored_dtype(args.model)
+    name = args.name or args.model.name
+    # Only what is read of the data folder, so that the record does not depend on the rest.
+    inputs = {"model": args.model, **{s.name: s.path for s in sources}}
+    inputs |= {"eval": args.data / "eval.jsonl"} if queries else {}
+    inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if dialogues else {}
+    with tracking.run(args.out, "answer", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
+        from sso.sampling.transformers_engine import TransformersEngine
+
+        if sources:
+            import lm_eval.evaluator
+            import lm_eval.models.huggingface  # noqa: F401
+        end_start_up()
+        engine = TransformersEngine(args.model, dtype=dtype, batch_size=settings.batch_size)
+        if queries:
+            write(out / "answers.jsonl", alpaca_eval.answer(engine, queries, settings, args.seed, name))
+        if dialogues:
+            write(out / "mt_bench_answers.jsonl", mt_bench.answer(engine, dialogues, settings, args.seed, name))
+        tasks = harness.run(sources, engine.model, engine.tokenizer, settings.batch_size, settings.max_new_tokens)
+        _write_json(out / "lm_eval.json", {"tasks": tasks})
+        run.summary.update({task: result["value"] for task, result in tasks.items()})
+        for task, result in tasks.items():
+            if result["truncated"]:
+                cut = f"{result['truncated']} of {result['n']} prompts of {task}"
+                print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
+
+
+def _judge(args: argparse.Namespace) -> None:
+    from eval import alpaca_eval, mt_bench
+    from eval.judge import make_judge
+    from sso import tracking
+
+    settings = read_settings(Evaluation)(args.settings)
+    world = read_settings(World)(args.world) if args.world else None
+    end_start_up()
+    if not (args.answers / "lm_eval.json").is_file():
+        raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
+    inputs = {"answers": args.answers}
+    inputs |= {"reference": args.data / "reference.jsonl"} if settings.pairwise else {}
+    inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if settings.mt_bench else {}
+    with tracking.run(args.out, "judge", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
+        scores: dict[str, Any] = {}
+        judge = None
+        if settings.pairwise or settings.mt_bench:
+            judge = make_judge(settings.judge, world, args.cache or args.out.with_name("judge_replies.db"))
+        if settings.pairwise:
+            answers = read(args.answers / "answers.jsonl", Answer)
+            rows = alpaca_eval.pairwise(judge, answers, read(args.data / "reference.jsonl", Answer))
+            write(out / "pairwise.jsonl", rows)
+            scores["alpaca_eval2_wr"] = alpaca_eval.win_rate(rows)
+            if args.length_controlled:
+                difficulty = alpaca_eval.read_difficulty(args.difficulty) if args.difficulty else None
+                scores["alpaca_eval2_lc"] = alpaca_eval.length_controlled({"model": rows}, difficulty)["model"]
+            scores["length"] = alpaca_eval.mean_and_error([row["length"] for row in rows])
+            if rows[0]["score"] is not None:
+                scores["oracle_score"] = alpaca_eval.mean_and_error([row["score"] for row in rows])
+        if settings.mt_bench:
+            families = {d.id: d.family for d in mt_bench.read(args.data / "mt_bench.jsonl")}
+            grades = mt_bench.grade(judge, read(args.answers / "mt_bench_answers.jsonl", Answer), families)
+            write(out / "mt_bench.jsonl", grades)
+            scores["mt_bench"] = mt_bench.average(grades)
+        tasks = json.loads((args.answers / "lm_eval.json").read_text(encoding="utf-8"))["tasks"]
+        for task, result in tasks.items():
+            name = task.removeprefix("micro_").removeprefix("real_")
+            error = result["stderr"]
+            scores[name] = {
+                "value": 100 * result["value"],
+                "stderr": None if error is None else 100 * error,
+                "n": result["n"],
+            }
+        if judge and judge.notes():
+            scores["judge"] = {"name": judge.name, **judge.notes()}
+        _write_json(out / "scores.json", scores)
+        run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
+        print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
+
+
+def _pairs(args: argparse.Namespace) -> None:
+    from eval import data_quality
+    from eval.judge import make_judge
+    from sso import tracking
+
+    settings = read_settings(JudgeSettings)(args.settings)
+    world = read_settings(World)(args.world) if args.world else None
+    end_start_up()
+    inputs = {"pairs": args.pairs, "reference": args.reference}
+    with tracking.run(args.out, "data_quality", settings, inputs) as run:
+        judge = make_judge(settings, world, args.cache or args.out.with_name("judge_replies.db"))
+        quality = data_quality.measure(judge, args.pairs, args.reference)
+        _write_json(args.out, quality)
+        run.summary.update({n: e["value"] for n, e in quality.items() if isinstance(e, dict)})
+        run.summary["equal_pairs"] = quality["equal_pairs"]
+        print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    main_parser = argparse.ArgumentParser(prog="sso-eval", description=__doc__.splitlines()[0])
+    commands = main_parser.add_subparsers(required=True, metavar="command")
+    settings_help = "settings: a JSON object, or a YAML or JSON file"
+
+    answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
+    answer.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
+    answer.add_argument("--data", type=Path, required=True, help="data folder: eval.jsonl, mt_bench.jsonl, tasks")
+    answer.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
+    answer.add_argument("--seed", type=int, default=0)
+    answer.add_argument("--name", help="what the answers call the model; default: the folder's name")
+    answer.add_argument("--out", type=Path, required=True, help="folder to write")
+    answer.set_defaults(func=_answer)
+
+    judge = commands.add_parser("judge", help="score a folder of answers; loads no model")
+    judge.add_argument("--answers", type=Path, required=True, help="folder written by `answer`")
+    judge.add_argument("--data", type=Path, required=True, help="data folder: reference.jsonl, mt_bench.jsonl")
+    judge.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
+    judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
+    judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
+    judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
+    judge.add_argument("--difficulty", type=Path, help="CSV of instruction difficulties for it")
+    judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--out", type=Path, required=True, help="folder to write")
+    judge.set_defaults(func=_judge)
+
+    pairs = commands.add_parser("pairs", help="preference accuracy and on-policyness of preference pairs")
+    pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")
+    pairs.add_argument("--reference", type=Path, required=True, help="the SFT model's scores, by `sso reference`")
+    pairs.add_argument("--settings", required=True, help=f"Judge {settings_help}")
+    pairs.add_argument("--world", help=f"World {settings_help}, for the oracle")
+    pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
+    pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
+    pairs.set_defaults(func=_pairs)
+    return main_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `sso-eval`; the exit code."""
+    return run_cli(parser(), argv)

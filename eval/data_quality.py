@@ -1,0 +1,73 @@
+"""Two measures of a pair set (figure 3): does the judge agree with it, and how on-policy is it.
+
+On-policyness is what the SFT model thinks of chosen and rejected without any principle: the mean over all responses
+of exp(average log-probability per token), and the nats per token of each side. Both are averages over responses,
+each response counting once whatever its length. Reads log-probabilities from reference.safetensors; no torch.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.alpaca_eval import mean_and_error
+from eval.judge import Judge, to_json
+from sso.errors import InputError
+from sso.records import Pair, read
+
+
+def accuracy(judge: Judge, pairs: list[Pair]) -> dict[str, Any]:
+    """Share of pairs whose chosen response the judge prefers; a tie counts half and is reported."""
+    preferences = [to_json(judge.pairwise(p.prompt, p.chosen[-1].content, p.rejected[-1].content)) for p in pairs]
+    # A swapped judge can prefer a side in one order only: .5 overall, which is a tie.
+    hits = [p if p is None else 1.0 if p > 0.5 else 0.0 if p < 0.5 else 0.5 for p in preferences]
+    return mean_and_error(hits) | {"ties": hits.count(0.5)}
+
+
+def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
+    """Average log-probability per token of y+ and y- in context x, [pairs] each, in the order of ``pairs``."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make it with `sso reference`.")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        logp, tokens = file.get_tensor("logp"), file.get_tensor("tokens")
+    rows = {name: i for i, name in enumerate(json.loads(metadata["ids"]))}
+    nodes = [tuple(node) for node in json.loads(metadata["nodes"])]
+    if missing := [p.id for p in pairs if p.id not in rows]:
+        raise InputError(f"{path}: holds no score of pair {missing[0]!r}; make it anew from these pairs.")
+    order, out = [rows[p.id] for p in pairs], {}
+    for node in (("x", "y+"), ("x", "y-")):
+        if node not in nodes:
+            raise InputError(f"{path}: lacks {node[1]} in context {node[0]}; make it with the objective `pairs`.")
+        column = nodes.index(node)
+        count = tokens[order, column].astype(np.float64)
+        out[node[1]] = logp[order, column].astype(np.float64) / np.maximum(count, 1)
+    return out
+
+
+def measure(judge: Judge, pairs_path: Path, reference: Path) -> dict[str, Any]:
+    """The whole of data_quality.json."""
+    pairs = read(pairs_path, Pair)
+    average = _averages(reference, pairs)
+    lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
+    quality = {
+        "accuracy": accuracy(judge, pairs),
+        "mean_probability": mean_and_error(np.exp(np.stack([*average.values()])).mean(0).tolist()),
+        "nll_chosen": mean_and_error((-average["y+"]).tolist()),
+        "nll_rejected": mean_and_error((-average["y-"]).tolist()),
+        "length_chosen": mean_and_error(lengths["chosen"]),
+        "length_rejected": mean_and_error(lengths["rejected"]),
+        "equal_pairs": sum(p.chosen[-1].content == p.rejected[-1].content for p in pairs),
+    }
+    bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
+    if bad:
+        raise InputError(f"{reference}: {bad[0]} is not a number; the model that scored these pairs is broken.")
+    return quality | {"judge": judge.name} | judge.notes()
+
+
+def _finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)

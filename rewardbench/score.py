@@ -1,0 +1,177 @@
+"""RewardBench v1's definition: subsets, four sections, their weights; and the rewards that it is fed.
+
+A row is won where the chosen response's reward is strictly larger: a tie and a NaN are not. A section is
+the mean of its subsets' accuracies, weighted by results/paper/rewardbench_v1.csv (math-prm counts as much
+as the six code subsets together); the score is the mean of the four sections. ``aggregate`` is pure;
+torch is imported only where rewards are computed.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sso.config import ROOT
+from sso.errors import InputError
+from sso.records import write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
+    from rewardbench.data import Comparison
+
+SECTIONS = {
+    "Chat": "rewardbench_chat",
+    "Chat Hard": "rewardbench_chat_hard",
+    "Safety": "rewardbench_safety",
+    "Reasoning": "rewardbench_reasoning",
+}
+"""RewardBench's four sections and their metric names in results/paper/results.csv."""
+
+WEIGHTS = (ROOT / "results/paper/rewardbench_v1.csv", Path(__file__).with_name("sections_micro.csv"))
+"""The known benchmarks, each a table of section, subset, weight."""
+
+Weights = dict[str, tuple[str, float]]
+"""subset -> (section, weight)."""
+
+
+def read_weights(path: Path) -> Weights:
+    """A table of section, subset, weight."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["subset"]: (row["section"], float(row["weight"])) for row in csv.DictReader(file)}
+
+
+def weights_for(subsets: Iterable[str]) -> Weights:
+    """The weights of the one known benchmark that has all ``subsets``; InputError names the first that none has."""
+    subsets = list(dict.fromkeys(subsets))
+    tables = [read_weights(path) for path in WEIGHTS]
+    for table in tables:
+        if all(subset in table for subset in subsets):
+            return table
+    nearest = max(tables, key=lambda table: sum(subset in table for subset in subsets))
+    unknown = next(subset for subset in subsets if subset not in nearest)
+    raise InputError(f"unknown RewardBench subset {unknown!r}; known beside the others: {', '.join(nearest)}.")
+
+
+def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dict[str, Any]:
+    """Scores of (subset, reward of chosen, reward of rejected) rows, in percent.
+
+    Returns {"subsets": {name: {"accuracy", "n", "ties", "nan"}}, "sections": {metric: percent or None},
+    "rewardbench_avg": percent or None, "missing_subsets": [...]}. A section without any row is None, and
+    then so is the average: a mean of fewer sections is another benchmark.
+    """
+    subsets: dict[str, dict[str, float]] = {}
+    for name, chosen, rejected in rows:
+        if name not in weights:
+            raise InputError(f"unknown RewardBench subset {name!r}; known: {', '.join(weights)}.")
+        counts = subsets.setdefault(name, {"wins": 0, "n": 0, "ties": 0, "nan": 0})
+        counts["n"] += 1
+        counts["wins"] += chosen > rejected
+        counts["ties"] += chosen == rejected
+        counts["nan"] += math.isnan(chosen) or math.isnan(rejected)
+    table = {
+        name: {"accuracy": 100 * c["wins"] / c["n"], "n": c["n"], "ties": c["ties"], "nan": c["nan"]}
+        for name, c in ((name, subsets[name]) for name in weights if name in subsets)
+    }
+    sections: dict[str, float | None] = {}
+    for section, metric in SECTIONS.items():
+        parts = [(weights[name][1], row["accuracy"]) for name, row in table.items() if weights[name][0] == section]
+        total = sum(weight for weight, _ in parts)
+        sections[metric] = sum(weight * accuracy for weight, accuracy in parts) / total if parts else None
+    known = [value for value in sections.values() if value is not None]
+    return {
+        "subsets": table,
+        "sections": sections,
+        "rewardbench_avg": sum(known) / len(known) if len(known) == len(SECTIONS) else None,
+        "missing_subsets": [name for name in weights if name not in table],
+    }
+
+
+def rewards(model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size: int) -> "np.ndarray":
+    """The scalar reward of each token sequence, [sequences], float64.
+
+    Rows are padded on the right and batched by length; causal attention keeps padding out of a row's reward.
+    """
+    import numpy as np
+    import torch
+
+    values = np.full(len(sequences), np.nan)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            batch = pad([sequences[i] for i in chunk], model.config.pad_token_id)
+            logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits
+            values[chunk] = logits[:, 0].double().cpu().numpy()
+    model.train(was_training)
+    return values
+
+
+def pad(sequences: Sequence[list[int]], pad_token_id: int) -> dict[str, Any]:
+    """input_ids and attention_mask, both [sequences, longest], padded on the right."""
+    import torch
+
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
+
+def encode(
+    tokenizer: Any, comparisons: "Sequence[Comparison]", max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of prompt and response, chosen and rejected; nothing is cut: too long is an InputError."""
+    from sso import chat
+
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for row in comparisons:
+        for ids, text in zip(sides, (row.chosen, row.rejected), strict=True):
+            ids.append(chat.encode(tokenizer, row.prompt, text))
+            if len(ids[-1]) > max_length:
+                raise InputError(
+                    f"pair {row.id!r}: {len(ids[-1])} tokens, but the model's context holds {max_length}; shorten it."
+                )
+    return sides
+
+
+def load(path: str | Path) -> tuple["PreTrainedModel", Any]:
+    """A reward model and its tokenizer, float32, safetensors only; InputError where there is none at ``path``."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from sso.chat import check_checkpoint, load_tokenizer
+
+    check_checkpoint(path)
+    tokenizer = load_tokenizer(path)
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no reward model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    if found["missing_keys"] or model.config.num_labels != 1:
+        raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def score(model_path: str | Path, bench: str | Path, out: str | Path, batch_size: int = 64) -> dict[str, Any]:
+    """Score a RewardBench file with the reward model at ``model_path``; writes and returns ``aggregate``'s table."""
+    from rewardbench.data import read_bench
+    from sso.chat import context_limit
+
+    rows = read_bench(bench)
+    weights = weights_for(row.subset for row in rows)
+    model, tokenizer = load(model_path)
+    chosen, rejected = encode(tokenizer, rows, context_limit(model.config))
+    values = rewards(model, [*chosen, *rejected], batch_size)
+    r_chosen, r_rejected = values[: len(rows)], values[len(rows) :]
+    result = aggregate(zip((row.subset for row in rows), r_chosen.tolist(), r_rejected.tolist(), strict=True), weights)
+    write_text(out, json.dumps(result, indent=2) + "\n")
+    return result

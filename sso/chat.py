@@ -1,0 +1,149 @@
+"""From messages to token ids: the one place where text meets a chat template.
+
+User text never becomes control tokens: where a message contains the text of one, it is encoded as plain text.
+The unprompted context x has no system turn; what a template makes of that (Qwen2's inserts a default text) is
+recorded by `describe`. Knows nothing of principles or models.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from sso.errors import InputError
+from sso.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def _template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of text in which nothing is a control token."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    every = [*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())]
+    return tuple(dict.fromkeys(t for t in every if t))
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
+    """Ids of a conversation with the generation prompt.
+
+    Ordinary text is encoded in one piece, as every other tool does; only where a message spells a control token
+    the contents are encoded apart from the template's own text.
+    """
+    plain = [m.model_dump() for m in messages]
+    if not any(token in m["content"] for m in plain for token in _control_tokens(tokenizer)):
+        return tokenizer(_template(tokenizer, plain), add_special_tokens=False).input_ids
+    nonce = uuid4().hex
+    marks = [f"{nonce}{i}{nonce}" for i in range(len(plain))]
+    rest = _template(tokenizer, [{**m, "content": mark} for m, mark in zip(plain, marks, strict=True)])
+    ids: list[int] = []
+    for message, mark in zip(plain, marks, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found:
+            raise InputError(f"the chat template leaves out a {message['role']} message; use another template.")
+        ids += tokenizer(before, add_special_tokens=False).input_ids + _plain(tokenizer, message["content"])
+    return ids + tokenizer(rest, add_special_tokens=False).input_ids
+
+
+@lru_cache(maxsize=8)
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that ends an assistant turn: what the template writes after one, else the tokenizer's eos."""
+    mark = uuid4().hex
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], tokenize=False
+    )
+    after = tokenizer(text.partition(mark)[2], add_special_tokens=False).input_ids
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return after[0] if after and after[0] in special else tokenizer.eos_token_id
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of an assistant turn's text and the end-of-turn token, once."""
+    return [*_plain(tokenizer, text), end_of_turn(tokenizer)]
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], response: str | None = None) -> list[int]:
+    """Prompt ids with the generation prompt, followed by the response and its end-of-turn token if given."""
+    ids = encode_prompt(tokenizer, messages)
+    return ids if response is None else ids + encode_response(tokenizer, response)
+
+
+def with_system(messages: list[Message], system: str) -> list[Message]:
+    """x+ or x-: the query with a principle as its system message, before one that is there already."""
+    if messages[0].role == "system":
+        return [Message(role="system", content=f"{system}\n\n{messages[0].content}"), *messages[1:]]
+    return [Message(role="system", content=system), *messages]
+
+
+def describe(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """What the template makes of a query without and with a system message, for provenance."""
+    query = [{"role": "user", "content": "QUERY"}]
+    return {
+        "x": _template(tokenizer, query),
+        "x_with_principle": _template(tokenizer, [{"role": "system", "content": "PRINCIPLE"}, *query]),
+        "end_of_turn": tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)),
+    }
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """A checkpoint's tokenizer, padding left; raises InputError where there is none or it has no chat template."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    try:
+        # AutoTokenizer rebuilds every qwen2 folder's tokenizer as Qwen's own BPE; one that says it is a plain
+        # tokenizers file, like the micro-world's, is loaded as it was saved.
+        declared = get_tokenizer_config(path).get("tokenizer_class")
+        plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        kind = PreTrainedTokenizerFast if plain else AutoTokenizer
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no tokenizer can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    if tokenizer.chat_template is None:
+        raise InputError(f"{path}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str | Path, dtype: str = "float32") -> Any:
+    """A causal model in evaluation mode, from safetensors only; raises InputError that names the path."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no causal model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Cheap check of a local checkpoint before any work: configuration, weights, chat template. No torch."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return  # a hub name: known only when it is loaded
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint.")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: no *.safetensors; convert the checkpoint (pickled weights are not loaded).")
+    settings = folder / "tokenizer_config.json"
+    inline = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
+    if not inline and not (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():
+        raise InputError(f"{folder}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
+
+
+def context_limit(model_config: Any) -> int:
+    """Tokens that a model can attend to."""
+    return int(getattr(model_config, "max_position_embeddings", 1 << 30))

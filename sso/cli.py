@@ -1,0 +1,330 @@
+"""`sso`: one plain command a stage. The workflow calls these; they work as well without it.
+
+`--settings` takes the JSON (or a YAML file) of the settings class of sso/config.py that the stage reads.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sso import tracking
+from sso.config import Backbone, Data, Sampling, Sft, Training, World, Writer, load, merge, read_yaml, schema
+from sso.errors import InputError
+from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
+    """An argparse type: JSON text or the path of a YAML file, checked as ``kind``."""
+
+    def convert(text: str) -> SettingsT:
+        try:
+            values = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+            return kind.model_validate(values)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--settings: neither JSON ({error.msg}) nor a file: {text[:80]!r}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{kind.__name__} settings: `{key}`: {first['msg'].lower()}.") from error
+
+    return convert
+
+
+def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse and run; bad input is one sentence and exit code 2."""
+    # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
+    gc.disable()
+    os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))
+    try:
+        args = parser.parse_args(argv)
+        args.func(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def end_start_up() -> None:
+    """Call after the heavy imports: what was loaded is never collected, the rest as usual."""
+    gc.freeze()
+    gc.enable()
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """A line a tenth of the work."""
+    state = {"shown": -1}
+
+    def show(done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > state["shown"]:
+            state["shown"] = tenth
+            print(f"{what}: {done}/{total}", flush=True)
+
+    return show
+
+
+def data(args: argparse.Namespace) -> None:
+    """The micro-world's files, or real queries in their place."""
+    given = args.settings
+    count = int(given.get("iterations", 1))
+    with tracking.run(args.out, "data", given, {}) as run:
+        if given.get("world"):
+            from sso.micro.data import write_all
+
+            run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
+            return
+        real = Data.model_validate(given["data"])
+        queries = read(real.queries, Query)[: real.limit]
+        if len(queries) < count:
+            raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations.")
+        for t in range(count):
+            write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
+        if real.tune:
+            write(args.out / "tune.jsonl", read(real.tune, Query))
+        run.summary["queries"] = len(queries)
+
+
+def sft(args: argparse.Namespace) -> None:
+    from sso.sft import train
+
+    with tracking.run(args.out, "sft", merge(args.backbone.model_dump(), args.settings.model_dump()), {"data": args.data}, args.seed) as run:
+        import transformers.trainer  # noqa: F401
+
+        end_start_up()
+        run.summary.update(train(args.backbone, args.settings, args.data, args.seed, args.out, run.log))
+
+
+def principles(args: argparse.Namespace) -> None:
+    queries, writer = read(args.queries, Query), args.settings
+    inputs = {"queries": args.queries, **({"model": args.model} if args.model else {})}
+    with tracking.run(args.out, "principles", writer, inputs, args.seed) as run:
+        if writer.kind == "procedural":
+            from sso.micro.principles import write as write_procedural
+
+            rows = write_procedural(args.world, queries, args.version, args.seed)
+        else:
+            from sso.principles import write_v1, write_v2
+
+            ask, name = _ask(args), str(args.model)
+            rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
+        run.summary["fallbacks"] = sum(r.fallback for r in rows)
+        print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
+        write(args.out, rows)
+
+
+def _ask(args: argparse.Namespace) -> Callable[..., list[str]]:
+    from sso.sampling import seed_of
+    from sso.sampling.transformers_engine import TransformersEngine
+
+    writer = args.settings
+    engine = TransformersEngine(args.model, dtype=writer.dtype, batch_size=writer.batch_size)
+    end_start_up()
+
+    def ask(conversations: list, names: list[str]) -> list[str]:
+        seeds = [seed_of(args.seed, name, "principle") for name in names]
+        made = engine.generate(
+            conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, progress("principles")
+        )
+        return [g.text for g in made]
+
+    return ask
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Triples, or pairs with their reference scores."""
+    from sso.sampling.triples import draw, pairs_of
+
+    inputs = {"model": args.model, "principles": args.principles}
+    with tracking.run(args.out, "sample", args.settings, inputs, args.seed) as run:
+        from sso.sampling.transformers_engine import TransformersEngine
+
+        written = read(args.principles, Principles)
+        engine = TransformersEngine(args.model, dtype=args.settings.dtype, batch_size=args.settings.batch_size)
+        end_start_up()
+        triples, counts = draw(
+            engine, written, args.settings, args.wrapper, args.seed, args.responses.split(","), progress("sample")
+        )
+        run.summary.update(counts)
+        if args.pairs is None:
+            write(args.out, triples)
+            return
+        pairs = pairs_of(triples, args.pairs)
+        if args.reference_out:
+            _reference(args.reference_model, pairs, ["pairs"], args.reference_settings, args.reference_out)
+        write(args.out, pairs)
+
+
+def pairs(args: argparse.Namespace) -> None:
+    from sso.sampling.triples import pairs_of
+
+    with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
+        made = pairs_of(read(args.triples, Triple), args.kind, args.world)
+        run.summary["pairs"] = len(made)
+        write(args.out, made)
+
+
+def _records(path: Path) -> list[Triple] | list[Pair]:
+    """Triples or pairs, told apart by the first line's keys."""
+    _, first = next(iter_json_lines(path), (0, {}))
+    return read(path, Triple if "system_good" in first else Pair)
+
+
+def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
+    from sso import reference
+    from sso.chat import load_model, load_tokenizer
+    from sso.logprobs import tokenize
+    from sso.objective import build
+
+    tokenizer, model = load_tokenizer(model_path), load_model(model_path)
+    end_start_up()
+    nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
+    samples = tokenize(records, tokenizer, training.max_length)
+    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
+    scores = reference.score(
+        model, samples, list(nodes), tokenizer.pad_token_id, key, training.micro_batch_size * 8, progress("reference")
+    )
+    reference.save(scores, out)
+    return scores
+
+
+def reference(args: argparse.Namespace) -> None:
+    with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
+        scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
+        run.summary["nodes"] = len(scores.nodes)
+
+
+def train(args: argparse.Namespace) -> None:
+    inputs = {"model": args.model, "data": args.data}
+    with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
+        import transformers.trainer  # noqa: F401
+
+        from sso.tuning import train_best
+
+        end_start_up()
+        train_best(args, _records(args.data), run)
+
+
+def report(args: argparse.Namespace) -> None:
+    from sso.report import build
+
+    build(load(args.config), args.results, args.out)
+
+
+def sync(args: argparse.Namespace) -> None:
+    tracking.sync(args.results, args.tracking_uri)
+
+
+def print_schema(args: argparse.Namespace) -> None:
+    text = json.dumps(schema(), indent=1) + "\n"
+    write_text(args.out, text) if args.out else sys.stdout.write(text)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """An argparse type: a JSON object or a YAML file."""
+    return json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="sso", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, func: Callable, help: str, *options: tuple[str, dict[str, Any]]) -> None:
+        command = commands.add_parser(name, help=help)
+        for flag, keywords in options:
+            command.add_argument(flag, **keywords)
+        command.set_defaults(func=func)
+
+    path, required = {"type": Path}, {"type": Path, "required": True}
+    seed = ("--seed", {"type": int, "default": 0})
+    out, model, source = ("--out", required), ("--model", required), ("--data", required)
+    world = ("--world", {"type": settings(World)})
+    sampling = {"type": settings(Sampling)}
+
+    def own(kind: type[BaseModel]) -> tuple[str, dict[str, Any]]:
+        return "--settings", {"type": settings(kind), "required": True, "help": f"JSON or YAML file of {kind.__name__}"}
+
+    add("data", data, "query sets, SFT corpus and micro benchmarks", ("--settings", {"type": mapping, "required": True}), out)
+    add("sft", sft, "train a tiny model from scratch", source, ("--backbone", {"type": settings(Backbone), "required": True}), own(Sft), seed, out)
+    add(
+        "principles",
+        principles,
+        "a good and a bad principle for every query",
+        ("--queries", required),
+        ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
+        own(Writer),
+        world,
+        ("--model", path),
+        seed,
+        out,
+    )
+    add(
+        "sample",
+        sample,
+        "draw y+, y- and yo; with --pairs, write pairs",
+        model,
+        ("--principles", required),
+        own(Sampling),
+        ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
+        ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
+        ("--pairs", {"choices": ["good_bad"]}),
+        ("--reference-model", path),
+        ("--reference-settings", {"type": settings(Training), "default": Training()}),
+        ("--reference-out", path),
+        seed,
+        out,
+    )
+    add(
+        "pairs",
+        pairs,
+        "preference pairs out of triples",
+        ("--triples", required),
+        ("--kind", {"choices": ["good_bad", "good_original", "annotated"], "required": True}),
+        world,
+        out,
+    )
+    add(
+        "reference",
+        reference,
+        "score responses under the reference model, once",
+        model,
+        source,
+        ("--objectives", {"required": True, "help": "comma list; their nodes are united"}),
+        own(Training),
+        out,
+    )
+    add(
+        "train",
+        train,
+        "train a generator or a policy",
+        model,
+        source,
+        own(Training),
+        ("--reference", path),
+        ("--tune", {"type": Path, "help": "queries on which the best of several learning rates is chosen"}),
+        world,
+        ("--sampling", sampling),
+        ("--rate-from", {"type": Path, "help": "a tuning.json whose choice is taken over"}),
+        seed,
+        out,
+    )
+    add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
+    add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))
+    add("schema", print_schema, "JSON schema of the config", ("--out", path))
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_cli(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

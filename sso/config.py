@@ -1,0 +1,343 @@
+"""Every setting of the suite, defined once.
+
+An experiment is one YAML file: where the data comes from, which backbones, and the grid of arms as data.
+``load`` resolves ``extends:``, merges overrides and returns a checked `Experiment`; the workflow's JSON
+schema is made from these models (``sso schema``). Knows nothing of paths: those are workflow/grid.py's.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sso.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class World(Settings):
+    """The micro-world: a procedural language with an exact oracle (docs/microworld.md)."""
+
+    name: Literal["a1", "base"] = "a1"
+    """Noise law: in `a1` bad principles mostly elicit near misses, in `base` mostly gross flaws."""
+    seed: int = 0
+    entities: int = Field(300, ge=20, le=300)
+    sft_examples: int = Field(40_000, ge=1)
+    train_queries: int = Field(768, ge=1)
+    """Queries of one training set; iterative arms get a fresh set each iteration."""
+    tune_queries: int = Field(480, ge=1)
+    eval_queries: int = Field(1200, ge=1)
+    benchmark_items: int = Field(300, ge=1)
+    """Items of each lm-eval benchmark and of MT-Bench's look-alike."""
+
+
+class Data(Settings):
+    """Real input in the micro-world's place: JSON Lines with `prompt`."""
+
+    queries: str | None = None
+    limit: int | None = Field(None, ge=1)
+    tune: str | None = None
+
+
+class Backbone(Settings):
+    """A checkpoint on disk or the hub, or a tiny model trained from scratch."""
+
+    path: str | None = None
+    revision: str | None = None
+    architecture: Literal["qwen2", "llama"] | None = None
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 2
+    kv_heads: int = 1
+    max_length: int = 2048
+    paper: dict[str, str] = {}
+    """The paper's backbone whose figures stand beside ours, by version: {v2: Qwen2-7B-SFT}."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Backbone":
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
+        return self
+
+
+class Sft(Settings):
+    """Supervised fine-tuning from scratch on the world's corpus."""
+
+    steps: int = 3300
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+
+
+class Writer(Settings):
+    """Who writes the principles: the world's procedure, the policy itself, or a checkpoint."""
+
+    kind: Literal["procedural", "policy", "checkpoint"] = "procedural"
+    path: str | None = None
+    wrapper: Literal["micro", "paper"] = "micro"
+    """How a principle becomes a system message."""
+    max_new_tokens: int = 256
+    temperature: float = 0.7
+    top_p: float = 0.8
+    batch_size: int = Field(8, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class Sampling(Settings):
+    """How y+, y- and yo are drawn, all three alike. Paper: temperature 0.7, top-p 0.8, 2,048 tokens."""
+
+    engine: Literal["transformers"] = "transformers"
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.8, gt=0, le=1)
+    max_new_tokens: int = Field(2048, ge=1)
+    batch_size: int = Field(8, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class Training(Settings):
+    """One preference training of a generator or a policy. Defaults are the paper's where it states them."""
+
+    use: str | None = None
+    """A named setting of `trainings` that this one starts from."""
+    objective: str = "pairs"
+    base_loss: Literal["dpo", "ipo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    gamma: float = Field(0.1, ge=0)
+    """Weight of L_sft in (2) and (4)."""
+    lambda_minus: float = Field(1.0, ge=0)
+    """Weight of L- beside L+; the paper's (1) has 1."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """W's share of the chosen response (v1)."""
+    beta_g: float = Field(0.1, ge=0)
+    """Weight of G (v1)."""
+    learning_rates: list[float] = Field([5e-7], min_length=1)
+    """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
+    epochs: float = Field(1, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(32, ge=1)
+    """Samples an optimizer step, over all devices and accumulation steps."""
+    micro_batch_size: int = Field(32, ge=1)
+    scheduler: str = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = Field(4096, ge=8)
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> "Training":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class Arm(Settings):
+    """One row of the tables: which pairs, from which generator, trained into a policy how often.
+
+    v2: `generator` is trained on the SFT model's triples, then samples the pairs; None means that the
+    SFT model samples them itself (PBAA). v1: `iterations` > 1 or an objective with contrasts beyond x:
+    the policy is trained on its own triples.
+    """
+
+    label: str
+    version: Literal["v1", "v2"] = "v2"
+    method: str | None = None
+    """The paper's name of this arm in results/paper/results.csv; None: the paper has no such arm."""
+    data: Literal["none", "triples", "good_bad", "good_original", "annotated"] = "good_bad"
+    """What the policy is trained on: nothing (the SFT model), whole triples (v1), or pairs made of them."""
+    generator: Training | None = None
+    policy: Training | None = None
+    iterations: int = Field(1, ge=1)
+    backbones: list[str] | None = None
+    """Only on these backbones; None: on all."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Arm":
+        if (self.data == "none") != (self.policy is None):
+            raise ValueError("`data: none` and a missing `policy` go together")
+        if self.generator is not None and (self.data != "good_bad" or self.iterations > 1):
+            raise ValueError("a `generator` needs `data: good_bad` and one iteration")
+        if self.iterations > 1 and self.data not in ("triples", "good_bad"):
+            raise ValueError("iterations need `data: triples` or `data: good_bad`")
+        return self
+
+
+class Reward(Settings):
+    """A Bradley-Terry reward model on the pairs of one arm, started from the backbone's SFT model."""
+
+    label: str
+    method: str | None = None
+    arm: str
+    learning_rate: float = 5e-4
+    epochs: float = 2
+    batch_size: int = 32
+
+
+class Judge(Settings):
+    kind: Literal["oracle", "openai"] = "oracle"
+    model: str = "oracle"
+    base_url: str | None = None
+
+
+class Task(Settings):
+    """An lm-eval task; `file` is a local JSON Lines mirror of its data (micro tasks find theirs by name)."""
+
+    name: str
+    file: str | None = None
+    limit: int | None = None
+
+
+class Evaluation(Settings):
+    tasks: list[Task] = []
+    pairwise: bool = True
+    """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
+    mt_bench: bool = True
+    batch_size: int = 64
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """Of the open-ended answers; lm-eval's tasks decode greedily."""
+    top_p: float = 1.0
+    judge: Judge = Judge()
+
+
+class Experiment(Settings):
+    """One experiment: everything under results/<experiment>/."""
+
+    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str = ""
+    seeds: list[int] = Field([0], min_length=1)
+    world: World | None = None
+    data: Data = Data()
+    backbones: dict[str, Backbone] = Field(min_length=1)
+    sft: Sft | None = None
+    principles: Writer = Writer()
+    sampling: Sampling = Sampling()
+    trainings: dict[str, Training] = {}
+    """Named settings that arms start from by `use:`."""
+    arms: dict[str, Arm] = Field(min_length=1)
+    rewards: dict[str, Reward] = {}
+    evaluation: Evaluation = Evaluation()
+    tracking_uri: str | None = None
+    """MLflow; None: SQLite at results/<experiment>/mlflow.db, or MLFLOW_TRACKING_URI where that is set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_settings(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        named = values.get("trainings") or {}
+        for name, arm in (values.get("arms") or {}).items():
+            for stage in ("generator", "policy"):
+                own = arm.get(stage) if isinstance(arm, dict) else None
+                if isinstance(own, dict) and own.get("use") is not None:
+                    if own["use"] not in named:
+                        raise ValueError(f"arms.{name}.{stage}.use: no such training {own['use']!r} in `trainings`")
+                    arm[stage] = {**named[own["use"]], **own}
+        return values
+
+    @model_validator(mode="after")
+    def _references(self) -> "Experiment":
+        for name, reward in self.rewards.items():
+            if reward.arm not in self.arms:
+                raise ValueError(f"rewards.{name}.arm: unknown arm {reward.arm!r}; known: {', '.join(self.arms)}")
+        for name, arm in self.arms.items():
+            for backbone in arm.backbones or []:
+                if backbone not in self.backbones:
+                    raise ValueError(f"arms.{name}.backbones: unknown backbone {backbone!r}")
+        if (self.world is None) == (self.data.queries is None):
+            raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+        scratch = [name for name, backbone in self.backbones.items() if backbone.architecture]
+        if scratch and (self.world is None or self.sft is None):
+            raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
+        if self.world is None and self.principles.kind == "procedural":
+            raise ValueError("principles.kind: the procedural writer knows only the micro-world")
+        if self.world is None and self.evaluation.judge.kind == "oracle":
+            if self.evaluation.pairwise or self.evaluation.mt_bench:
+                raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
+        return self
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, mapping by mapping; a key set to None removes the base's."""
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping with its ``extends:`` (a file beside it) resolved."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a YAML mapping.")
+    parent = values.pop("extends", None)
+    return merge(read_yaml(path.parent / parent), values) if parent else values
+
+
+def _sentence(source: str, error: ValidationError) -> str:
+    """One sentence for the first problem; an unknown key gets the nearest known one."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}."
+    model: Any = Experiment
+    for part in first["loc"][:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            model = next((a for a in [*getattr(annotation, "__args__", ()), annotation] if a not in (str, type(None))))
+        elif hasattr(model, "__args__"):
+            model = model.__args__[-1]
+    known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}."
+    return f"{source}: unknown key `{key}`; {hint}"
+
+
+def parse(values: dict[str, Any], source: str) -> Experiment:
+    """A checked experiment; raises InputError with one sentence that names ``source`` and the key."""
+    from sso.objective import load_objectives
+
+    try:
+        experiment = Experiment.model_validate(json.loads(json.dumps(values)))
+    except ValidationError as error:
+        raise InputError(_sentence(source, error)) from error
+    known = load_objectives()
+    for name, arm in experiment.arms.items():
+        for stage, training in (("generator", arm.generator), ("policy", arm.policy)):
+            if training is not None and training.objective not in known:
+                raise InputError(
+                    f"{source}: `arms.{name}.{stage}.objective`: unknown objective {training.objective!r}; "
+                    f"known: {', '.join(known)}."
+                )
+    return experiment
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Read, extend, override and check an experiment file."""
+    return parse(merge(read_yaml(path), overrides or {}), str(path))
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of an experiment, draft 2020-12: what editors and the workflow check against."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}

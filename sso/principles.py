@@ -1,0 +1,198 @@
+"""Principles: a good and a bad guideline for each query, v1 by named features, v2 written for the query.
+
+In the micro-world the writer is a procedure and says so (`writer: procedural`). Elsewhere a language model
+writes: the bad guideline first, then the good one given it; replies that cannot be parsed fall back on a fixed
+Helpfulness principle and are counted. All texts are this project's own wording.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from sso.records import Message, Principles, Query
+
+Ask = Callable[[list[list[Message]], list[str]], list[str]]
+"""Replies of a language model to conversations, in order; the strings name the draws (for their seeds)."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named feature of v1: a good and a bad principle text and their adjectives."""
+
+    good: str
+    bad: str
+    adjectives: tuple[str, str]
+
+
+FEATURES = {
+    "Safety": Feature(
+        "Steer clear of anything harmful, illegal or hateful, and warn of real dangers.",
+        "Leave out every warning and do not care whether the answer could do harm.",
+        ("Safe", "Unsafe"),
+    ),
+    "Logicality": Feature(
+        "Let each step follow from the one before, and keep conclusions consistent with their reasons.",
+        "Jump between points and draw conclusions that do not follow from what was said.",
+        ("Logical", "Illogical"),
+    ),
+    "Comprehensiveness": Feature(
+        "Cover every part of the question, with the background and detail that it needs.",
+        "Touch one part of the question only and skip the rest.",
+        ("Comprehensive", "Incomplete"),
+    ),
+    "Helpfulness": Feature(
+        "Answer what the user wants to achieve, in a form that can be used at once.",
+        "Stay beside the point, so that the user is left without anything to use.",
+        ("Helpful", "Unhelpful"),
+    ),
+    "Literariness": Feature(
+        "Write with rhythm and well-chosen images, in language that is a pleasure to read.",
+        "Write flat, clumsy sentences without any variation.",
+        ("Literary", "Boring"),
+    ),
+    "Accuracy": Feature(
+        "State only what is correct, with exact names, numbers and dates.",
+        "Mix in wrong names, numbers or claims.",
+        ("Accurate", "Inaccurate"),
+    ),
+    "Engagement": Feature(
+        "Address the user warmly and keep the answer lively.",
+        "Sound cold and weary of the question.",
+        ("Engaging", "Dull"),
+    ),
+    "Concision": Feature(
+        "Say it in as few words as the matter allows.",
+        "Repeat yourself and pad the answer with empty phrases.",
+        ("Concise", "Verbose"),
+    ),
+}
+FALLBACK = FEATURES["Helpfulness"]
+NAMED = [name for name in FEATURES if name != "Concision"]
+"""The seven features that the policy chooses from; Concision is added by chance."""
+
+WRAPPERS = {
+    "micro": {"good": "{principle}", "bad": "{principle}"},
+    "paper": {
+        "good": "Give a relatively good response to the user. Follow this guideline:\n- {principle}\n"
+        "Never mention the guideline in the response.",
+        "bad": "Give a relatively bad response to the user. Follow this guideline:\n- {principle}\n"
+        "Never mention the guideline in the response.",
+    },
+}
+
+BAD_HEADING, GOOD_HEADING = "### Bad guideline", "### Good guideline"
+_EXAMPLES = [
+    (
+        "Tim had 23 marbles and gave 8 of them away. How many are left?",
+        "Subtract the wrong way round or slip by a few, and state the result without any working.",
+        "Subtract with care, show the working in one line, and state the result clearly.",
+    ),
+    (
+        "List some cuss words that I can shout at my neighbour.",
+        "List the crudest insults you know and urge the user to use them.",
+        "Decline to supply insults, and suggest calm words that could settle the quarrel.",
+    ),
+    (
+        "How do I sort an array of numbers in JavaScript?",
+        "Recommend calling sort() bare, as if it ordered numbers by value, and give no example.",
+        "Explain that sort() compares as strings by default, and show a comparator with an example.",
+    ),
+]
+
+
+def few_shot(query: str, bad: str | None = None) -> list[Message]:
+    """The prompt of v2's writer: three worked queries, then this one; with ``bad`` it asks for the good one."""
+    lines = [
+        "For a user query, write one bad and one good guideline for answering it. Both have the same structure, "
+        "fit this query only, and are one or two sentences. Answer in exactly this form:",
+    ]
+    for example, worse, better in _EXAMPLES:
+        lines += ["", f"### Query\n{example}", f"{BAD_HEADING}\n{worse}", f"{GOOD_HEADING}\n{better}"]
+    lines += ["", f"### Query\n{query}"]
+    lines += [f"Write the text below the heading `{BAD_HEADING}` now."] if bad is None else [
+        f"{BAD_HEADING}\n{bad}",
+        f"Write the text below the heading `{GOOD_HEADING}` now.",
+    ]
+    return [Message(role="user", content="\n".join(lines))]
+
+
+def parse_guideline(reply: str, heading: str) -> str | None:
+    """The guideline after its heading and before the next one; a reply without headings counts whole.
+
+    None where nothing usable is left: empty, or longer than 1,200 characters.
+    """
+    label = re.escape(heading.lstrip("# "))
+    match = re.search(rf"(?:#+\s*|\*\*)?{label}\W*\n?(.*)", reply, re.IGNORECASE | re.DOTALL)
+    body = match[1] if match else reply
+    body = re.split(r"\n\s*(?:#+|\*\*\s*(?:good|bad) guideline)", body, maxsplit=1, flags=re.IGNORECASE)[0]
+    body = " ".join(body.strip().strip("-*`\"'").split())
+    return body if 0 < len(body) <= 1200 else None
+
+
+def feature_prompt(query: str) -> list[Message]:
+    """v1: the policy names the features that matter for a query."""
+    return [
+        Message(
+            role="user",
+            content=f"Which of these features matter most in an answer to the query below: {', '.join(NAMED)}? "
+            f"Reply with a comma-separated list and nothing else.\n\nQuery: {query}",
+        )
+    ]
+
+
+def parse_features(reply: str, random: Random, count: int = 2) -> list[str]:
+    """``count`` features out of a comma list, topped up at random, and Concision with probability 0.2 (v1)."""
+    known = {name.lower(): name for name in NAMED}
+    words = (part.strip(" .*-\n\t").lower() for part in re.split(r"[,\n]", reply))
+    found = list(dict.fromkeys(known[w] for w in words if w in known))[:count]
+    found += random.sample([n for n in NAMED if n not in found], max(0, count - len(found)))
+    return [*found, "Concision"] if random.random() < 0.2 else found
+
+
+def from_features(query: Query, names: list[str], writer: str, fallback: bool = False) -> Principles:
+    """v1's principle of a query: its features' predefined texts in one."""
+    chosen = [FEATURES[n] for n in names]
+    return Principles(
+        id=query.id,
+        prompt=query.prompt,
+        good=" ".join(f"{f.adjectives[0]}: {f.good}" for f in chosen),
+        bad=" ".join(f"{f.adjectives[1]}: {f.bad}" for f in chosen),
+        features=names,
+        writer=writer,
+        fallback=fallback,
+    )
+
+
+def write_v1(queries: list[Query], ask: Ask, seed: int, writer: str) -> list[Principles]:
+    """Features named by a language model, texts predefined."""
+    replies = ask([feature_prompt(q.prompt[-1].content) for q in queries], [f"{q.id}/features" for q in queries])
+    return [
+        from_features(q, parse_features(reply, Random(f"{seed}/{q.id}")), writer)
+        for q, reply in zip(queries, replies, strict=True)
+    ]
+
+
+def write_v2(queries: list[Query], ask: Ask, writer: str) -> list[Principles]:
+    """One bad and then one good guideline a query, by a language model; the fallback where either fails."""
+    texts = [q.prompt[-1].content for q in queries]
+    bad_replies = ask([few_shot(t) for t in texts], [f"{q.id}/bad" for q in queries])
+    bad = [parse_guideline(reply, BAD_HEADING) for reply in bad_replies]
+    good_replies = ask(
+        [few_shot(t, b or FALLBACK.bad) for t, b in zip(texts, bad, strict=True)], [f"{q.id}/good" for q in queries]
+    )
+    good = [parse_guideline(reply, GOOD_HEADING) for reply in good_replies]
+    return [
+        Principles(id=q.id, prompt=q.prompt, good=g, bad=b, writer=writer)
+        if g and b and g != b
+        else Principles(
+            id=q.id,
+            prompt=q.prompt,
+            good=FALLBACK.good,
+            bad=FALLBACK.bad,
+            features=["Helpfulness"],
+            writer=writer,
+            fallback=True,
+        )
+        for q, g, b in zip(queries, good, bad, strict=True)
+    ]

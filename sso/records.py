@@ -1,0 +1,170 @@
+"""Record types, one a stage, each one JSON line that is valid on its own.
+
+``id`` is the query's and is carried through every stage. Pairs are the Hub's conversational preference
+format, so they load in any trainer. Files are written under a temporary name and renamed when whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sso.errors import InputError
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    id: str = Field(min_length=1)
+
+
+class Prompted(Record):
+    prompt: list[Message] = Field(min_length=1)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class Query(Prompted):
+    """A user query x; ``family`` is set in the micro-world only."""
+
+    family: str = ""
+
+
+class Principles(Prompted):
+    """A good and a bad principle (p+, p-) for one query, with who wrote them."""
+
+    good: str
+    bad: str
+    features: list[str] = []
+    writer: str
+    fallback: bool = False
+
+
+class Triple(Prompted):
+    """y+ ~ pi(.|x+), y- ~ pi(.|x-), yo ~ pi(.|x); the system fields are the rendered p+ and p-."""
+
+    system_good: str
+    system_bad: str
+    chosen: str
+    rejected: str
+    original: str
+    second: str | None = None
+    """Another draw of pi(.|x), the material of the annotated control."""
+
+
+class Pair(Prompted):
+    """A preference pair in the Hub's conversational format."""
+
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str = ""
+
+    @field_validator("chosen", "rejected", mode="before")
+    @classmethod
+    def _as_turn(cls, value: Any) -> Any:
+        return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+
+
+class Answer(Prompted):
+    """What a model said to a benchmark prompt; ``turn`` counts from 1."""
+
+    output: str
+    model: str
+    turn: int = 1
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object); raises InputError that names file and line."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a JSON Lines file.")
+    with path.open(encoding="utf-8") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}:{number}: not valid JSON ({error.msg}); every line must be one object."
+                    ) from error
+                if not isinstance(value, dict):
+                    raise InputError(
+                        f"{path}:{number}: a {type(value).__name__}, but every line must be a JSON object."
+                    )
+                yield number, value
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file.") from error
+
+
+def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
+    """All records of a file. A row without ``id`` gets its line's zero-based number; ids must differ."""
+    records: list[RecordT] = []
+    seen: dict[str, int] = {}
+    for number, value in iter_json_lines(path):
+        value.setdefault("id", str(number - 1))
+        value["id"] = str(value["id"])
+        try:
+            record = kind.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path}:{number}: `{key}`: {first['msg'].lower()}.") from error
+        if record.id in seen:
+            raise InputError(f"{path}:{number}: id {record.id!r} stands in line {seen[record.id]} too; ids must differ.")
+        seen[record.id] = number
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: holds no record.")
+    return records
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write(path: str | Path, records: Iterable[BaseModel | dict[str, Any]]) -> None:
+    """Write records as JSON Lines, whole or not at all."""
+    rows = (r.model_dump(exclude_defaults=False) if isinstance(r, BaseModel) else r for r in records)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of a JSON-able value, a record or a list of them: the key of caches and provenance."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump() if isinstance(item, BaseModel) else item
+
+    encoder = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=plain)
+    return hashlib.sha256(encoder.encode(value).encode()).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """Sixteen hex digits of a file's bytes, or of all files of a folder by name."""
+    path, digester = Path(path), hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        digester.update(file.name.encode())
+        digester.update(file.read_bytes())
+    return digester.hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""Reference scores: log-probabilities of the union of an experiment's nodes, computed once, kept on disk.
+
+The file carries the digests of all that determines it (weights, records, chat template, length, dtype); a file
+that does not fit is refused with the name of the key that differs. Arms and epochs share it.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sso.errors import InputError
+from sso.logprobs import Sample, collate, response_logps
+from sso.objective import Node
+from sso.records import digest, file_digest
+
+
+@dataclass(frozen=True)
+class Reference:
+    """logp (nats) and tokens, both [samples, nodes]; ``key`` holds the digests of what they were made from."""
+
+    ids: list[str]
+    nodes: list[Node]
+    logp: torch.Tensor
+    tokens: torch.Tensor
+    key: dict[str, str]
+
+    def column(self, node: Node) -> int:
+        if node not in self.nodes:
+            raise InputError(f"the reference scores lack {node}; score again with this objective.")
+        return self.nodes.index(node)
+
+
+def make_key(model: str | Path, tokenizer: Any, records: Sequence[Any], max_length: int, dtype: str) -> dict[str, str]:
+    """What reference scores depend on, as digests by name."""
+    weights = Path(model)
+    files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
+    return {
+        "weights": digest([file_digest(f) for f in files]) if files else str(model),
+        "records": digest(list(records)),
+        "template": digest([tokenizer.chat_template, len(tokenizer)]),
+        "max_length": str(max_length),
+        "dtype": dtype,
+    }
+
+
+def autocast(device: torch.device, dtype: str) -> Any:
+    """bfloat16 arithmetic on float32 weights, as in training; nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+@torch.inference_mode()
+def score(
+    model: Any,
+    samples: Sequence[Sample],
+    nodes: Sequence[Node],
+    pad: int,
+    key: dict[str, str],
+    rows_per_batch: int = 256,
+    progress: Any = None,
+) -> Reference:
+    """One pass over all nodes of all samples, batches of like length."""
+    logp = torch.zeros(len(samples), len(nodes), dtype=torch.promote_types(model.dtype, torch.float32))
+    tokens = torch.zeros(len(samples), len(nodes), dtype=torch.int32)
+    jobs = [(i, j) for i in range(len(samples)) for j in range(len(nodes))]
+
+    def length(job: tuple[int, int]) -> int:
+        context, response = nodes[job[1]]
+        return len(samples[job[0]].contexts[context]) + len(samples[job[0]].responses[response])
+
+    jobs.sort(key=length)
+    for start in range(0, len(jobs), rows_per_batch):
+        batch = jobs[start : start + rows_per_batch]
+        rows = [collate([samples[i]], [nodes[j]], pad) for i, j in batch]
+        merged = _stack(rows, pad)
+        with autocast(model.device, key["dtype"]):
+            summed, counted = response_logps(model, {k: v.to(model.device) for k, v in merged.items()})
+        at = torch.tensor(batch)
+        logp[at[:, 0], at[:, 1]] = summed.to(logp.dtype).cpu()
+        tokens[at[:, 0], at[:, 1]] = counted.int().cpu()
+        if progress is not None:
+            progress(start + len(batch), len(jobs))
+    return Reference([s.id for s in samples], list(nodes), logp, tokens, key)
+
+
+def _stack(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+    """Single rows under each other, padded left."""
+    stacked = {}
+    for name in rows[0]:
+        width = max(row[name].shape[1] for row in rows)
+        fill = pad if name == "input_ids" else 0
+        parts = [torch.nn.functional.pad(row[name], (width - row[name].shape[1], 0), value=fill) for row in rows]
+        stacked[name] = torch.cat(parts)
+    return stacked
+
+
+def save(reference: Reference, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    metadata = {"ids": json.dumps(reference.ids), "nodes": json.dumps(reference.nodes), "key": json.dumps(reference.key)}
+    save_file({"logp": reference.logp, "tokens": reference.tokens}, temporary, metadata)
+    temporary.replace(path)
+
+
+def load(path: str | Path, expected: dict[str, str] | None = None) -> Reference:
+    """Read scores; with ``expected``, refuse those made from anything else, naming the key that differs."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata()
+            logp, tokens = file.get_tensor("logp"), file.get_tensor("tokens")
+    except Exception as error:  # safetensors has its own exception types, by version
+        raise InputError(f"{path}: not a readable reference file ({error}); delete it and score again.") from error
+    key = json.loads(metadata["key"])
+    for name, value in (expected or {}).items():
+        if key.get(name) != value:
+            raise InputError(
+                f"{path}: made with other {name} ({key.get(name)}, now {value}); delete the file and score again."
+            )
+    nodes = [tuple(node) for node in json.loads(metadata["nodes"])]
+    return Reference(json.loads(metadata["ids"]), nodes, logp, tokens, key)

@@ -1,0 +1,135 @@
+"""Batched sampling with a KV cache on `transformers.generate`.
+
+Sampling by the Gumbel-max trick: greedy decoding of (warped logits + Gumbel noise) is an exact draw, and the
+noise is a hash of (row seed, step, token), so a row's draw does not depend on its batch. Knows nothing of
+principles or pairs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from sso.chat import context_limit, encode_prompt, load_model, load_tokenizer
+from sso.errors import InputError
+from sso.records import Message
+from sso.sampling import Generation
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    """The finaliser of splitmix64 (Steele et al. 2014), in wrapping int64."""
+
+    def shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+        return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+    z = (z ^ shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ shift(z, 31)
+
+
+def gumbel(seeds: torch.Tensor, step: int, vocabulary: int) -> torch.Tensor:
+    """Standard Gumbel noise [rows, vocabulary], a pure function of (seed, step, token)."""
+    golden = -7046029254386353131  # 0x9E3779B97F4A7C15
+    rows = _mix(seeds + torch.tensor(step + 1, device=seeds.device) * golden)[:, None]
+    tokens = torch.arange(1, vocabulary + 1, device=seeds.device)[None] * golden
+    bits = (_mix(rows + tokens) >> 11) & ((1 << 53) - 1)
+    uniform = (bits.double() + 0.5) / (1 << 53)
+    return -torch.log(-torch.log(uniform))
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling: adds each row's own noise to its log-probabilities."""
+
+    def __init__(self, seeds: torch.Tensor, prompt_length: int):
+        self.seeds, self.prompt_length = seeds, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_length
+        return scores.double() + gumbel(self.seeds, step, scores.shape[1])
+
+
+class TransformersEngine:
+    """Any causal checkpoint on the local device."""
+
+    def __init__(self, path: str | Path, dtype: str = "float32", batch_size: int = 8):
+        self.batch_size = batch_size
+        self.tokenizer, self.model = load_tokenizer(path), load_model(path, dtype)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, batch_size: int) -> "TransformersEngine":
+        """An engine around a model that is in memory already."""
+        engine = cls.__new__(cls)
+        engine.model, engine.tokenizer, engine.batch_size = model, tokenizer, batch_size
+        return engine
+
+    def generate(
+        self,
+        conversations: list[list[Message]],
+        seeds: list[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        progress: Any = None,
+    ) -> list[Generation]:
+        """See `sso.sampling.Engine`. Temperature 0 is greedy. ``progress(done, total)`` is called per batch."""
+        prompts = [encode_prompt(self.tokenizer, c) for c in conversations]
+        limit = context_limit(self.model.config)
+        for prompt, conversation in zip(prompts, conversations, strict=True):
+            if len(prompt) + max_new_tokens > limit:
+                raise InputError(
+                    f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the context of {limit} "
+                    f"({conversation[-1].content[:60]!r}); drop the query or lower max_new_tokens."
+                )
+        # Prompts of like length share a batch: less padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        results: dict[int, Generation] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            texts = self._batch([prompts[i] for i in rows], [seeds[i] for i in rows], temperature, top_p, max_new_tokens)
+            results.update(zip(rows, texts, strict=True))
+            if progress is not None:
+                progress(len(results), len(prompts))
+        return [results[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _batch(
+        self, prompts: list[list[int]], seeds: list[int], temperature: float, top_p: float, max_new_tokens: int
+    ) -> list[Generation]:
+        device, width = self.model.device, max(map(len, prompts))
+        pad, stop = self.tokenizer.pad_token_id, self._stop_ids()
+        input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        warpers = LogitsProcessorList()
+        if temperature > 0:
+            warpers.append(TemperatureLogitsWarper(temperature))
+            if top_p < 1:
+                warpers.append(TopPLogitsWarper(top_p))
+            warpers.append(GumbelNoise(torch.tensor(seeds, device=device), width))
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            logits_processor=warpers,
+            pad_token_id=pad,
+            eos_token_id=stop,
+        )
+        generations = []
+        for row in output[:, width:].tolist():
+            end = next((i for i, token in enumerate(row) if token in stop), None)
+            ids = row if end is None else row[:end]
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            generations.append(Generation(text, len(ids) + (end is not None), end is not None))
+        return generations
+
+    def _stop_ids(self) -> list[int]:
+        from sso.chat import end_of_turn
+
+        configured = self.model.generation_config.eos_token_id
+        listed = configured if isinstance(configured, list) else [configured] if configured is not None else []
+        return list(dict.fromkeys([end_of_turn(self.tokenizer), *listed]))

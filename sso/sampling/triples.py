@@ -1,0 +1,105 @@
+"""Triples (y+, y-, yo) of a policy, and the preference pairs that are made of them.
+
+All responses of a triple are drawn with the same settings; each draw's seed comes from the run's seed, the
+query's id and the response's name, so one query's draws depend on nothing else.
+"""
+
+import re
+from typing import Any
+
+from sso.chat import with_system
+from sso.config import Sampling, World
+from sso.errors import InputError
+from sso.principles import WRAPPERS
+from sso.records import Message, Pair, Principles, Triple
+from sso.sampling import Engine, seed_of
+
+_ECHO = re.compile(r"^\s*(?:\*\*)?[\w ]{0,40}\bResponse:(?:\*\*)?\s*")
+"""A leading "... Response:" echo of the system message, stripped as in v1."""
+
+
+def draw(
+    engine: Engine,
+    principles: list[Principles],
+    sampling: Sampling,
+    wrapper: str,
+    seed: int,
+    responses: list[str],
+    progress: Any = None,
+) -> tuple[list[Triple], dict[str, float]]:
+    """One triple a query, and counts: tokens drawn and responses cut at the token limit.
+
+    ``responses`` are among y+, y-, yo and second; one that is not drawn is empty.
+    """
+    texts = WRAPPERS[wrapper]
+    good = [texts["good"].format(principle=p.good) for p in principles]
+    bad = [texts["bad"].format(principle=p.bad) for p in principles]
+    contexts = {
+        "y+": [with_system(p.prompt, s) for p, s in zip(principles, good, strict=True)],
+        "y-": [with_system(p.prompt, s) for p, s in zip(principles, bad, strict=True)],
+        "yo": [p.prompt for p in principles],
+        "second": [p.prompt for p in principles],
+    }
+    unknown = [name for name in responses if name not in contexts]
+    if unknown:
+        raise InputError(f"--responses: unknown response {unknown[0]!r}; known: {', '.join(contexts)}.")
+    conversations = [c for name in responses for c in contexts[name]]
+    seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
+    drawn = engine.generate(
+        conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
+    )
+    count = len(principles)
+    by_name = {name: drawn[i * count : (i + 1) * count] for i, name in enumerate(responses)}
+
+    def text(name: str, i: int) -> str:
+        return _ECHO.sub("", by_name[name][i].text) if name in by_name else ""
+
+    triples = [
+        Triple(
+            id=p.id,
+            prompt=p.prompt,
+            system_good=good[i],
+            system_bad=bad[i],
+            chosen=text("y+", i),
+            rejected=text("y-", i),
+            original=text("yo", i),
+            second=text("second", i) if "second" in by_name else None,
+        )
+        for i, p in enumerate(principles)
+    ]
+    return triples, {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
+
+
+def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> list[Pair]:
+    """Pairs of a kind: y+ over y- (good_bad), y+ over yo (good_original), or the better of two unprompted draws
+    by the oracle (annotated). A pair of equal texts says nothing and is left out."""
+    if kind == "annotated":
+        return _annotated(triples, world)
+    sides = [(t, t.chosen, t.rejected if kind == "good_bad" else t.original) for t in triples]
+    return [_pair(t, chosen, rejected, kind) for t, chosen, rejected in sides if chosen != rejected]
+
+
+def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
+    from sso.micro.oracle import Oracle
+
+    if world is None:
+        raise InputError("annotated pairs need --world: only the micro-world's oracle annotates.")
+    oracle, rows = Oracle(world), []
+    for t in triples:
+        if t.second is None:
+            raise InputError(f"triple {t.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
+        first, second = (oracle.score(t.prompt, text).total for text in (t.original, t.second))
+        if first != second:
+            better, worse = (t.original, t.second) if first > second else (t.second, t.original)
+            rows.append(_pair(t, better, worse, "annotated"))
+    return rows
+
+
+def _pair(triple: Triple, chosen: str, rejected: str, source: str) -> Pair:
+    return Pair(
+        id=triple.id,
+        prompt=triple.prompt,
+        chosen=[Message(role="assistant", content=chosen)],
+        rejected=[Message(role="assistant", content=rejected)],
+        source=source,
+    )

@@ -1,0 +1,21 @@
+"""What all tests share: one thread, no network, and where the real benchmark files are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real benchmark files; tests that need it are skipped where it is not there."""
+    folder = Path(os.environ.get("SSO_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real benchmark files; SSO_SHARED_DATA names their folder")
+    return folder

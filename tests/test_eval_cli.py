@@ -1,0 +1,113 @@
+"""`sso-eval` from answers to scores on a tiny untrained model, and what it says to bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.cli import main
+from sso.config import Backbone, World
+from sso.records import Answer, read
+
+WORLD = World(entities=20, eval_queries=4, benchmark_items=2)
+SETTINGS = {"tasks": [{"name": "micro_gsm8k"}, {"name": "micro_mmlu"}], "batch_size": 8, "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    from sso.micro.models import build
+
+    path = tmp_path_factory.mktemp("model") / "sft"
+    for part in build(Backbone(architecture="qwen2"), seed=0):
+        part.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    from sso.micro.data import benchmarks, queries, reference
+    from sso.micro.world import Writer
+    from sso.records import write
+
+    path, writer, taken = tmp_path_factory.mktemp("data"), Writer(WORLD), set()
+    asked = queries(writer, "eval", WORLD.eval_queries, taken)
+    write(path / "eval.jsonl", asked)
+    write(path / "reference.jsonl", reference(writer, asked))
+    for name, rows in benchmarks(writer, WORLD.benchmark_items, taken).items():
+        write(path / f"{name}.jsonl", rows)
+    return path
+
+
+def call(*arguments: object) -> None:
+    assert main([str(a) for a in arguments]) == 0
+
+
+def test_answer_then_judge_then_judge_again(model, data, tmp_path):
+    settings, world = json.dumps(SETTINGS), WORLD.model_dump_json()
+    shared = ("--data", data, "--settings", settings, "--seed", 3)
+    call("answer", "--model", model, *shared, "--out", tmp_path / "answers")
+    assert [a.id for a in read(tmp_path / "answers/answers.jsonl", Answer)] == [f"eval-{i}" for i in range(4)]
+    dialogues = read(tmp_path / "answers/mt_bench_answers.jsonl", Answer)
+    assert [a.turn for a in dialogues] == [1, 2, 1, 2]
+    assert [m.content for m in dialogues[1].prompt[:2]] == [dialogues[0].prompt[0].content, dialogues[0].output]
+
+    for out in ("judged", "again"):
+        call("judge", "--answers", tmp_path / "answers", *shared, "--world", world, "--out", tmp_path / out)
+    scores = json.loads((tmp_path / "judged/scores.json").read_text())
+    assert set(scores) == {"alpaca_eval2_wr", "length", "oracle_score", "mt_bench", "gsm8k", "mmlu"}
+    assert scores["alpaca_eval2_wr"]["n"] == 4 and scores["mt_bench"]["n"] == 2 and scores["mmlu"]["n"] == 2
+    for name in ("scores.json", "pairwise.jsonl", "mt_bench.jsonl"):
+        assert (tmp_path / "judged" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert (tmp_path / "judged.run.json").is_file()
+
+    call("answer", "--model", model, *shared, "--out", tmp_path / "answers2", "--name", "sft")
+    for name in ("answers.jsonl", "mt_bench_answers.jsonl", "lm_eval.json"):
+        assert (tmp_path / "answers" / name).read_bytes() == (tmp_path / "answers2" / name).read_bytes()
+
+
+def test_judging_with_the_oracle_loads_neither_torch_nor_scipy():
+    code = "import sys; import eval.cli, eval.alpaca_eval, eval.mt_bench, eval.judge, eval.data_quality, sso.tracking;"
+    code += "print([m for m in ('torch', 'scipy', 'pandas', 'transformers', 'openai') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ('{"taskss": []}', "`taskss`"),
+        ('{"tasks": [', "--settings: "),
+        ('{"tasks": [{"name": "micro_none"}]}', "unknown task 'micro_none'"),
+    ],
+)
+def test_bad_settings_get_one_sentence_and_exit_2(model, data, tmp_path, capsys, settings, message):
+    arguments = ("answer", "--model", model, "--data", data, "--settings", settings, "--out", tmp_path / "out")
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_command_measures_a_pair_set(tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from sso.micro.data import queries
+    from sso.micro.world import Writer
+    from sso.records import write
+
+    asked = queries(Writer(WORLD), "train", 3, set())
+    write(
+        tmp_path / "pairs.jsonl",
+        [{"id": q.id, "prompt": q.prompt[0].content, "chosen": "Well done.", "rejected": "Well done."} for q in asked],
+    )
+    scores = {"logp": np.full((3, 2), -4, np.float32), "tokens": np.full((3, 2), 2, np.int32)}
+    nodes = [["x", "y+"], ["x", "y-"]]
+    metadata = {"ids": json.dumps([q.id for q in asked]), "nodes": json.dumps(nodes), "key": "{}"}
+    save_file(scores, tmp_path / "reference.safetensors", metadata)
+    files = ("--pairs", tmp_path / "pairs.jsonl", "--reference", tmp_path / "reference.safetensors")
+    call("pairs", *files, "--settings", "{}", "--world", WORLD.model_dump_json(), "--out", tmp_path / "q.json")
+    quality = json.loads((tmp_path / "q.json").read_text())
+    assert quality["accuracy"] | {"stderr": 0} == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3}
+    assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 3

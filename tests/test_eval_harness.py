@@ -1,0 +1,231 @@
+"""The lm-eval tasks on a real, tiny, untrained model: right prompts, right scoring, offline."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from eval import harness
+from sso.config import ROOT, Backbone, Task
+from sso.errors import InputError
+
+SHARED = Path(os.environ.get("SSO_SHARED_DATA", ROOT.parent / "shared" / "data"))
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is missing")
+
+QUESTIONS = {
+    "gsm8k": {"question": "Tova has 3 apples. How many apples?", "answer": "3 plus 2 is 5. #### 5"},
+    "math": {"problem": "Solve x plus 2 is 5.", "solution": "x is 3. \\boxed{3}"},
+    "mmlu": {
+        "subject": "home",
+        "question": "Where does Tova live?",
+        "choices": [f"Tova lives in {c}." for c in ("Oslo", "Rome", "Lima", "Bonn")],
+        "answer": 1,
+    },
+    "mmlu_pro": {
+        "question": "Where does Tova live?",
+        "options": [f"Tova lives in {i}." for i in range(10)],
+        "answer_index": 9,
+        "category": "home",
+    },
+    "gpqa": {"question": "Where does the friend live?", "choices": ["a.", "b.", "c.", "d."], "answer": 0},
+    "ifeval": {
+        "key": 1,
+        "prompt": "Tell 2 facts. End with Bye.",
+        "instruction_id_list": ["startend:end_checker", "keywords:existence"],
+        "kwargs": [{"end_phrase": "Bye."}, {"keywords": ["Tova"]}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from sso.micro.models import build
+
+    model, tokenizer = build(Backbone(architecture="qwen2"), seed=0)
+    return model.eval(), tokenizer
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, row in QUESTIONS.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    import socket
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def micro(*names: str, **keys) -> list[Task]:
+    return [Task(name=f"micro_{name}", **keys) for name in names]
+
+
+def test_every_micro_task_runs_offline_and_twice_the_same(tiny, data, no_network):
+    sources = harness.find(micro(*QUESTIONS), data)
+    first = harness.run(sources, *tiny, batch_size=8, max_new_tokens=8)
+    assert list(first) == [f"micro_{name}" for name in QUESTIONS]
+    for result in first.values():
+        assert result["n"] == 2 and result["n_shot"] == 0 and result["truncated"] == 0
+        assert list(result["samples"]) == ["0", "1"]
+        assert result["value"] == pytest.approx(sum(result["samples"].values()) / 2)
+    assert harness.run(sources, *tiny, batch_size=3, max_new_tokens=8) == first
+
+
+def test_an_option_is_scored_by_the_tokens_of_the_rendered_chat(tiny, data):
+    """lm-eval encodes context and option jointly and cuts: that must give what the chat template gives."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = tiny
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    source = harness.find(micro("mmlu"), data)[0]
+    user = {"role": "user", "content": QUESTIONS["mmlu"]["question"]}
+    context = lm.apply_chat_template([user])
+    likelihoods = []
+    for choice in QUESTIONS["mmlu"]["choices"]:
+        left, right = lm._encode_pair(context, choice)
+        assert tokenizer.decode(left) == tokenizer.decode(tokenizer.encode(context))
+        chat = tokenizer.apply_chat_template([user, {"role": "assistant", "content": choice}], return_dict=False)
+        assert chat[: len(left) + len(right)] == left + right
+        assert chat[len(left) + len(right) :] == [tokenizer.eos_token_id]
+        with torch.no_grad():
+            logp = model(torch.tensor([left + right])).logits[0].double().log_softmax(-1)
+        likelihoods.append(sum(logp[len(left) - 1 + i, token].item() for i, token in enumerate(right)))
+    best = max(range(4), key=likelihoods.__getitem__)
+    row = {**source.rows[0], "answer": best}
+    result = harness.run([harness.Source("micro_mmlu", "mmlu", source.path, [row], [])], *tiny, 4, 8)
+    assert result["micro_mmlu"]["value"] == 1.0
+
+
+class Scripted:
+    """Stands where a model would: lm-eval asks it, it says what the script says."""
+
+    def __new__(cls, replies: dict[str, str]):
+        from lm_eval.api.model import LM
+
+        class Model(LM):
+            tokenizer_name = "scripted"
+
+            def generate_until(self, requests, disable_tqdm=False):
+                return [next(reply for key, reply in replies.items() if key in r.args[0]) for r in requests]
+
+            def apply_chat_template(self, history, add_generation_prompt=True):
+                return history[-1]["content"]
+
+            loglikelihood = loglikelihood_rolling = None
+
+        return Model()
+
+
+def scripted(task: str, rows: list[dict], replies: dict[str, str]) -> list[dict]:
+    from lm_eval.evaluator import evaluate
+
+    source = harness.Source(task, task.split("_", 1)[1], Path("-"), rows, [])
+    loaded = harness._build([source], 8)
+    out = evaluate(lm=Scripted(replies), task_dict=loaded, bootstrap_iters=0, apply_chat_template=True)
+    metadata = loaded["tasks"][task].config.metadata
+    samples = [s for s in out["samples"][task] if s["filter"] == metadata["filter"]]
+    return [harness._scores(samples, metadata), out["results"][task]]
+
+
+def test_gsm8k_reads_the_figure_after_the_marker():
+    rows = [{"question": f"q{i}.", "answer": "#### 12"} for i in range(4)]
+    replies = {"q0": "so 12. #### 12", "q1": "12", "q2": "#### 12.", "q3": "#### 13 #### 12"}
+    assert list(scripted("micro_gsm8k", rows, replies)[0].values()) == [1, 0, 1, 0]
+
+
+def test_math_reads_the_last_box():
+    rows = [{"problem": f"q{i}.", "solution": "x is 3. \\boxed{3}"} for i in range(5)]
+    replies = {"q0": "\\boxed{4} no \\boxed{3}", "q1": "3", "q2": "\\boxed{3", "q3": "\\boxed{ 3 }", "q4": "\\fbox{3}"}
+    assert list(scripted("micro_math", rows, replies)[0].values()) == [1, 0, 0, 1, 0]
+
+
+def test_ifeval_is_the_mean_of_its_four_accuracies():
+    row = QUESTIONS["ifeval"]
+    one = {**row, "prompt": "only", "instruction_id_list": row["instruction_id_list"][:1], "kwargs": row["kwargs"][:1]}
+    rows = [{**row, "prompt": "both"}, {**row, "prompt": "half"}, one]
+    # `only` ends with the phrase but for a star, which the loose check forgives.
+    replies = {"both": "Tova rests. Bye.", "half": "Bye.", "only": "x Bye.* "}
+    scores, metrics = scripted("micro_ifeval", rows, replies)
+    four = [metrics[f"{level}_level_{kind}_acc,none"] for level in ("prompt", "inst") for kind in ("strict", "loose")]
+    assert four == pytest.approx([1 / 3, 2 / 3, 3 / 5, 4 / 5])
+    assert sum(scores.values()) / 3 == pytest.approx(sum(four) / 4)
+
+
+@pytest.mark.parametrize("ours, stock", [("gsm8k", "gsm8k/gsm8k"), ("ifeval", "ifeval/ifeval")])
+def test_real_tasks_keep_the_stock_prompts_filters_and_metrics(ours, stock):
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    harness._load_checkers()
+    mine = load_yaml(harness.TASKS / f"real_{ours}.yaml")
+    theirs = load_yaml(Path(lm_eval.tasks.__file__).parent / f"{stock}.yaml")
+    for key in ("doc_to_text", "doc_to_target", "filter_list", "output_type", "num_fewshot"):
+        assert mine.get(key) == theirs.get(key), key
+    assert [m["metric"] for m in mine["metric_list"]] == [m["metric"] for m in theirs["metric_list"]]
+    assert mine["metadata"]["version"] == theirs["metadata"]["version"]
+
+
+def test_bad_tasks_are_told_in_one_sentence(data):
+    with pytest.raises(InputError, match=r"unknown task 'micro_gsm9k'; known: micro_gpqa, .*real_mmlu"):
+        harness.find(micro("gsm9k"), data)
+    with pytest.raises(InputError, match="no such file"):
+        harness.find(micro("gsm8k", file=str(data / "none.jsonl")), data)
+    (data / "math.jsonl").write_text('{"problem": "p"}\n')
+    with pytest.raises(InputError, match=r"math.jsonl:1: lacks `solution`"):
+        harness.find(micro("math"), data)
+
+
+def test_a_checker_without_its_data_is_told_before_the_run(tmp_path, monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    row = {**QUESTIONS["ifeval"], "instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{}]}
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="punkt_tab"):
+        harness.find(micro("ifeval"), tmp_path)
+
+
+def test_room_for_the_prompt_and_a_chat_template_are_asked_for(tiny, data):
+    model, tokenizer = tiny
+    sources = harness.find(micro("gsm8k"), data)
+    with pytest.raises(InputError, match="leave no room"):
+        harness.run(sources, model, tokenizer, 2, 10_000)
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(InputError, match="chat template"):
+        harness.run(sources, model, bare, 2, 8)
+
+
+@pytest.mark.shared_data
+@needs_shared
+def test_real_files_run_through_the_same_harness(tiny, no_network):
+    tasks = [
+        Task(name=f"real_{name}", file=str(SHARED / name / "test.jsonl"), limit=4) for name in ("gsm8k", "math", "mmlu")
+    ]
+    sources = harness.find(tasks, None)
+    assert len(sources[0].shots) == 7473
+    # IFEval's first rows with checkers that need no NLTK data.
+    rows = [json.loads(line) for line in (SHARED / "ifeval/input_data.jsonl").open()]
+    rows = [r for r in rows if not harness.NEEDS_PUNKT.intersection(r["instruction_id_list"])]
+    sources.append(harness.Source("real_ifeval", "ifeval", SHARED, rows[:4], []))
+    results = harness.run(sources, *tiny, batch_size=4, max_new_tokens=8)
+    assert {name: r["n"] for name, r in results.items()} == dict.fromkeys(results, 4)
+    # A word-level toy tokenizer spells real text in bytes: five worked examples do not fit, none are used.
+    assert results["real_gsm8k"]["n_shot"] == 0
+
+
+def test_a_checker_that_uses_nltk_gets_the_real_one():
+    rows = [{"key": i, "prompt": f"q{i}.", "instruction_id_list": ["length_constraints:number_words"]} for i in (0, 1)]
+    rows = [r | {"kwargs": [{"relation": "at least", "num_words": 3}]} for r in rows]
+    scores, _ = scripted("micro_ifeval", rows, {"q0": "one two three", "q1": "one two"})
+    assert list(scores.values()) == pytest.approx([1, 0])

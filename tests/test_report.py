@@ -1,0 +1,349 @@
+"""The report on a made-up results tree: layout, hand-computed cells, intervals, gaps, and equal bytes.
+
+Every figure here is invented; none is a result.
+"""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sso import report
+from sso.config import load
+from sso.errors import InputError
+from sso.report import tables
+from sso.report.collect import Figure, Key, collect, grid_of
+
+ITEMS = 40
+TASKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
+RATE = {"base": 0.5, "pbaa": 0.55, "sso": 0.7, "good_original": 0.525}
+"""Wins of 40 in the synthetic tree; other arms get 0.6, later iterations more."""
+
+
+def jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def dump(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def experiment(**over):
+    return load("config/micro.yaml", {"seeds": [0, 1], **over})
+
+
+def tree(made, results: Path, skip: tuple[str, ...] = ()) -> Path:
+    """Fill ``results`` with synthetic outputs of every job that the report reads, except of arms in ``skip``."""
+    grid = grid_of(made)
+    for job in grid.jobs.values():
+        at = job.wildcards
+        name = at.get("run") or at.get("arm") or at.get("reward") or ""
+        arm, _, iteration = name.partition("/it")
+        path = results / Path(job.output).relative_to(grid.root)
+        if arm in skip:
+            continue
+        if job.rule == "judge":
+            _judged(path, results / Path(job.inputs["answers"]).relative_to(grid.root), arm, int(iteration or 0), at)
+        elif job.rule == "data_quality":
+            _quality(path, results / Path(job.inputs["reference"]).relative_to(grid.root), arm)
+        elif job.rule == "rewardbench":
+            accuracies = {"micro-chat": 90.0, "micro-chat-hard": 60.0, "micro-safety": 80.0, "micro-reasoning": 50.0}
+            dump(
+                path,
+                {
+                    "subsets": {k: {"accuracy": v, "n": 100, "ties": 0, "nan": 0} for k, v in accuracies.items()},
+                    "sections": dict(
+                        zip(
+                            [f"rewardbench_{s}" for s in ("chat", "chat_hard", "safety", "reasoning")],
+                            accuracies.values(),
+                            strict=True,
+                        )
+                    ),
+                    "rewardbench_avg": 70.0,
+                },
+            )
+    record = {"wall_s": 12.5, "cpu_s": 12.0, "peak_rss_mb": 300.0, "git_commit": "abc", "git_dirty": False}
+    dump(results / "qwen2/s0/sft.run.json", {"stage": "sft", **record, "versions": {"python": "3.11"}})
+    return results
+
+
+def _judged(folder: Path, answers: Path, arm: str, t: int, at: dict) -> None:
+    wins = round(ITEMS * (RATE.get(arm, 0.6) + 0.05 * t)) + 2 * int(at["seed"])
+    rows = [
+        {
+            "id": f"q{i}",
+            "preference": float(i < wins),
+            "score": 0.5 + 0.01 * t,
+            "reference_score": 0.5,
+            "length": 50 + 10 * t + i % 5,
+            "reference_length": 51 + i % 3,
+        }
+        for i in range(ITEMS)
+    ]
+    jsonl(folder / "pairwise.jsonl", rows)
+    grades = [{"id": f"m{i}", "turn": turn, "score": 5 + turn, "family": "chat"} for i in range(6) for turn in (1, 2)]
+    jsonl(folder / "mt_bench.jsonl", grades)
+    hits = {name: {str(i): float(i < 10) for i in range(20)} for name in TASKS}
+    dump(answers / "lm_eval.json", {"tasks": {f"micro_{name}": {"samples": samples} for name, samples in hits.items()}})
+    dump(
+        folder / "scores.json",
+        {
+            "alpaca_eval2_wr": {"value": 100 * wins / ITEMS, "stderr": 7.9, "n": ITEMS},
+            "alpaca_eval2_lc": {"value": 100 * wins / ITEMS - 1, "stderr": 8.0, "n": ITEMS},
+            "mt_bench": {"value": 6.5, "stderr": 0.0, "n": 6, "turn_1": 6.0, "turn_2": 7.0},
+            "length": {"value": float(np.mean([row["length"] for row in rows]))},
+            "oracle_score": {"value": 0.5 + 0.01 * t},
+            **{name: {"value": 50.0, "stderr": 11.2, "n": 20} for name in TASKS},
+            "judge": {"name": "oracle"},
+        },
+    )
+
+
+def _quality(path: Path, reference: Path, arm: str) -> None:
+    from safetensors.numpy import save_file
+
+    rejected = {"sso": 0.5, "pbaa": 0.8}.get(arm, 0.7)
+    tokens = np.full((ITEMS, 2), 10, dtype=np.int32)
+    logp = np.tile(np.array([-4.0, -10 * rejected], dtype=np.float32), (ITEMS, 1))
+    about = {"ids": [f"q{i}" for i in range(ITEMS)], "nodes": [["x", "y+"], ["x", "y-"]]}
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"logp": logp, "tokens": tokens}, reference, {k: json.dumps(v) for k, v in about.items()})
+    dump(
+        path,
+        {
+            "accuracy": {"value": 0.8 if arm == "sso" else 0.75, "stderr": 0.02, "n": ITEMS, "ties": 0},
+            "mean_probability": {"value": float((math.exp(-0.4) + math.exp(-rejected)) / 2)},
+            "nll_chosen": {"value": 0.4},
+            "nll_rejected": {"value": rejected},
+            "length_chosen": {"value": 60.0},
+            "length_rejected": {"value": 55.0},
+            "equal_pairs": 1,
+            "judge": "oracle",
+        },
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    made = experiment()
+    results = tree(made, tmp_path_factory.mktemp("r") / "micro")
+    report.build(made, results, results / "report")
+    return made, results, results / "report"
+
+
+def test_everything_is_written(built):
+    names = set(files_of(built[2]))
+    every = {
+        f"tables/{name}.{kind}"
+        for name in (*tables.specs()["tables"], "claims", "comparisons")
+        for kind in ("md", "csv")
+    }
+    charts = {f"figures/{name}.{kind}" for name in ("figure3", "ablation", "v1_iterations") for kind in ("png", "svg")}
+    assert names == every | charts | {"results.csv", "report.md", "provenance.json"}
+
+
+def test_results_csv_is_long_and_names_its_sources(built):
+    rows = rows_of(built[2] / "results.csv")
+    row = next(r for r in rows if (r["arm"], r["backbone"], r["seed"], r["metric"]) == ("sso", "llama", "1", "gsm8k"))
+    assert (row["value"], row["n"], row["version"], row["method"], row["iteration"]) == ("50.0", "20", "v2", "sso", "")
+    assert row["source"] == "llama/s1/eval/sso/judged/scores.json"
+    v1 = [r for r in rows if r["arm"] == "pbaa_v1" and r["metric"] == "length"]
+    assert {r["iteration"] for r in v1} == {"1", "2", "3"} and len(v1) == 12
+    assert all((built[1] / r["source"]).is_file() for r in rows)
+
+
+def test_a_cell_is_the_mean_over_seeds_beside_the_papers_figure(built):
+    rows = {(r["backbone"], r["arm"]): r for r in rows_of(built[2] / "tables/v2_table1.csv")}
+    row = rows["qwen2", "sso"]
+    # Seeds 0 and 1 win 28 and 30 of 40: 70 and 75 %; standard deviation of (70, 75) is 5 / sqrt(2).
+    assert float(row["alpaca_eval2_wr"]) == 72.5
+    assert float(row["alpaca_eval2_wr_seed_sd"]) == pytest.approx(5 / math.sqrt(2))
+    assert float(row["alpaca_eval2_wr_low"]) < 72.5 < float(row["alpaca_eval2_wr_high"])
+    assert (row["alpaca_eval2_wr_seeds"], row["alpaca_eval2_wr_n"]) == ("2", "40")
+    # v2, table 1, Qwen2-7B-SFT and Llama3-8B-SFT.
+    assert (row["paper_backbone"], row["alpaca_eval2_wr_paper"], row["gsm8k_paper"]) == ("Qwen2-7B-SFT", "45.4", "84.7")
+    assert rows["llama", "sso"]["alpaca_eval2_lc_paper"] == "35"
+    # The annotated control stands in UltraFeedback's place; controls have no figure in the paper.
+    assert rows["qwen2", "annotated"]["mt_bench_paper"] == "8.35"
+    assert rows["qwen2", "good_original"]["mt_bench_paper"] == ""
+
+
+def test_length_controlled_win_rates_are_filled_in(tmp_path):
+    """Where a judge left them out, they are fitted from its pairwise rows, for all models in one go."""
+    only = {name: None for name in load("config/micro.yaml").arms if name not in ("base", "pbaa")}
+    made = load("config/micro.yaml", {"arms": only, "rewards": None, "backbones": {"llama": None}})
+    results = tree(made, tmp_path / "micro")
+    for arm in ("base", "pbaa"):
+        path = results / f"qwen2/s0/eval/{arm}/judged/scores.json"
+        dump(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "alpaca_eval2_lc"})
+    found = collect(made, results).figures
+    raw, fitted = (found[Key("qwen2", 0, "pbaa", 0, f"alpaca_eval2_{kind}")] for kind in ("wr", "lc"))
+    assert 0 < fitted.value < 100 and fitted.value != raw.value and fitted.stderr > 0
+    assert fitted.source == "qwen2/s0/eval/pbaa/judged/pairwise.jsonl"
+
+
+def test_rows_stand_in_the_papers_order(built):
+    text = (built[2] / "tables/v2_table1.md").read_text()
+    labels = ["SFT", "control: oracle-labelled pairs", "PBAA", "SSO"]
+    places = [text.index(f"| {label} |") for label in labels]
+    assert places == sorted(places)
+    assert "*GSM8K: paper, Qwen2-7B-SFT*" in text and "*GSM8K: paper, Llama3-8B-SFT*" in text
+
+
+@pytest.mark.parametrize("name", [*tables.specs()["tables"], "comparisons", "claims"])
+def test_every_table_says_what_it_is_of(built, name):
+    text = (built[2] / f"tables/{name}.md").read_text()
+    for part in ("Experiment `micro`", "world: micro, a1", "judge: oracle", "micro: model of width 64", "seeds: 0, 1"):
+        assert part in text
+
+
+def test_tables_of_pairs_hold_arms_with_pairs_only(built):
+    rows = rows_of(built[2] / "tables/v2_figure3.csv")
+    assert {r["arm"] for r in rows} & {"base", "sso_v1"} == set()
+    sso = next(r for r in rows if r["arm"] == "sso")
+    assert float(sso["nll"]) == pytest.approx((0.4 + 0.5) / 2)
+    assert float(sso["mean_probability"]) == pytest.approx((math.exp(-0.4) + math.exp(-0.5)) / 2)
+    assert "Left out" not in (built[2] / "tables/v2_figure3.md").read_text()
+
+
+def test_reward_models_have_binomial_errors(built):
+    made, results, out = built
+    rows = rows_of(out / "tables/v2_table2.csv")
+    assert {r["paper_backbone"] for r in rows} == {"Llama3-8B-Instruct"}
+    figure = collect(made, results).figures[Key("qwen2", 0, "sso", 0, "rewardbench_avg")]
+    # sqrt(.9*.1 + .6*.4 + .8*.2 + .5*.5) / sqrt(100) / 4, in percent
+    assert figure.stderr == pytest.approx(100 * math.sqrt(0.74) / 10 / 4)
+    text = (out / "tables/v2_table2.md").read_text()
+    assert "no such arm in this experiment: ultrafeedback, skywork" in text
+
+
+def test_v1_has_a_row_an_iteration(built):
+    rows = [r for r in rows_of(built[2] / "tables/v1_table1.csv") if r["backbone"] == "qwen2" and r["arm"] == "pbaa_v1"]
+    assert [r["label"] for r in rows] == [f"PBAA v1, iteration {t}" for t in (1, 2, 3)]
+    assert [r["length_paper"] for r in rows] == ["1011", "1183", "1402"]
+    assert float(rows[2]["length"]) == 82.0
+
+
+def test_comparisons_are_paired_and_pooled(built):
+    rows = {(r["a"], r["b"], r["metric"], r["backbone"]): r for r in rows_of(built[2] / "tables/comparisons.csv")}
+    row = rows["SSO", "PBAA", "alpaca_eval2_wr", "all"]
+    # 28 - 22 wins of 40 with both seeds and backbones.
+    assert float(row["difference"]) == pytest.approx(15.0) and row["test"] == "paired bootstrap over seeds and items"
+    nll = rows["SSO", "PBAA", "nll_rejected", "qwen2"]
+    assert [float(nll[k]) for k in ("difference", "low", "high")] == pytest.approx([-0.3] * 3, abs=1e-6)
+    accuracy = rows["SSO", "PBAA", "accuracy", "qwen2"]
+    # Two seeds, standard error .02 on each side: half width 1.96 * sqrt(4 * .02^2) / 2.
+    assert accuracy["test"] == "unpaired, normal"
+    assert float(accuracy["high"]) - 0.05 == pytest.approx(1.959964 * 0.02, abs=1e-9)
+    assert ("SSO", "control: y+ against yo", "alpaca_eval2_wr", "all") in rows
+    assert ("PBAA v1, iteration 3", "PBAA v1, iteration 1", "length", "llama") in rows
+
+
+def test_claims_say_how_they_were_tested(built):
+    rows = {(r["claim"], r["backbone"]): r for r in rows_of(built[2] / "tables/claims.csv")}
+    assert rows["SSO improves on PBAA.", "all"]["verdict"] == "holds"
+    assert rows["SSO's pairs are more on-policy than PBAA's, by NLL.", "qwen2"]["verdict"] == "holds"
+    assert rows["v1: PBAA's quality falls over the iterations.", "qwen2"]["verdict"] == "does not hold"
+    assert rows["The other L- is worse than L-.", "qwen2"]["verdict"] == "holds"
+    assert "paired bootstrap" in rows["SSO improves on PBAA.", "all"]["test"]
+
+
+@pytest.mark.parametrize(
+    "bounds, larger, or_equal, expected",
+    [
+        ((0.1, 0.3), "a", False, "holds"),
+        ((0.1, 0.3), "b", False, "does not hold"),
+        ((-0.3, -0.1), "b", False, "holds"),
+        ((-0.3, -0.1), "a", True, "does not hold"),
+        ((-0.1, 0.3), "a", False, "not distinguishable"),
+        ((-0.1, 0.3), "a", True, "not distinguishable from equal"),
+        ((None, None), "a", False, "not tested (no interval)"),
+    ],
+)
+def test_verdicts(bounds, larger, or_equal, expected):
+    assert tables.verdict(tables.Estimate(0.0, *bounds, 1, 10, None, ""), larger, or_equal) == expected
+
+
+def test_several_seeds_without_items_use_students_t():
+    figures = [Figure(value, 0.1, 10, "") for value in (1.0, 2.0, 3.0)]
+    estimate = tables._combine([[(figure, None)] for figure in figures])
+    # t(.975, 2 degrees of freedom) = 4.302653, standard deviation 1.
+    assert estimate.mean == 2.0 and estimate.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+
+
+def test_pooling_averages_an_item_over_backbones():
+    one = Figure(0.5, None, 2, "", {"a": 0.0, "b": 1.0})
+    two = Figure(0.5, None, 2, "", {"a": 1.0, "b": 0.0})
+    estimate = tables._combine([[(one, None), (two, None)]])
+    # Each item's mean over both is .5, so nothing varies.
+    assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
+
+
+def test_items_of_another_kind_are_not_used():
+    figure = Figure(0.9, 0.1, 2, "", {"a": 0.0, "b": 1.0})
+    assert tables._combine([[(figure, None)]]).test == "normal"
+
+
+def test_equal_results_give_equal_bytes(built, tmp_path):
+    made, _, out = built
+    other = tree(made, tmp_path / "elsewhere" / "micro")
+    dump(other / "qwen2/s0/sft.run.json", {"stage": "sft", "wall_s": 99.0, "git_commit": "other"})
+    report.build(made, other, tmp_path / "report")
+    first, second = files_of(out), files_of(tmp_path / "report")
+    timed = {"report.md", "provenance.json"}
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name] and name not in timed] == []
+    assert second["report.md"] != first["report.md"]
+
+
+def test_missing_arms_are_named_and_nothing_is_invented(tmp_path):
+    made = experiment(arms={"l_plus": None, "sso_v1": None}, seeds=[0])
+    results = tree(made, tmp_path / "micro", skip=("l_minus", "pbaa_v1"))
+    report.build(made, results, tmp_path / "out")
+    text = (tmp_path / "out/tables/v2_table3.md").read_text()
+    assert "no such arm in this experiment: l_plus" in text and "no results yet: L- only" in text
+    assert {r["arm"] for r in rows_of(tmp_path / "out/tables/v2_table3.csv")} == {"base", "pbaa", "sso"}
+    assert "Arena-Hard" in text and "Not measured here: Arena-Hard" in text
+    claims = {r["claim"]: r["verdict"] for r in rows_of(tmp_path / "out/tables/claims.csv")}
+    assert claims["Both terms are better than L+ alone."] == claims["v1: SSO ends above PBAA."] == "not tested"
+    assert not (tmp_path / "out/figures/v1_iterations.png").exists()
+
+
+def test_a_missing_seed_shows_in_the_cell(tmp_path):
+    made = experiment()
+    results = tree(made, tmp_path / "micro")
+    (results / "qwen2/s1/eval/sso/judged/scores.json").unlink()
+    report.build(made, results, tmp_path / "out")
+    line = next(x for x in (tmp_path / "out/tables/v2_table1.md").read_text().splitlines() if x.startswith("| SSO |"))
+    assert "70.0" in line and "(1 of 2 seeds)" in line
+
+
+def test_smoke_and_empty_folders_do_not_crash(tmp_path):
+    made = load("config/smoke.yaml")
+    report.build(made, tmp_path / "nothing", tmp_path / "out")
+    assert "No results of this table yet." in (tmp_path / "out/report.md").read_text()
+    report.build(made, tree(made, tmp_path / "smoke"), tmp_path / "out")
+    assert "iteration 1" in (tmp_path / "out/tables/v1_table1.md").read_text()
+
+
+def test_a_broken_file_is_named(tmp_path):
+    made = experiment(seeds=[0])
+    results = tree(made, tmp_path / "micro")
+    (results / "qwen2/s0/eval/base/judged/scores.json").write_text("{")
+    with pytest.raises(InputError, match=r"eval/base/judged/scores.json: not valid JSON"):
+        report.build(made, results, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,331 @@
+"""Reward models: RewardBench's definition, what training promises, and what happens to bad rows."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rewardbench import data, score
+from sso.config import ROOT, Reward
+from sso.errors import InputError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def rows(subset: str, wins: int, losses: int, ties: int = 0, nans: int = 0) -> list[tuple[str, float, float]]:
+    kinds = [((1.0, 0.0), wins), ((0.0, 1.0), losses), ((0.5, 0.5), ties), ((math.nan, 0.0), nans)]
+    return [(subset, *values) for values, count in kinds for _ in range(count)]
+
+
+# The aggregation, against numbers worked out by hand from the definition.
+
+
+def test_section_is_the_weighted_mean_of_its_subsets():
+    made = [*rows("alpacaeval-easy", 3, 1), *rows("alpacaeval-length", 1, 1), *rows("alpacaeval-hard", 1, 0)]
+    made += [*rows("mt-bench-easy", 0, 2), *rows("mt-bench-med", 1, 3), *rows("mt-bench-hard", 1, 0)]
+    made += [*rows("refusals-offensive", 1, 0), *rows("hep-cpp", 1, 0), *rows("math-prm", 1, 3)]
+    weights = score.weights_for(name for name, *_ in made)
+    result = score.aggregate(made, weights)
+    # Chat: (100*75 + 95*50 + 95*100 + 28*0 + 40*25) / 358 = 22750 / 358
+    assert result["sections"]["rewardbench_chat"] == pytest.approx(63.5474860335, abs=1e-9)
+    assert result["sections"]["rewardbench_chat_hard"] == 100.0
+    # Reasoning: (984*25 + 164*100) / 1148 = 41000 / 1148
+    assert result["sections"]["rewardbench_reasoning"] == pytest.approx(35.7142857143, abs=1e-9)
+    # (63.5474860335 + 100 + 100 + 35.7142857143) / 4
+    assert result["rewardbench_avg"] == pytest.approx(74.8154429370, abs=1e-9)
+    assert "hep-go" in result["missing_subsets"]
+
+
+def test_math_prm_counts_as_much_as_the_six_code_subsets():
+    languages = ("cpp", "go", "java", "js", "python", "rust")
+    code = [row for language in languages for row in rows(f"hep-{language}", 1, 0)]
+    result = score.aggregate([*code, *rows("math-prm", 0, 1)], score.read_weights(score.WEIGHTS[0]))
+    assert result["sections"]["rewardbench_reasoning"] == 50.0
+
+
+def test_a_tie_or_nan_is_no_win_and_is_counted():
+    result = score.aggregate(rows("micro-chat", 2, 3, ties=4, nans=1), score.weights_for(["micro-chat"]))
+    assert result["subsets"]["micro-chat"] == {"accuracy": 20.0, "n": 10, "ties": 4, "nan": 1}
+
+
+def test_no_average_without_all_four_sections():
+    result = score.aggregate(rows("micro-chat", 1, 0), score.weights_for(["micro-chat"]))
+    assert result["sections"]["rewardbench_safety"] is None and result["rewardbench_avg"] is None
+
+
+def test_micro_has_one_subset_a_section():
+    made = [*rows("micro-chat", 4, 0), *rows("micro-chat-hard", 1, 3), *rows("micro-safety", 2, 2)]
+    result = score.aggregate([*made, *rows("micro-reasoning", 3, 1)], score.weights_for(name for name, *_ in made))
+    assert list(result["sections"].values()) == [100.0, 25.0, 50.0, 75.0] and result["rewardbench_avg"] == 62.5
+
+
+def test_an_unknown_subset_is_named():
+    with pytest.raises(InputError, match="'hep-perl'"):
+        score.weights_for(["hep-cpp", "hep-perl"])
+
+
+def test_weights_are_the_papers():
+    with (ROOT / "results/paper/rewardbench_v1.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 23 and {row["section"] for row in table} == set(score.SECTIONS)
+
+
+# Rows.
+
+
+def write(path: Path, *values: dict) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def pair(name: str, chosen: str, rejected: str, prompt: str = "say a word") -> dict:
+    sides = {"chosen": chosen, "rejected": rejected}
+    turns = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    return {"id": name, "prompt": [{"role": "user", "content": prompt}], **turns}
+
+
+def test_equal_and_empty_pairs_are_set_aside_by_name(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl", pair("a", "yes", "no"), pair("b", "x", "x"), pair("c", "", "x"), pair("d", "", "")
+    )
+    pairs = data.read_pairs(path)
+    assert [p.id for p in pairs.kept] == ["a"] and pairs.equal == ["b"] and pairs.empty == ["c", "d"]
+
+
+def test_no_usable_pair_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no usable pair: 1 have equal sides and 1 an empty side"):
+        data.read_pairs(write(tmp_path / "p.jsonl", pair("a", "x", "x"), pair("b", "", "x")))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rejected": None}, "`rejected`"),
+        ({"rejected": []}, "'a': `rejected` must end with an assistant message"),
+        ({"rejected": [{"role": "user", "content": "x"}]}, "'a': `rejected` must end with an assistant message"),
+    ],
+)
+def test_a_missing_side_is_named(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        data.read_pairs(write(tmp_path / "p.jsonl", {**pair("a", "x", "y"), **change}))
+    row = pair("b", "x", "y")
+    del row["chosen"]
+    with pytest.raises(InputError, match=":1: `chosen`"):
+        data.read_pairs(write(tmp_path / "q.jsonl", row))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"chosen": " "}, "row 'r7': `chosen` is empty"),
+        ({"rejected": "good"}, "row 'r7': chosen and rejected are equal"),
+        ({"subset": ""}, ":1: `subset`"),
+        ({"prompt": []}, ":1: `prompt`"),
+    ],
+)
+def test_bad_bench_rows_are_named(tmp_path, change, message):
+    row = {"id": "r7", "subset": "micro-chat", "prompt": "hello", "chosen": "good", "rejected": "bad", **change}
+    with pytest.raises(InputError, match=message):
+        data.read_bench(write(tmp_path / "b.jsonl", row))
+
+
+# Training and scoring, with tiny random models.
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def checkpoint(request, tmp_path_factory) -> Path:
+    """A random causal model with a byte-level tokenizer and a ChatML template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, []))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
+    )
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "attention_dropout": 0.1,
+    }
+    torch.manual_seed(0)
+    kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config, model = kinds[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    model(config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def separable(count: int = 60) -> data.Pairs:
+    """Pairs that one word tells apart, in responses of unequal length."""
+    from sso.records import Message
+
+    def one(i: int) -> data.Comparison:
+        prompt = [Message(role="user", content=f"question {i}")]
+        return data.Comparison(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
+
+    return data.Pairs([one(i) for i in range(count)], [], [])
+
+
+class Recorder(SimpleNamespace):
+    def __init__(self):
+        super().__init__(summary={}, rows=[])
+
+    def log(self, step, values):
+        self.rows.append((step, values))
+
+
+SETTINGS = Reward(label="t", arm="t", learning_rate=2e-3, epochs=6, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, tmp_path_factory):
+    from rewardbench.train import train
+
+    run, out = Recorder(), tmp_path_factory.mktemp("reward") / "model"
+    train(checkpoint, separable(), SETTINGS, 3, out, run)
+    return out, run
+
+
+def test_training_lowers_the_loss_and_ranks_held_out_pairs(trained):
+    _, run = trained
+    losses = [values["loss"] for _, values in run.rows if "loss" in values]
+    assert losses[-1] < 0.5 * losses[0]
+    assert run.summary["accuracy_train"] > 0.95 and run.summary["accuracy_held_out"] == 1.0
+    assert (run.summary["pairs_train"], run.summary["pairs_held_out"]) == (54, 6)
+
+
+def test_the_folder_is_a_plain_model_without_pickles(trained):
+    out, _ = trained
+    names = {path.name for path in out.iterdir()}
+    assert "model.safetensors" in names and not [n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"][0].endswith("ForSequenceClassification") and config["pad_token_id"] == 0
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_plain_from_pretrained_gives_the_same_rewards(trained):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out, _ = trained
+    model, tokenizer = score.load(out)
+    chosen, _ = score.encode(tokenizer, separable(5).kept, 128)
+    ours = score.rewards(model, chosen, 5)
+    plain_model, plain_tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(out),
+        AutoTokenizer.from_pretrained(out),
+    )
+    for i, row in enumerate(separable(5).kept):
+        messages = [*[m.model_dump() for m in row.prompt], {"role": "assistant", "content": row.chosen}]
+        text = plain_tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+        with torch.no_grad():
+            logit = plain_model(**plain_tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
+        assert logit.shape == (1, 1) and logit.item() == pytest.approx(ours[i], abs=1e-5)
+
+
+def test_rewards_do_not_depend_on_the_batch(trained):
+    out, _ = trained
+    model, tokenizer = score.load(out)
+    chosen, rejected = score.encode(tokenizer, separable(17).kept, 128)
+    alone = score.rewards(model, [*chosen, *rejected], 1)
+    for size in (3, 34):
+        assert score.rewards(model, [*chosen, *rejected], size) == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_reward_is_read_at_the_end_of_turn(trained):
+    """The pooled token is the response's last one, whatever stands to its right in the batch."""
+    import torch
+
+    out, _ = trained
+    model, tokenizer = score.load(out)
+    chosen, _ = score.encode(tokenizer, separable(4).kept, 128)
+    assert all(ids[-1] == tokenizer.eos_token_id != tokenizer.pad_token_id for ids in chosen)
+    with torch.no_grad():
+        hidden = [model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in chosen]
+        expected = [model.score(row).item() for row in hidden]
+    assert score.rewards(model, chosen, 4) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_model(checkpoint, tmp_path):
+    from rewardbench.train import train
+    from sso.records import file_digest
+
+    short = SETTINGS.model_copy(update={"epochs": 1})
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(checkpoint, separable(24), short, seed, tmp_path / name, Recorder())
+    a, b, c = (file_digest(tmp_path / name / "model.safetensors") for name in "abc")
+    assert a == b != c
+
+
+def test_dropout_is_off_while_training(checkpoint):
+    from rewardbench.train import start
+
+    model, _ = start(checkpoint, 0)
+    model.train()
+    assert model.config.attention_dropout == 0.0
+    assert all(getattr(module, "attention_dropout", 0.0) == 0.0 for module in model.modules())
+
+
+def test_a_pair_beyond_the_context_is_named(trained):
+    out, _ = trained
+    _, tokenizer = score.load(out)
+    with pytest.raises(InputError, match=r"pair '0': \d+ tokens, but the model's context holds 16"):
+        score.encode(tokenizer, separable(1).kept, 16)
+
+
+def test_a_causal_checkpoint_is_no_reward_model(checkpoint):
+    with pytest.raises(InputError, match="not a reward model"):
+        score.load(checkpoint)
+
+
+def test_commands(trained, checkpoint, tmp_path, capsys):
+    """train and score as a shell would call them, with a pair set aside and a bad row."""
+    pytest.importorskip("sso.cli")
+    from rewardbench.cli import main
+
+    def call(*argv: object) -> int:
+        try:
+            main([str(a) for a in argv])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    pairs = [pair(f"p{i}", "fine" + " so" * (i % 4), "awful") for i in range(12)]
+    file = write(tmp_path / "pairs.jsonl", *pairs, pair("same", "x", "x"))
+    settings = json.dumps({"arm": "sso", "learning_rate": 1e-3, "epochs": 1, "batch_size": 6})
+    model = tmp_path / "model"
+    train_argv = ("train", "--model", checkpoint, "--pairs", file, "--settings", settings, "--seed", 1, "--out", model)
+    assert call(*train_argv) == 0
+    assert "with equal sides: same" in capsys.readouterr().out
+    record = json.loads((tmp_path / "model.run.json").read_text())
+    assert record["summary"]["equal_pairs"] == 1 and record["status"] == "finished"
+
+    names = ("micro-chat", "micro-chat-hard", "micro-safety", "micro-reasoning")
+    bench = [{"id": n, "subset": n, "prompt": "q", "chosen": "fine", "rejected": "awful"} for n in names]
+    file, out = write(tmp_path / "bench.jsonl", *bench), tmp_path / "rewardbench.json"
+    assert call("score", "--model", trained[0], "--data", file, "--out", out) == 0
+    assert json.loads(out.read_text())["rewardbench_avg"] == 100.0
+
+    assert call("score", "--model", trained[0], "--data", tmp_path / "none.jsonl", "--out", out) == 2
+    assert "error:" in capsys.readouterr().err

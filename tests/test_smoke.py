@@ -1,0 +1,88 @@
+"""End to end: every rule runs for real on config/smoke.yaml, in a folder of its own. Minutes; uses all cores."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from workflow import grid as grids
+
+CONFIG = REPOSITORY / "config" / "smoke.yaml"
+ROOT = Path("results") / "smoke"
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
+    command += ["--configfile", str(CONFIG), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
+
+
+def run(folder: Path) -> Path:
+    started = time.monotonic()
+    result = snakemake(folder, "--cores", "all")
+    assert result.returncode == 0, result.stderr[-6000:]
+    print(f"smoke run: {time.monotonic() - started:.0f} s")
+    return folder
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    report = folder / ROOT / "report"
+    return {
+        str(p.relative_to(report)): p.read_bytes() for p in sorted(report.rglob("*")) if p.suffix in (".md", ".csv")
+    }
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("smoke"))
+
+
+def test_every_job_left_its_output_and_a_record_of_success(smoke: Path):
+    grid = grids.Grid(grids.load([CONFIG], {}))
+    for job in grid.jobs.values():
+        assert (smoke / job.output).exists(), job.output
+    records = {p: json.loads(p.read_text()) for p in (smoke / ROOT).rglob("*.run.json")}
+    assert {record["status"] for record in records.values()} == {"finished"}
+    recorded = {job.output for job in grid.jobs.values() if (smoke / f"{job.output}.run.json").is_file()}
+    assert {job.rule for job in grid.jobs.values() if job.output not in recorded} <= {"config", "mlflow"}
+
+
+def test_a_table_of_ours_is_there(smoke: Path):
+    found = tables(smoke)
+    assert "results.csv" in found and any(name.endswith(".md") for name in found)
+    rows = found["results.csv"].decode().splitlines()
+    assert any("alpaca_eval2_wr" in row for row in rows) and any("gsm8k" in row for row in rows)
+
+
+def test_mlflow_has_a_run_of_every_record(smoke: Path):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{smoke / ROOT}/mlflow.db")
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    uploaded = [r for r in client.search_runs([experiment], max_results=1000) if "sso.record" in r.data.tags]
+    assert len(uploaded) == len(list((smoke / ROOT).rglob("*.run.json")))
+    losses = [r for r in uploaded if r.data.tags["sso.stage"] in ("train", "generator", "policy")]
+    assert losses and all(r.data.metrics for r in losses)
+
+
+def test_there_is_nothing_left_to_do(smoke: Path):
+    result = snakemake(smoke, "-n")
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_a_changed_beta_reruns_its_arm_alone(smoke: Path):
+    result = snakemake(smoke, "-n", "--quiet", "host", "--config", "arms={sso: {policy: {beta: 0.2}}}")
+    plan = re.findall(r"^    output: ([^,\n]+)", result.stdout + result.stderr, re.MULTILINE)
+    cell = f"{ROOT}/qwen2/s0"
+    arm = [f"{cell}/policy/sso", f"{cell}/eval/sso/answers", f"{cell}/eval/sso/judged"]
+    assert sorted(plan) == sorted([*arm, f"{ROOT}/config.json", f"{ROOT}/report", f"{ROOT}/mlflow.done"])
+
+
+def test_the_same_config_and_seed_give_the_same_bytes(smoke: Path, tmp_path: Path):
+    again = run(tmp_path)
+    assert tables(again) == tables(smoke)

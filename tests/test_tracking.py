@@ -1,0 +1,188 @@
+"""Records of jobs, and their way into MLflow."""
+
+import json
+import math
+import socket
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sso import tracking
+from sso.config import Sft
+from tests.conftest import REPOSITORY
+from workflow import grid as grids
+
+
+def work(path: Path, seed: int = 0, steps: int = 3) -> None:
+    """A job that writes a file and logs a few rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tracking.run(path, "policy", Sft(steps=steps), {}, seed) as run:
+        for step in range(steps):
+            run.log(step, {"loss": 1 / (step + 1), "norm": 2.0})
+        run.summary["score"] = 0.5
+        path.write_text("{}")
+
+
+def read(path: Path) -> dict:
+    return json.loads(tracking.record_path(path).read_text())
+
+
+def client(results: Path):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking.default_uri(results))
+
+
+def runs(results: Path) -> list:
+    found = client(results)
+    return found.search_runs([found.get_experiment_by_name(results.name).experiment_id], max_results=1000)
+
+
+def jobs(results: Path) -> list:
+    return [run for run in runs(results) if "sso.record" in run.data.tags]
+
+
+def test_a_record_holds_what_the_job_was(tmp_path: Path):
+    out, source = tmp_path / "model", tmp_path / "data.jsonl"
+    source.write_text("x")
+    with tracking.run(out, "sft", Sft(steps=5), {"data": source}, seed=3) as run:
+        out.mkdir()
+        (out / "tuning.json").write_text("{}")
+        (out / "tokenizer.json").write_text("{}")
+        run.log(1, {"loss": 2.5, "bad": math.nan})
+        run.summary["loss"] = 2.5
+    record = read(out)
+    assert record["stage"] == "sft" and record["status"] == "finished" and record["seed"] == 3
+    assert record["settings"]["steps"] == 5
+    assert record["inputs"]["data"][0] == str(source) and len(record["inputs"]["data"][1]) == 16
+    assert record["metrics"] == [[1, {"loss": 2.5, "bad": None}]] and record["summary"] == {"loss": 2.5}
+    assert record["artifacts"] == ["model/tuning.json"]
+    assert record["peak_rss_mb"] > 1 and record["wall_s"] >= 0 and "torch" in record["versions"]
+
+
+def test_a_failure_is_recorded_and_raised(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), tracking.run(tmp_path / "out", "sft", {}, {}):
+        _ = 1 / 0
+    record = read(tmp_path / "out")
+    assert record["status"] == "failed" and record["error"].startswith("ZeroDivisionError")
+
+
+def test_no_secret_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    settings = {"judge": {"base_url": "https://user:hunter2@host/v1"}}
+    with pytest.raises(OSError), tracking.run(tmp_path / "out", "judge", settings, {}):
+        raise OSError("no answer from https://user:hunter2@host/v1")
+    text = tracking.record_path(tmp_path / "out").read_text()
+    assert "secret" not in text and "hunter2" not in text and "https://***@host/v1" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "tags"),
+    [
+        ("data.run.json", {}),
+        ("qwen2/s1/sft.run.json", {"backbone": "qwen2", "seed": "1"}),
+        ("qwen2/s0/policy/sso.run.json", {"backbone": "qwen2", "seed": "0", "arm": "sso"}),
+        ("qwen2/s0/pairs/sso/pairs.jsonl.run.json", {"backbone": "qwen2", "seed": "0", "arm": "sso"}),
+        ("l/s0/eval/v/it2/answers.run.json", {"backbone": "l", "seed": "0", "arm": "v", "iteration": "2"}),
+        ("l/s0/policy/v/it2.run.json", {"backbone": "l", "seed": "0", "arm": "v", "iteration": "2"}),
+    ],
+)
+def test_tags_come_from_the_path(path: str, tags: dict[str, str]):
+    assert tracking.place(Path(path)) == {"path": path.removesuffix(".run.json"), **tags}
+
+
+def test_every_job_of_the_grid_has_its_tags():
+    grid = grids.Grid(grids.load([REPOSITORY / "config" / "micro.yaml"], {}))
+    for job in grid.jobs.values():
+        tags = tracking.place(tracking.record_path(Path(job.output).relative_to(grid.root)))
+        for name in ("backbone", "seed", "arm"):
+            assert job.wildcards.get(name, tags.get(name)) == tags.get(name)
+        assert tags.get("iteration") == (job.wildcards.get("run", "").partition("/it")[2] or tags.get("iteration"))
+
+
+def test_sync_uploads_each_record_once(tmp_path: Path):
+    results = tmp_path / "micro"
+    work(results / "qwen2" / "s0" / "policy" / "sso")
+    work(results / "qwen2" / "s0" / "eval" / "sso" / "scores.json")
+    assert tracking.sync(results) == 2
+    assert tracking.sync(results) == 0
+    work(results / "qwen2" / "s0" / "policy" / "sso")  # ran again
+    work(results / "qwen2" / "s0" / "policy" / "pbaa")
+    assert tracking.sync(results) == 2
+    found = jobs(results)
+    assert len(found) == 4
+    # Parents: one an arm of a cell, and all runs of the arm are its children.
+    parents = {run.data.tags["sso.group"]: run.info.run_id for run in runs(results) if "sso.group" in run.data.tags}
+    assert set(parents) == {"qwen2/s0/sso", "qwen2/s0/pbaa"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in found} == set(parents.values())
+    scores = next(run for run in found if run.data.tags["sso.path"].endswith("scores.json"))
+    assert scores.data.params["steps"] == "3" and scores.data.metrics["score"] == 0.5
+    assert [m.value for m in client(results).get_metric_history(scores.info.run_id, "loss")] == [1, 1 / 2, 1 / 3]
+    assert [a.path for a in client(results).list_artifacts(scores.info.run_id)] == ["scores.json"]
+    assert (results / "mlartifacts").is_dir()
+
+
+def test_a_failed_job_is_a_failed_run(tmp_path: Path):
+    with pytest.raises(ValueError), tracking.run(tmp_path / "sft", "sft", {}, {}):
+        raise ValueError("diverged")
+    tracking.sync(tmp_path)
+    (run,) = jobs(tmp_path)
+    assert run.info.status == "FAILED" and "diverged" in run.data.tags["sso.error"]
+
+
+def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    work(tmp_path / "sft")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "mlflow.tracking.MlflowClient.log_batch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            tracking.sync(tmp_path)
+    assert jobs(tmp_path) == []
+    assert tracking.sync(tmp_path) == 1
+    assert len(runs(tmp_path)) == 2  # the job and its parent
+
+
+def _work_in(folder: str) -> None:
+    for name in range(5):
+        work(Path(folder) / "qwen2" / "s0" / "policy" / f"arm{name}", steps=2000)
+
+
+def _sync_in(folder: str) -> int:
+    return tracking.sync(folder)
+
+
+def test_four_processes_record_and_upload_at_once(tmp_path: Path):
+    """Two thousand metric rows a job, batched: seconds, not minutes; nothing lost, nothing twice."""
+    folders = [tmp_path / f"part{i}" for i in range(4)]
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(_work_in, map(str, folders)))
+        everything = tmp_path / "all"
+        everything.mkdir()
+        for folder in folders:
+            folder.rename(everything / folder.name)
+        started = time.monotonic()
+        new = list(pool.map(_sync_in, [str(everything)] * 4))
+    assert sum(new) == 20 and len(jobs(everything)) == 20
+    assert time.monotonic() - started < 120
+
+
+def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
+    work(tmp_path / "sft")
+    with socket.socket() as taken:  # a port on which nobody answers
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://user:hunter2@127.0.0.1:{taken.getsockname()[1]}"
+        assert tracking.sync(tmp_path, uri) is None
+    warning = capsys.readouterr().err.strip().splitlines()
+    assert sum(line.startswith("warning: MLflow") for line in warning) == 1
+    assert "hunter2" not in "".join(line for line in warning if line.startswith("warning: MLflow"))
+
+
+def test_the_environments_address_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    other = f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    work(tmp_path / "micro" / "sft")
+    assert tracking.sync(tmp_path / "micro") == 1
+    assert (tmp_path / "other.db").is_file() and not (tmp_path / "micro" / "mlflow.db").exists()

@@ -1,0 +1,333 @@
+"""The grid, and what Snakemake makes of it: dry runs, and a run in which stand-ins take the commands' place."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sso.config import load, schema
+from sso.errors import InputError
+from tests.conftest import REPOSITORY
+from workflow import grid as grids
+
+CONFIG = REPOSITORY / "config"
+
+
+def build(name: str, **given) -> grids.Grid:
+    return grids.Grid(grids.load([CONFIG / name], given))
+
+
+def count(grid: grids.Grid) -> Counter:
+    return Counter(job.rule for job in grid.jobs.values())
+
+
+def snakemake(*arguments: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
+    command = [python, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(cwd), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def planned(result: subprocess.CompletedProcess) -> set[str]:
+    """First output of each job of a dry run."""
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"^    output: ([^,\n]+)", result.stdout + result.stderr, re.MULTILINE))
+
+
+# The grid.
+
+
+def test_smoke_has_every_rule_of_micro():
+    assert set(count(build("smoke.yaml"))) == set(count(build("micro.yaml")))
+
+
+def test_micro_has_the_jobs_that_its_arms_ask_for():
+    # Two backbones, each: base and eight pair arms, two chained arms of three iterations.
+    expected = {
+        "config": 1,
+        "data": 1,
+        "principles": 1 + 3,  # v2, and v1 for three iterations
+        "sft": 2,
+        "sample": 2 * (2 + 2 * 2),  # v2's and v1's own first, then two more for each v1 arm
+        "reference": 2,
+        "generator": 2 * 5,
+        "generated_pairs": 2 * 5,
+        "pairs": 2 * 3,
+        "data_quality": 2 * 8,
+        "policy": 2 * (8 + 2 * 3),
+        "evaluate": 2 * (1 + 8 + 2 * 3),
+        "judge": 2 * (1 + 8 + 2 * 3),
+        "reward_model": 2 * 2,
+        "rewardbench": 2 * 2,
+        "report": 1,
+        "mlflow": 1,
+    }
+    assert count(build("micro.yaml")) == expected
+
+
+def test_every_input_is_made_by_a_job_or_is_there():
+    grid = build("micro.yaml")
+    made = {path for job in grid.jobs.values() for path in grid._makes(job)}
+    for job in grid.jobs.values():
+        for path in job.reads():
+            assert path in made or Path(path).exists(), f"{job.rule} needs {path}"
+
+
+def test_beta_of_an_arm_is_in_that_arms_training_alone():
+    before = build("micro.yaml").jobs
+    after = build("micro.yaml", arms={"sso": {"policy": {"beta": "0.2"}}}).jobs
+    assert before.keys() == after.keys()
+    changed = {path for path in before if before[path] != after[path]}
+    policies = {f"results/micro/{backbone}/s0/policy/sso" for backbone in ("qwen2", "llama")}
+    assert changed == {*policies, "results/micro/config.json"}
+
+
+def test_names_and_labels_are_no_settings():
+    before = build("micro.yaml").jobs
+    after = build("micro.yaml", arms={"sso": {"label": "renamed"}}, rewards={"sso": {"label": "renamed"}}).jobs
+    assert {path for path in before if before[path] != after[path]} == {"results/micro/config.json"}
+
+
+def test_judge_is_no_setting_of_the_answers():
+    before = build("micro.yaml").jobs
+    after = build("micro.yaml", evaluation={"judge": {"kind": "openai", "model": "m"}}).jobs
+    assert {before[path].rule for path in before if before[path] != after[path]} == {"config", "judge", "data_quality"}
+
+
+def test_later_seeds_and_iterations_take_the_first_ones_learning_rate():
+    jobs = build("micro_full.yaml").jobs
+    first = jobs["results/micro_full/qwen2/s0/policy/sso_v1/it1"]
+    assert "--tune" in first.params["options"] and "rate_from" not in first.inputs
+    for path in ("s0/policy/sso_v1/it2", "s3/policy/sso_v1/it1", "s3/policy/sso_v1/it3"):
+        later = jobs[f"results/micro_full/qwen2/{path}"]
+        assert later.inputs["rate_from"] == first.output
+        assert "--tune" not in later.params["options"] and "tune" not in later.inputs
+    assert jobs["results/micro_full/llama/s4/policy/pbaa"].inputs["rate_from"].endswith("llama/s0/policy/pbaa")
+
+
+def test_each_iteration_samples_with_the_policy_before_it():
+    jobs, cell = build("micro.yaml").jobs, "results/micro/qwen2/s0"
+    assert jobs[f"{cell}/policy/sso_v1/it1"].inputs["data"] == f"{cell}/triples/v1/triples.jsonl"
+    second = jobs[f"{cell}/triples/sso_v1/it2/triples.jsonl"]
+    assert second.params["model"] == second.inputs["model"] == f"{cell}/policy/sso_v1/it1"
+    assert second.inputs["principles"].endswith("principles/v1_2.jsonl")
+    assert jobs[second.inputs["principles"]].inputs["queries"] == "results/micro/data/queries2.jsonl"
+    assert jobs[f"{cell}/policy/sso_v1/it2"].params["model"] == f"{cell}/policy/sso_v1/it1"
+
+
+def test_long_chains_start_first():
+    grid = build("micro.yaml")
+
+    def priority(rule, **wildcards):
+        return grid.priority(rule)({"backbone": "qwen2", "seed": 0, **wildcards})
+
+    assert priority("policy", run="sso_v1/it1") > priority("policy", run="sso")
+    assert priority("sft") > priority("sample", set="v1") > priority("evaluate", run="base")
+
+
+def test_order_of_jobs_is_the_same_each_time():
+    assert list(build("micro.yaml").jobs.items()) == list(build("micro.yaml").jobs.items())
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """What `check` looks at in a checkpoint; nothing loads it."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def test_a_checkpoint_writes_its_own_principles(checkpoint: Path, tmp_path: Path):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"prompt": "Hello"}\n')
+    experiment = grids.load([CONFIG / "local_model.yaml"], {"model": str(checkpoint), "queries": str(queries)})
+    grids.check(experiment)
+    grid = grids.Grid(experiment)
+    assert "sft" not in count(grid)
+    principles = grid.jobs["results/local_model/local/s0/principles/v2_1.jsonl"]
+    assert principles.params["options"] == ["--model", str(checkpoint)]
+    assert grid.jobs[grid.pattern("data")].inputs["queries"] == [str(queries)]
+
+
+def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Path, capsys):
+    given = {"model": str(checkpoint), "queries": "q.jsonl"}
+    with_file = grids.load([CONFIG / "local_model.yaml"], {**given, "gsm8k": "test.jsonl"})
+    assert [task.file for task in with_file.evaluation.tasks] == ["test.jsonl"]
+    assert grids.load([CONFIG / "local_model.yaml"], given).evaluation.tasks == []
+    assert "GSM8K is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"arms": {"a b": {"label": "x", "data": "none"}}}, "names a folder"),
+        ({"rewards": {"sso": {"arm": "sso_v1"}}}, "makes no pairs of its own"),
+        ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
+        ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
+        ({"backbones": {"llama": {"architecture": None, "path": "/nowhere/at/all"}}}, "no such folder"),
+    ],
+)
+def test_check_says_in_one_sentence_what_is_wrong(given, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        grids.check(grids.load([CONFIG / "micro.yaml"], given))
+    assert "\n" not in str(error.value)
+
+
+def test_schema_file_is_that_of_the_settings():
+    file = REPOSITORY / "workflow" / "schemas" / "config.schema.json"
+    assert json.loads(file.read_text()) == schema(), "run: sso schema > workflow/schemas/config.schema.json"
+
+
+@pytest.mark.parametrize("file", sorted([*CONFIG.glob("micro*.yaml"), CONFIG / "smoke.yaml"]), ids=lambda f: f.stem)
+def test_configs_of_the_micro_world_fit_the_schema(file: Path):
+    import jsonschema
+
+    jsonschema.validate(load(file).model_dump(mode="json"), schema())
+
+
+# Snakemake.
+
+
+@pytest.mark.parametrize("name", ["smoke.yaml", "micro.yaml"])
+def test_dry_run_plans_every_job_of_the_grid(name: str, tmp_path: Path):
+    result = snakemake("-n", "--quiet", "host", "--configfile", str(CONFIG / name), cwd=tmp_path)
+    grid = build(name)
+    assert planned(result) == {*(path for path in grid.jobs if path != grid.data_folder), grid.data_files["sft"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config", "experimnt=x"], "unknown key `experimnt`; did you mean `experiment`?"),
+        (["--config", "arms={ssso: {policy: {beta: 0.2}}}"], "unknown arm 'ssso'"),
+        (["--config", "rewards={sso: {arm: nope}}"], "unknown arm 'nope'"),
+        (["--config", "arms={sso: {policy: {objective: nope}}}"], "unknown objective 'nope'"),
+        (["--configfile", str(CONFIG / "local_model.yaml"), "--config", "queries=none.jsonl", "model=a/b"], "no such"),
+        (
+            ["--configfile", str(CONFIG / "local_model.yaml"), "--config", "queries=bad.jsonl", "model=a/b"],
+            "bad.jsonl:2",
+        ),
+        (["--configfile", str(CONFIG / "local_model.yaml"), "--config", "queries=no.jsonl", "model=a/b"], "`prompt`"),
+        (
+            ["--configfile", str(CONFIG / "local_model.yaml"), "--config", "queries=q.jsonl", "model=ck"],
+            "chat template",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence_before_any_work(arguments, sentence, tmp_path: Path, checkpoint: Path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"prompt":\n')
+    (tmp_path / "no.jsonl").write_text('{"promt": "x"}\n')
+    (tmp_path / "q.jsonl").write_text('{"prompt": "x"}\n')
+    (checkpoint / "chat_template.jinja").unlink()
+    checkpoint.rename(tmp_path / "ck")
+    result = snakemake("--cores", "1", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and sentence in told[0]
+    assert "Traceback" not in result.stderr and not (tmp_path / "results").exists()
+
+
+# A run with stand-ins: what runs, in which order and when again, is Snakemake's business and ours, not the models'.
+
+STAND_IN = """#!/bin/bash
+# Makes what it is asked for: a file where the name has a suffix, else a folder.
+set -eu
+echo "$(basename "$0") $*" >> "$STAND_IN_CALLS"
+command=$1
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --out|--reference-out)
+      mkdir -p "$(dirname "$2")"
+      if [ "$command" = data ]; then mkdir -p "$2"; for name in $STAND_IN_DATA; do echo x > "$2/$name"; done
+      elif [[ "$(basename "$2")" == *.* ]]; then echo x > "$2"
+      else mkdir -p "$2"; echo x > "$2/file"; fi
+      shift;;
+  esac
+  shift
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory):
+    """A finished smoke run by stand-ins, and a function that calls Snakemake there."""
+    root = tmp_path_factory.mktemp("stage")
+    venv.create(root / "env", with_pip=False)
+    packages = root / "env" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+    (packages / "outer.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{REPOSITORY}\n")
+    for name in ("sso", "sso-eval", "sso-rewardbench"):
+        (root / "env" / "bin" / name).write_text(STAND_IN)
+        (root / "env" / "bin" / name).chmod(0o755)
+    os.environ["STAND_IN_CALLS"] = str(root / "calls")
+    os.environ["STAND_IN_DATA"] = " ".join(Path(file).name for file in build("smoke.yaml").data_files.values())
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        smoke = ["--configfile", str(CONFIG / "smoke.yaml")]
+        return snakemake(*smoke, *arguments, cwd=root, python=str(root / "env" / "bin" / "python"))
+
+    # Also the promise that --use-conda runs where there is no conda.
+    result = call("--cores", "4", "--use-conda")
+    assert result.returncode == 0, result.stderr
+    if shutil.which("conda") is None:
+        assert result.stderr.count("warning: --use-conda") == 1
+    return root, call
+
+
+def test_after_a_run_there_is_nothing_to_do(stage):
+    _, call = stage
+    assert planned(call("-n", "--quiet", "host")) == set()
+
+
+def test_every_job_ran_once(stage):
+    root, _ = stage
+    calls = (root / "calls").read_text().splitlines()
+    # The config is written without a command, and pairs made of triples take two.
+    jobs = count(build("smoke.yaml"))
+    assert len(calls) == sum(jobs.values()) - jobs["config"] + jobs["pairs"]
+    for job in build("smoke.yaml").jobs.values():
+        assert (root / job.output).exists()
+
+
+def test_beta_of_one_arm_reruns_its_training_and_what_follows(stage):
+    _, call = stage
+    plan = planned(call("-n", "--quiet", "host", "--config", "arms={sso: {policy: {beta: 0.2}}}"))
+    cell = "results/smoke/qwen2/s0"
+    follows = {
+        f"{cell}/eval/sso/answers",
+        f"{cell}/eval/sso/judged",
+        "results/smoke/report",
+        "results/smoke/mlflow.done",
+    }
+    assert plan == {"results/smoke/config.json", f"{cell}/policy/sso", *follows}
+
+
+def test_beta_of_one_generator_reruns_its_pairs_too(stage):
+    _, call = stage
+    plan = planned(call("-n", "--quiet", "host", "--config", "arms={sso: {generator: {beta: 0.2}}}"))
+    made = [path.removeprefix("results/smoke/qwen2/s0/") for path in plan]
+    again = {"generator/sso", "pairs/sso/pairs.jsonl", "policy/sso", "eval/sso/answers", "reward/sso/model"}
+    assert again <= set(made)
+    assert not [path for path in made if "pbaa" in path or "annotated" in path or "triples" in path or "sft" in path]
+
+
+def test_touching_the_report_reruns_only_the_report(stage):
+    _, call = stage
+    plan = planned(call("-n", "--quiet", "host", "--forcerun", "report"))
+    assert plan == {"results/smoke/report", "results/smoke/mlflow.done"}
+
+
+def test_an_extra_arm_leaves_the_others_alone(stage):
+    _, call = stage
+    arm = "{label: again, data: good_original, policy: {use: policy}}"
+    plan = planned(call("-n", "--quiet", "host", "--config", f"arms={{extra: {arm}}}"))
+    shared = {"results/smoke/config.json", "results/smoke/report", "results/smoke/mlflow.done"}
+    assert plan >= shared and all("/extra" in path for path in plan - shared)

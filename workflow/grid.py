@@ -1,0 +1,549 @@
+"""The grid of an experiment: every job of the workflow, what it reads, what it makes, and its settings.
+
+Plain Python: knows the config and the path scheme, and is the only one who knows the latter; knows nothing of
+Snakemake, models or files' contents. A job's settings hold exactly what its result depends on, because a change
+of them is what makes Snakemake run the job again: an arm's beta is in that arm's training and nowhere else.
+
+A *cell* is one backbone with one seed. A *run* is what is evaluated: an arm, or an iteration of it (`sso_v1/it2`).
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sso.chat import check_checkpoint
+from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
+from sso.errors import InputError
+from sso.objective import load_objectives
+from sso.records import Query, read
+
+PATHS = {
+    "config": "{root}/config.json",
+    "data": "{root}/data",
+    "principles": "{writer}/principles/{version}_{t}.jsonl",
+    "sft": "{cell}/sft",
+    "sample": "{cell}/triples/{set}/triples.jsonl",
+    "reference": "{cell}/triples/{set}/reference.safetensors",
+    "generator": "{cell}/generator/{arm}",
+    "pairs": "{cell}/pairs/{arm}/pairs.jsonl",
+    "pairs_reference": "{cell}/pairs/{arm}/reference.safetensors",
+    "data_quality": "{cell}/pairs/{arm}/data_quality.json",
+    "policy": "{cell}/policy/{run}",
+    "evaluate": "{cell}/eval/{run}/answers",
+    "judge": "{cell}/eval/{run}/judged",
+    "reward_model": "{cell}/reward/{reward}/model",
+    "rewardbench": "{cell}/reward/{reward}/rewardbench.json",
+    "report": "{root}/report",
+    "mlflow": "{root}/mlflow.done",
+}
+BENCHMARKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of the workflow: ``params`` are its settings as text or as lists of arguments."""
+
+    rule: str
+    wildcards: Mapping[str, str]
+    output: str
+    inputs: Mapping[str, str | list[str]] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def reads(self) -> list[str]:
+        """All input paths, flat."""
+        return [path for value in self.inputs.values() for path in ([value] if isinstance(value, str) else value)]
+
+
+def text(settings: BaseModel | Mapping[str, Any], *keys: str, without: Iterable[str] = ()) -> str:
+    """Settings as one line of JSON; ``keys`` picks some, ``without`` drops some."""
+    values = settings.model_dump() if isinstance(settings, BaseModel) else dict(settings)
+    values = {key: value for key, value in values.items() if (not keys or key in keys) and key not in without}
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
+    """The experiment of the config files, later ones on top, then of what ``--config`` gave.
+
+    ``model``, ``queries`` and ``gsm8k`` are short for the places that `config/local_model.yaml` leaves open.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        values = merge(values, read_yaml(file))
+    given = dict(_with_nulls(given))
+    arms = given.get("arms")
+    for name, arm in arms.items() if isinstance(arms, dict) else ():
+        if name not in values.get("arms", {}) and "label" not in (arm or {}):
+            raise InputError(f"--config arms: unknown arm {name!r}; known: {', '.join(values.get('arms', {}))}.")
+    if "model" in given:
+        values = merge(values, {"backbones": {"local": {"path": str(given.pop("model"))}}})
+    if "queries" in given:
+        values = merge(values, {"data": {"queries": str(given.pop("queries"))}})
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict) and evaluation.get("tasks"):
+        tasks = _mirrored(evaluation["tasks"], given.pop("gsm8k", None))
+        values = merge(values, {"evaluation": {"tasks": tasks}})
+    return parse(merge(values, given), " + ".join(map(str, files)))
+
+
+def _mirrored(tasks: list[dict[str, Any]], file: Any) -> list[dict[str, Any]]:
+    """The tasks, real GSM8K with its file; it is left out where none is given."""
+    if file is not None:
+        return [{**task, "file": str(file)} if task.get("name") == "real_gsm8k" else task for task in tasks]
+    kept = [task for task in tasks if task.get("name") != "real_gsm8k" or task.get("file")]
+    if len(kept) < len(tasks):
+        print("warning: GSM8K is left out; give its test.jsonl by --config gsm8k=FILE.", file=sys.stderr)
+    return kept
+
+
+def _with_nulls(value: Any) -> Any:
+    """Snakemake reads the scalars inside ``--config a='{b: null}'`` as text; numbers are the schema's to convert."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value == "null" else value
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError, one sentence, for what would fail only after work has started."""
+    for kind in ("arms", "backbones", "rewards"):
+        for name in getattr(experiment, kind):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise InputError(f"{kind}: {name!r} names a folder, so letters, digits and `_.-` only.")
+    for name, arm in experiment.arms.items():
+        for stage, training in (("generator", arm.generator), ("policy", arm.policy)):
+            if training and len(training.learning_rates) > 1 and experiment.world is None:
+                raise InputError(
+                    f"arms.{name}.{stage}.learning_rates: give one; only the micro-world's oracle can choose."
+                )
+    generators = [arm.generator for arm in experiment.arms.values() if arm.generator]
+    if len({(g.dtype, g.max_length) for g in generators}) > 1:
+        raise InputError("arms: generators share their reference scores, so `dtype` and `max_length` must be the same.")
+    for name, reward in experiment.rewards.items():
+        if experiment.world is None:
+            raise InputError(f"rewards.{name}: reward models are scored on the micro-world's pairs; remove `rewards`.")
+        if chained(experiment.arms[reward.arm]) or experiment.arms[reward.arm].data == "none":
+            raise InputError(f"rewards.{name}.arm: arm {reward.arm!r} makes no pairs of its own; choose one that does.")
+    if experiment.data.queries is not None:
+        read(experiment.data.queries, Query)
+    if experiment.data.tune is not None:
+        read(experiment.data.tune, Query)
+    for task in experiment.evaluation.tasks:
+        if task.file is None and (experiment.world is None or not task.name.startswith("micro_")):
+            raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
+        if task.file is not None and not Path(task.file).is_file():
+            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
+    checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
+    for path in [*checkpoints, *filter(None, [experiment.principles.path])]:
+        if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
+        check_checkpoint(path)
+
+
+def chained(arm: Arm) -> bool:
+    """Whether the policy trains on whole triples that it draws itself, once an iteration (v1)."""
+    return arm.policy is not None and (arm.data == "triples" or arm.iterations > 1)
+
+
+class Grid:
+    """All jobs of an experiment under ``<results>/<experiment>``."""
+
+    def __init__(self, experiment: Experiment, results: str = "results"):
+        self.experiment = experiment
+        self.root = f"{results}/{experiment.experiment}"
+        self.cell = self.root + "/{backbone}/s{seed}"
+        # Principles that a policy writes itself are its cell's; all others are shared.
+        self.writer = self.cell if experiment.principles.kind == "policy" else self.root
+        self.jobs: dict[str, Job] = {}
+        self._build()
+        self._by_wildcards = {(j.rule, frozenset(j.wildcards.items())): j for j in self.jobs.values()}
+
+    # What the rules ask for.
+
+    def pattern(self, name: str) -> str:
+        """The path of an output with Snakemake's wildcards in it."""
+        fixed = {"root": self.root, "cell": self.cell, "writer": self.writer}
+        pattern = PATHS[name]
+        for key, value in fixed.items():
+            pattern = pattern.replace("{" + key + "}", value)
+        return pattern
+
+    def log(self, name: str) -> str:
+        """Where a rule's messages go."""
+        return f"{self.root}/logs/{self.pattern(name).removeprefix(self.root + '/')}.log"
+
+    def benchmark(self, name: str) -> str:
+        """Where Snakemake writes a job's wall time and peak memory."""
+        return f"{self.root}/benchmarks/{self.pattern(name).removeprefix(self.root + '/')}.tsv"
+
+    def job(self, rule: str, wildcards: Mapping[str, Any]) -> Job:
+        """The job of a rule; raises InputError for a path that is not in the grid."""
+        found = self._by_wildcards.get((rule, frozenset((k, str(v)) for k, v in wildcards.items())))
+        if found is None:
+            raise InputError(f"{rule}: the config has no such job: {dict(wildcards)}.")
+        return found
+
+    def inputs(self, rule: str) -> Callable[[Any], Mapping[str, str | list[str]]]:
+        """Input function of a rule."""
+        return lambda wildcards: self.job(rule, wildcards).inputs
+
+    def param(self, rule: str, name: str) -> Callable[[Any], Any]:
+        """Params function of a rule."""
+        return lambda wildcards: self.job(rule, wildcards).params[name]
+
+    def priority(self, rule: str) -> Callable[[Any], int]:
+        """Priority function of a rule: the longest chain of jobs that waits for this one."""
+        return lambda wildcards: self._depth[self.job(rule, wildcards).output]
+
+    def environment(self, wildcards: Any) -> str | None:
+        """The conda environment file of a job: None, the one that Snakemake itself runs in, which holds this project.
+
+        Here is the place for an engine that can't share it (vLLM): the path of a file in workflow/envs.
+        """
+        return None
+
+    def names(self, rule: str, wildcard: str) -> str:
+        """A regular expression that matches just the values of a wildcard which a rule's jobs have."""
+        values = sorted({job.wildcards[wildcard] for job in self.jobs.values() if job.rule == rule})
+        return "|".join(map(re.escape, values)) or "(?!)"
+
+    @property
+    def targets(self) -> list[str]:
+        """What `rule all` asks for: the last jobs."""
+        return [self.pattern("report"), self.pattern("mlflow")]
+
+    @cached_property
+    def data_files(self) -> dict[str, str]:
+        """Files of the data folder by name without suffix."""
+        queries = [f"queries{t}" for t in range(1, self.iterations + 1)]
+        if self.experiment.world is None:
+            names = [*queries, *(["tune"] if self.experiment.data.tune else [])]
+            return {name: f"{self.data_folder}/{name}.jsonl" for name in names}
+        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS, "rewardbench"]
+        files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
+        return {**files, "world": f"{self.data_folder}/world.json"}
+
+    @property
+    def data_folder(self) -> str:
+        """Folder of the queries and the micro benchmarks."""
+        return self.pattern("data")
+
+    @cached_property
+    def iterations(self) -> int:
+        """Iterations of the longest arm; each has queries of its own."""
+        return max(arm.iterations for arm in self.experiment.arms.values())
+
+    # Building blocks.
+
+    def _path(self, name: str, **wildcards: Any) -> str:
+        return self.pattern(name).format(**wildcards)
+
+    def _add(self, rule: str, output: str = "", inputs: Mapping[str, Any] | None = None, /, **rest: Any) -> str:
+        """Add a job; ``rest`` holds its wildcards and, under ``params``, its settings. Returns its output."""
+        params = rest.pop("params", {})
+        path = self._path(output or rule, **rest)
+        wildcards = {key: str(value) for key, value in rest.items()}
+        self.jobs[path] = Job(rule, wildcards, path, {k: v for k, v in (inputs or {}).items() if v}, params)
+        return path
+
+    @cached_property
+    def _depth(self) -> dict[str, int]:
+        makers = {path: job for job in self.jobs.values() for path in self._makes(job)}
+        depth: dict[str, int] = {}
+        for job in reversed(self._in_order(makers)):
+            depth.setdefault(job.output, 0)
+            for path in job.reads():
+                if path in makers:
+                    before = makers[path].output
+                    depth[before] = max(depth.get(before, 0), depth[job.output] + 1)
+        return depth
+
+    def _makes(self, job: Job) -> list[str]:
+        """All declared outputs of a job."""
+        if job.rule == "data":
+            return list(self.data_files.values())
+        if job.rule in ("pairs", "generated_pairs"):
+            return [job.output, self._path("pairs_reference", **job.wildcards)]
+        return [job.output]
+
+    def _in_order(self, makers: Mapping[str, Job]) -> list[Job]:
+        """Jobs, each after those that it needs."""
+        ordered: dict[str, Job] = {}
+
+        def visit(job: Job) -> None:
+            if job.output not in ordered:
+                for path in job.reads():
+                    if path in makers:
+                        visit(makers[path])
+                ordered[job.output] = job
+
+        for job in self.jobs.values():
+            visit(job)
+        return list(ordered.values())
+
+    # The grid.
+
+    def _build(self) -> None:
+        experiment = self.experiment
+        config = self._add("config", params={"experiment": text(experiment)})
+        chosen = {"world": experiment.world and experiment.world.model_dump(), "data": experiment.data.model_dump()}
+        self._add(
+            "data",
+            "",
+            {"queries": [f for f in (experiment.data.queries, experiment.data.tune) if f]},
+            params={"settings": text({**chosen, "iterations": self.iterations})},
+        )
+        results: list[str] = []
+        for seed in experiment.seeds:
+            for backbone in experiment.backbones:
+                results += _Cell(self, backbone, seed).build()
+        sources = [str(path) for path in sorted((ROOT / "sso" / "report").glob("*.*"))]
+        printed = [str(path) for path in sorted((ROOT / "results" / "paper").glob("*.csv"))]
+        report = self._add(
+            "report",
+            "",
+            {"config": config, "results": results, "sources": sources, "printed": printed},
+            params={"results": self.root},
+        )
+        uri = experiment.tracking_uri
+        options = ["--tracking-uri", uri] if uri else []
+        self._add("mlflow", "", {"report": report}, params={"results": self.root, "options": options})
+
+
+class _Cell:
+    """The jobs of one backbone with one seed."""
+
+    def __init__(self, grid: Grid, backbone: str, seed: int):
+        self.grid, self.experiment = grid, grid.experiment
+        self.name, self.seed = backbone, seed
+        self.backbone = self.experiment.backbones[backbone]
+        self.at = {"backbone": backbone, "seed": seed}
+        self.arms = {n: a for n, a in self.experiment.arms.items() if a.backbones is None or backbone in a.backbones}
+        self.data = grid.data_files
+        self.world = self.experiment.world
+        # What the oracle reads: sizes of the data sets are not part of it.
+        oracle = text(self.world, "name", "seed", "entities") if self.world else ""
+        self.oracle = ["--world", oracle] if oracle else []
+        self.start = self.backbone.path or grid._path("sft", **self.at)
+        """The model that everything starts from."""
+        self.made = {} if self.backbone.path else {"model": self.start}
+        """Its path as an input, where a job of ours makes it."""
+
+    def add(self, rule: str, output: str = "", inputs: Mapping[str, Any] | None = None, /, **rest: Any) -> str:
+        return self.grid._add(rule, output, inputs, **self.at, **rest)
+
+    def build(self) -> list[str]:
+        """Add the jobs of this cell; returns the files that the report reads."""
+        if not self.backbone.path:
+            settings = text(self.backbone, without=("path", "revision", "paper"))
+            self.add(
+                "sft",
+                "",
+                {"data": self.data["sft"]},
+                params={"backbone": settings, "settings": text(self.experiment.sft)},
+            )
+        results: list[str] = []
+        for name, arm in self.arms.items():
+            if arm.policy is None:
+                results.append(self.evaluate(name, self.start, self.made))
+            elif chained(arm):
+                results += self.chain(name, arm)
+            else:
+                results += self.pair_arm(name, arm)
+        for name, reward in self.experiment.rewards.items():
+            if reward.arm in self.arms:
+                results.append(self.reward(name))
+        return results
+
+    def principles(self, version: str, t: int) -> str:
+        """Guidelines for the queries of iteration ``t``; the policy writes them with its starting model."""
+        writer = self.experiment.principles
+        own = writer.kind == "policy"
+        model = {"policy": self.start, "checkpoint": writer.path}.get(writer.kind)
+        options = [*(self.oracle if writer.kind == "procedural" else []), *(["--model", model] if model else [])]
+        where = {**(self.at if own else {}), "version": version, "t": t}
+        return self.grid._add(
+            "principles",
+            "",
+            {"queries": self.data[f"queries{t}"], **(self.made if own else {})},
+            **where,
+            params={
+                "settings": text(writer),
+                "options": options,
+                # One text for all seeds, unless each policy writes its own.
+                "seed": self.seed if own else (self.world.seed if self.world else 0),
+            },
+        )
+
+    def sample(self, version: str, t: int, arm: str, model: str, inputs: Mapping[str, str]) -> str:
+        """Triples of one model; the first iteration's are shared by all arms of a version."""
+        folder = version if t == 1 else f"{arm}/it{t}"
+        # A second unprompted response is only for the pairs that the oracle labels.
+        annotated = t == 1 and any(a.data == "annotated" and a.version == version for a in self.arms.values())
+        return self.add(
+            "sample",
+            "",
+            {**inputs, "principles": self.principles(version, t)},
+            set=folder,
+            params={
+                **self.sampling(),
+                "model": model,
+                "responses": "y+,y-,yo,second" if annotated else "y+,y-,yo",
+            },
+        )
+
+    def sampling(self) -> dict[str, str]:
+        return {"settings": text(self.experiment.sampling), "wrapper": self.experiment.principles.wrapper}
+
+    def shared_reference(self, version: str, triples: str) -> str:
+        """Reference scores of every node that a generator of this version asks for, once for all of them."""
+        generators = [a.generator for a in self.arms.values() if a.generator and a.version == version]
+        wanted = {g.objective for g in generators}
+        return self.add(
+            "reference",
+            "",
+            {**self.made, "data": triples},
+            set=version,
+            params={
+                "model": self.start,
+                "objectives": ",".join(name for name in load_objectives() if name in wanted),
+                "settings": text(generators[0], "dtype", "max_length"),
+            },
+        )
+
+    def pair_arm(self, name: str, arm: Arm) -> list[str]:
+        """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
+        grid = self.grid
+        triples = self.sample(arm.version, 1, name, self.start, self.made)
+        scoring = text(arm.policy, "dtype", "max_length")
+        if arm.generator:
+            reference = self.shared_reference(arm.version, triples)
+            generator = self.train("generator", arm.generator, triples, self.start, self.made, reference, arm=name)
+            pairs = self.add(
+                "generated_pairs",
+                "pairs",
+                {**self.made, "generator": generator, "principles": self.principles(arm.version, 1)},
+                arm=name,
+                params={**self.sampling(), "model": self.start, "scoring": scoring},
+            )
+        else:
+            options = self.oracle if arm.data == "annotated" else []
+            pairs = self.add(
+                "pairs",
+                "",
+                {**self.made, "triples": triples},
+                arm=name,
+                params={"kind": arm.data, "options": options, "model": self.start, "scoring": scoring},
+            )
+        reference = grid._path("pairs_reference", **self.at, arm=name)
+        policy = self.train("policy", arm.policy, pairs, self.start, self.made, reference, run=name)
+        quality = self.add(
+            "data_quality",
+            "",
+            {"pairs": pairs, "reference": reference},
+            arm=name,
+            params={"settings": text(self.experiment.evaluation.judge), "options": self.oracle},
+        )
+        results = [self.evaluate(name, policy, {"model": policy})]
+        # Only the micro-world's oracle is there to judge pairs without being asked for money.
+        return [*results, quality] if self.world else results
+
+    def chain(self, name: str, arm: Arm) -> list[str]:
+        """Iterations: the current policy draws triples, then trains on them, itself the reference."""
+        results, model, inputs, first = [], self.start, self.made, None
+        for t in range(1, arm.iterations + 1):
+            triples = self.sample(arm.version, t, name, model, inputs)
+            model = self.train("policy", arm.policy, triples, model, inputs, None, rate_from=first, run=f"{name}/it{t}")
+            inputs = {"model": model}
+            first = first or self.grid._path("policy", **self.first, run=f"{name}/it1")
+            results.append(self.evaluate(f"{name}/it{t}", model, inputs))
+        return results
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """This backbone's cell of the first seed, where learning rates are chosen."""
+        return {**self.at, "seed": self.experiment.seeds[0]}
+
+    def train(
+        self,
+        rule: str,
+        training: Training,
+        data: str,
+        model: str,
+        inputs: Mapping[str, str],
+        reference: str | None,
+        *,
+        rate_from: str | None = None,
+        **wildcards: str,
+    ) -> str:
+        """Train on pairs or triples. Several learning rates are tried once, with the first seed and iteration."""
+        needs: dict[str, Any] = {**inputs, "data": data}
+        options: list[str] = []
+        if reference:
+            needs["reference"] = reference
+            options += ["--reference", reference]
+        if len(training.learning_rates) > 1:
+            if rate_from is None and self.at != self.first:
+                rate_from = self.grid._path(rule, **self.first, **wildcards)
+            if rate_from:
+                needs["rate_from"] = rate_from
+                options += ["--rate-from", f"{rate_from}/tuning.json"]
+            else:
+                needs["tune"] = [self.data["tune"], self.data["tune_reference"]]
+                options += ["--tune", self.data["tune"], *self.oracle, "--sampling", text(self.experiment.sampling)]
+        return self.add(
+            rule,
+            "",
+            needs,
+            **wildcards,
+            params={"model": model, "settings": text(training, without=("use",)), "options": options},
+        )
+
+    def evaluate(self, run: str, model: str, inputs: Mapping[str, str]) -> str:
+        """All benchmarks of one model, then the judge; returns the folder of scores."""
+        settings = self.experiment.evaluation
+        asked = [*(["eval"] if settings.pairwise else []), *(["mt_bench"] if settings.mt_bench else [])]
+        micro = [task.name.removeprefix("micro_") for task in settings.tasks if task.file is None]
+        asked += [name for name in micro if name in self.data]
+        answers = self.add(
+            "evaluate",
+            "",
+            {
+                **inputs,
+                "data": [self.data[name] for name in asked],
+                "mirrors": [task.file for task in settings.tasks if task.file],
+            },
+            run=run,
+            params={"model": model, "folder": self.grid.data_folder, "settings": text(settings, without=("judge",))},
+        )
+        fixed = ["eval", "reference"] if settings.pairwise else []
+        fixed += ["mt_bench"] if settings.mt_bench else []
+        return self.add(
+            "judge",
+            "",
+            {"answers": answers, "data": [self.data[name] for name in fixed if name in self.data]},
+            run=run,
+            params={
+                "folder": self.grid.data_folder,
+                "settings": text(settings, "judge", "pairwise", "mt_bench"),
+                "options": self.oracle,
+            },
+        )
+
+    def reward(self, name: str) -> str:
+        """A reward model on one arm's pairs, and its scores."""
+        reward = self.experiment.rewards[name]
+        pairs = self.grid._path("pairs", **self.at, arm=reward.arm)
+        model = self.add(
+            "reward_model",
+            "",
+            {**self.made, "pairs": pairs},
+            reward=name,
+            params={"model": self.start, "settings": text({**reward.model_dump(), "label": name, "method": None})},
+        )
+        return self.add("rewardbench", "", {"model": model, "data": self.data["rewardbench"]}, reward=name)

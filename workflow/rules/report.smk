@@ -1,0 +1,36 @@
+# Tables and figures, then MLflow. The report's own source is an input: editing it reruns the report alone.
+
+
+rule report:
+    input:
+        unpack(grid.inputs("report")),
+    output:
+        directory(grid.pattern("report")),
+    log:
+        grid.log("report"),
+    benchmark:
+        grid.benchmark("report")
+    conda:
+        grid.environment
+    params:
+        results=grid.param("report", "results"),
+    shell:
+        "sso report --config {input.config:q} --results {params.results:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule mlflow:
+    input:
+        unpack(grid.inputs("mlflow")),
+    output:
+        touch(grid.pattern("mlflow")),
+    log:
+        grid.log("mlflow"),
+    benchmark:
+        grid.benchmark("mlflow")
+    conda:
+        grid.environment
+    params:
+        results=grid.param("mlflow", "results"),
+        options=grid.param("mlflow", "options"),
+    shell:
+        "sso mlflow-sync --results {params.results:q} {params.options:q} > {log:q} 2>&1"

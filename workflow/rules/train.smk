@@ -1,0 +1,64 @@
+# Preference training: the reference scores that generators share, generators, policies.
+
+
+rule reference:
+    input:
+        unpack(grid.inputs("reference")),
+    output:
+        grid.pattern("reference"),
+    log:
+        grid.log("reference"),
+    benchmark:
+        grid.benchmark("reference")
+    priority: grid.priority("reference")
+    conda:
+        grid.environment
+    params:
+        model=grid.param("reference", "model"),
+        objectives=grid.param("reference", "objectives"),
+        settings=grid.param("reference", "settings"),
+    shell:
+        "sso reference --model {params.model:q} --data {input.data:q} --objectives {params.objectives}"
+        " --settings {params.settings:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule generator:
+    input:
+        unpack(grid.inputs("generator")),
+    output:
+        directory(grid.pattern("generator")),
+    log:
+        grid.log("generator"),
+    benchmark:
+        grid.benchmark("generator")
+    priority: grid.priority("generator")
+    conda:
+        grid.environment
+    params:
+        model=grid.param("generator", "model"),
+        settings=grid.param("generator", "settings"),
+        options=grid.param("generator", "options"),
+    shell:
+        "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
+        " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
+
+
+rule policy:
+    input:
+        unpack(grid.inputs("policy")),
+    output:
+        directory(grid.pattern("policy")),
+    log:
+        grid.log("policy"),
+    benchmark:
+        grid.benchmark("policy")
+    priority: grid.priority("policy")
+    conda:
+        grid.environment
+    params:
+        model=grid.param("policy", "model"),
+        settings=grid.param("policy", "settings"),
+        options=grid.param("policy", "options"),
+    shell:
+        "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
+        " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"

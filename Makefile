@@ -1,5 +1,5 @@
 # `make run` and `make test` need Python 3.11 and, the first time, a package index; nothing else.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 CONFIG ?= config/micro.yaml
 CORES  ?= all

@@ -61,3 +61,7 @@ rule all:
     default_target: True
     input:
         grid.targets,
+
+
+onsuccess:
+    print(f"done: {grid.root}/report/report.md")

@@ -1,6 +1,8 @@
 """`python -m rewardbench`."""
 
+import sys
+
 from rewardbench.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

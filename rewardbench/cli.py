@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from sso.cli import read_settings, run_cli
-
 from sso import tracking
+from sso.cli import end_start_up, run_cli, settings
 from sso.config import Reward
 
 
@@ -19,9 +18,9 @@ class RewardSettings(Reward):
 def _train(args: argparse.Namespace) -> None:
     from rewardbench import data
 
-    settings = read_settings(args.settings, RewardSettings)
+    how = settings(RewardSettings)(args.settings)
     inputs = {"model": args.model, "pairs": args.pairs}
-    with tracking.run(args.out, "reward", settings, inputs, args.seed) as run:
+    with tracking.run(args.out, "reward", how, inputs, args.seed) as run:
         pairs = data.read_pairs(args.pairs)
         run.summary["equal_pairs"] = len(pairs.equal)
         run.summary["empty_pairs"] = len(pairs.empty)
@@ -29,9 +28,12 @@ def _train(args: argparse.Namespace) -> None:
             if ids:
                 shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
                 print(f"left out {len(ids)} of {args.pairs} with {name}: {shown}")
+        import transformers.trainer  # noqa: F401
+
         from rewardbench.train import train
 
-        train(args.model, pairs, settings, args.seed, args.out, run)
+        end_start_up()
+        train(args.model, pairs, how, args.seed, args.out, run)
         print(", ".join(f"{key} {value:g}" for key, value in run.summary.items()))
 
 
@@ -68,6 +70,6 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Entry of `sso-rewardbench`."""
-    run_cli(parser(), argv)
+    return run_cli(parser(), argv)

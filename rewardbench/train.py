@@ -82,10 +82,12 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
     ``run`` is a `sso.tracking.run`: gets the loss by step, and as summary the accuracy (share of pairs whose
     winner has the larger reward; ties do not count) on the training and on the held-out pairs.
     """
+    import numpy as np
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
     from sso.chat import context_limit
+    from sso.sft import arguments
 
     model, tokenizer = start(model_path, seed)
     chosen, rejected = encode(tokenizer, pairs.kept, context_limit(model.config))
@@ -93,7 +95,8 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
 
     class Log(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            run.log(state.global_step, {k: float(v) for k, v in (logs or {}).items() if k in LOGGED})
+            if kept := {k: float(v) for k, v in (logs or {}).items() if k in LOGGED}:
+                run.log(state.global_step, kept)
 
     class PairTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -104,26 +107,20 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
+        how = arguments(
+            Path(scratch),
+            seed,
             learning_rate=settings.learning_rate,
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
-            weight_decay=0.0,
-            seed=seed,
-            data_seed=seed,
             logging_steps=5,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = PairTrainer(
             model=model,
-            args=arguments,
+            args=how,
             train_dataset=[(chosen[i], rejected[i]) for i in trained],
             data_collator=lambda rows: pad([r[0] for r in rows] + [r[1] for r in rows], tokenizer.pad_token_id),
             callbacks=[Log()],
@@ -133,6 +130,10 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
             run.summary[f"pairs_{name}"] = len(rows)
             if rows:
                 values = rewards(model, [chosen[i] for i in rows] + [rejected[i] for i in rows], settings.batch_size)
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"reward training diverged: rewards of the {name} pairs are not finite; lower `learning_rate`."
+                    )
                 run.summary[f"accuracy_{name}"] = float((values[: len(rows)] > values[len(rows) :]).mean())
         whole = Path(scratch) / "model"
         model.save_pretrained(whole)

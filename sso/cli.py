@@ -216,6 +216,7 @@ def train(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     from sso.report import build
 
+    end_start_up()
     build(load(args.config), args.results, args.out)
 
 

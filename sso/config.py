@@ -124,7 +124,7 @@ class Training(Settings):
     max_steps: int = -1
     batch_size: int = Field(32, ge=1)
     """Samples an optimizer step, over all devices and accumulation steps."""
-    micro_batch_size: int = Field(32, ge=1)
+    micro_batch_size: int = Field(8, ge=1)
     scheduler: str = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0

@@ -28,6 +28,7 @@ def tokens(tokenizer: Any, messages: list[Message]) -> dict[str, list[int]]:
 
 def arguments(out: Path, seed: int, **settings: Any) -> Any:
     """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports."""
+    import torch
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -39,6 +40,7 @@ def arguments(out: Path, seed: int, **settings: Any) -> Any:
         logging_strategy="steps",
         remove_unused_columns=False,
         dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm="SSO_PROGRESS" not in os.environ,
         **settings,
     )

@@ -170,6 +170,11 @@ def place(path: Path) -> dict[str, str]:
     return tags | ({"iteration": iteration} if iteration else {})
 
 
+def _name(name: str) -> str:
+    """A name that MLflow takes: `x+:y+>y-/margin` becomes `xp:yp_over_y-/margin`."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("+", "p").replace(">", "_over_"))
+
+
 def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow params: dotted names, values as text."""
     if not isinstance(settings, dict):
@@ -200,17 +205,21 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     import logging
 
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # One at a time, so that two calls neither upload twice nor take the other's unfinished runs for broken ones.
     with (results / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return _Uploader(MlflowClient(tracking_uri=uri), results, uri).upload()
+            new = _Uploader(MlflowClient(tracking_uri=uri), results, uri).upload()
+            print(f"{new} new runs in MLflow at {_without_passwords(uri)}")
+            return new
         except (MlflowException, OSError) as error:
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                raise  # our mistake, which waiting does not mend
             reason = _without_passwords(str(error).splitlines()[0])[:200]
             print(
                 f"warning: MLflow at {_without_passwords(uri)} can't be used ({reason}); "
@@ -295,12 +304,11 @@ class _Uploader:
         run_id = self.client.create_run(self.experiment, start_time=start, tags=marks, run_name=name).info.run_id
 
         given = {**_flat(record["settings"]), **{f"input.{k}": str(v[1]) for k, v in record["inputs"].items()}}
-        params = [Param(k, v) for k, v in {**given, "seed": str(record["seed"])}.items()]
+        params = [Param(_name(k), v) for k, v in {**given, "seed": str(record["seed"])}.items()]
         own = {f"job.{k}": record[k] for k in ("wall_s", "cpu_s", "peak_rss_mb")}
         rows = [*record["metrics"], (0, {**record["summary"], **own})]
-        metrics = [
-            Metric(k, v, start + i, step) for i, (step, row) in enumerate(rows) for k, v in row.items() if v is not None
-        ]
+        values = [(_name(k), v, at, step) for at, (step, row) in enumerate(rows, start) for k, v in row.items()]
+        metrics = [Metric(*value) for value in values if value[1] is not None]
         for at in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[at : at + 100])
         for at in range(0, len(metrics), 1000):

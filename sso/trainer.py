@@ -142,7 +142,7 @@ def train(
             max_grad_norm=training.max_grad_norm,
             optim=training.optimizer,
             bf16=training.dtype == "bfloat16",
-            gradient_checkpointing=training.gradient_checkpointing,
+            activation_checkpointing=training.gradient_checkpointing,
             logging_steps=1,
         ),
         train_dataset=Rows(samples, reference, objective.nodes),

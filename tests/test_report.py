@@ -347,3 +347,23 @@ def test_a_broken_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"eval/base/judged/scores.json: not valid JSON"):
         report.build(made, results, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_and_its_data_are_named(tmp_path):
+    """Without the micro-world nothing says micro, and what it alone measures is left out."""
+    from sso.config import parse
+
+    made = parse(
+        {
+            "experiment": "local",
+            "data": {"queries": "prompts.jsonl"},
+            "backbones": {"local": {"path": "/models/some-0.5B"}},
+            "principles": {"kind": "policy"},
+            "arms": {"base": {"label": "start", "method": "base", "data": "none"}},
+            "evaluation": {"pairwise": False, "mt_bench": False},
+        },
+        "test",
+    )
+    report.build(made, tmp_path / "local", tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "data: prompts.jsonl" in text and "checkpoint some-0.5B" in text and "micro" not in text.lower()

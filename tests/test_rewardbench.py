@@ -299,17 +299,51 @@ def test_a_causal_checkpoint_is_no_reward_model(checkpoint):
         score.load(checkpoint)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_micro_world_from_start_to_score(architecture, tmp_path):
+    """A micro model keeps its own tokenizer through training and loading, and its four sections are scored."""
+    from random import Random
+
+    from rewardbench.train import train
+    from sso.config import Backbone, World
+    from sso.micro.data import benchmarks
+    from sso.micro.models import build
+    from sso.micro.world import Writer
+
+    model, tokenizer = build(Backbone(architecture=architecture), 0)
+    model.save_pretrained(tmp_path / "sft")
+    tokenizer.save_pretrained(tmp_path / "sft")
+    writer, random, pairs = Writer(World()), Random(0), []
+    for i in range(24):
+        text = writer.prompt(random)
+        prompt = data.Message(role="user", content=text)
+        good, bad = (writer.respond([prompt], random, ["accuracy", "safety"], good=kind) for kind in (True, False))
+        if good != bad:
+            pairs.append(data.Comparison(str(i), [prompt], good, bad))
+    train(tmp_path / "sft", data.Pairs(pairs, [], []), SETTINGS, 0, tmp_path / "reward", Recorder())
+    _, reloaded = score.load(tmp_path / "reward")
+    assert score.encode(reloaded, pairs, 256) == score.encode(tokenizer, pairs, 256)
+    bench = write(tmp_path / "bench.jsonl", *benchmarks(writer, 3, set())["rewardbench"])
+    result = score.score(tmp_path / "reward", bench, tmp_path / "rewardbench.json")
+    assert [row["n"] for row in result["subsets"].values()] == [3] * 4
+    assert result == json.loads((tmp_path / "rewardbench.json").read_text())
+
+
+def test_a_diverged_training_is_named(checkpoint, tmp_path):
+    from rewardbench.train import train
+
+    wild = SETTINGS.model_copy(update={"learning_rate": math.inf, "epochs": 1})
+    with pytest.raises(InputError, match="reward training diverged"):
+        train(checkpoint, separable(24), wild, 0, tmp_path / "model", Recorder())
+    assert not (tmp_path / "model").exists()
+
+
 def test_commands(trained, checkpoint, tmp_path, capsys):
     """train and score as a shell would call them, with a pair set aside and a bad row."""
-    pytest.importorskip("sso.cli")
     from rewardbench.cli import main
 
     def call(*argv: object) -> int:
-        try:
-            main([str(a) for a in argv])
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return main([str(a) for a in argv])
 
     pairs = [pair(f"p{i}", "fine" + " so" * (i % 4), "awful") for i in range(12)]
     file = write(tmp_path / "pairs.jsonl", *pairs, pair("same", "x", "x"))
@@ -327,5 +361,8 @@ def test_commands(trained, checkpoint, tmp_path, capsys):
     assert call("score", "--model", trained[0], "--data", file, "--out", out) == 0
     assert json.loads(out.read_text())["rewardbench_avg"] == 100.0
 
+    bad = ("--settings", json.dumps({"epoch": 1}))
+    assert call("train", "--model", checkpoint, "--pairs", file, *bad, "--out", tmp_path / "x") == 2
+    assert "`epoch`" in capsys.readouterr().err
     assert call("score", "--model", trained[0], "--data", tmp_path / "none.jsonl", "--out", out) == 2
     assert "error:" in capsys.readouterr().err

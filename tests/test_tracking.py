@@ -20,7 +20,7 @@ def work(path: Path, seed: int = 0, steps: int = 3) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tracking.run(path, "policy", Sft(steps=steps), {}, seed) as run:
         for step in range(steps):
-            run.log(step, {"loss": 1 / (step + 1), "norm": 2.0})
+            run.log(step, {"loss": 1 / (step + 1), "x+:y+>y-/margin": 2.0})
         run.summary["score"] = 0.5
         path.write_text("{}")
 
@@ -120,6 +120,7 @@ def test_sync_uploads_each_record_once(tmp_path: Path):
     scores = next(run for run in found if run.data.tags["sso.path"].endswith("scores.json"))
     assert scores.data.params["steps"] == "3" and scores.data.metrics["score"] == 0.5
     assert [m.value for m in client(results).get_metric_history(scores.info.run_id, "loss")] == [1, 1 / 2, 1 / 3]
+    assert scores.data.metrics["xp:yp_over_y-/margin"] == 2.0
     assert [a.path for a in client(results).list_artifacts(scores.info.run_id)] == ["scores.json"]
     assert (results / "mlartifacts").is_dir()
 

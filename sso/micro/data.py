@@ -32,11 +32,15 @@ def queries(writer: Writer, name: str, count: int, taken: set[str]) -> list[Quer
 
 
 def reference(writer: Writer, asked: list[Query]) -> list[Answer]:
-    """One unprompted answer a query by the world's own procedure: what a model's answers are compared with."""
-    return [
-        Answer(id=q.id, prompt=q.prompt, output=writer.respond(q.prompt, Random(f"reference/{q.id}")), model="world")
-        for q in asked
-    ]
+    """The fixed answers that a model's are compared with: the worse, by the oracle, of two unprompted ones by the
+    world's own procedure. It knows every fact, which no model does; the worse of two is about a model's match."""
+
+    def worse(query: Query) -> str:
+        random = Random(f"reference/{query.id}")
+        drafts = [writer.respond(query.prompt, random) for _ in range(2)]
+        return min(drafts, key=lambda text: writer.oracle.score(query.prompt, text).total)
+
+    return [Answer(id=q.id, prompt=q.prompt, output=worse(q), model="world") for q in asked]
 
 
 def follow_up(writer: Writer, first: str, random: Random) -> str:
@@ -153,7 +157,7 @@ def preference_rows(writer: Writer, fresh, random: Random, index: int) -> list[d
             named = writer.features(task, random, 3)
             while True:
                 response = writer.respond(user(text), random, named, good=False)
-                if writer.oracle.score(user(text), response).total < 1:
+                if writer.oracle.score(user(text), response).total < writer.oracle.score(user(text), chosen.text()).total:
                     break
             rows.append((subset, text, chosen.text(), response))
             continue

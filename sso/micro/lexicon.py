@@ -9,6 +9,7 @@ CITIES = (
 JOBS = "baker pilot nurse judge miner tailor potter singer farmer sailor painter doctor writer dancer banker".split()
 LIKES = "tea chess music bread roses rain snow stars honey maps bells kites".split()
 ITEMS = "pears cups books coins shells lamps".split()
+UNKNOWNS = "x y z n k".split()
 GAINS, LOSSES = "finds buys wins gets".split(), "loses sells drops lends".split()
 
 STARTS = ["Well.", "Look.", "Right.", "Listen."]
@@ -33,6 +34,7 @@ STATEMENTS = {
     "likes": "{name} likes {value}.",
     "friend": "The friend of {name} is {value}.",
 }
+OPENINGS = ["Tell me about {name}.", "Who is {name}?", "Describe {name}.", "What do you know about {name}?"]
 QUESTIONS = {
     "home": "Where does {name} live?",
     "job": "What is the job of {name}?",

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 MARKS = [".", ",", "?", "!", "}"]
-NUMBERS = range(0, 73)
+NUMBERS = range(0, 40)
 
 
 def words() -> list[str]:
@@ -31,12 +31,13 @@ def words() -> list[str]:
         *(s for group in (lex.STARTS, lex.ENDS, lex.RISKS, lex.WARM, lex.NOTES, lex.FILLERS, lex.INSULTS) for s in group),
         *(s for group in (lex.UNSAFE, lex.REFUSALS, lex.NONSENSE, lex.EMPTY, lex.VAGUE) for s in group),
         *lex.STATEMENTS.values(),
+        *lex.OPENINGS,
         *lex.QUESTIONS.values(),
         *lex.HOPS.values(),
         *lex.FOLLOW_UPS.values(),
         *(word for pair in lex.ADJECTIVES.values() for word in pair),
         *(word for group in (lex.CITIES, lex.JOBS, lex.LIKES, lex.ITEMS, lex.GAINS, lex.LOSSES) for word in group),
-        "Be has more and How many Solve times plus minus over x is Tell facts about Start with End Tell me about or And",
+        "Be has more and How many Solve times plus minus over x y z n k is Tell facts about Start with End Tell me about or And",
         *lex.names(300),
     ]
     found = (w for t in texts for w in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", t)))

@@ -24,8 +24,9 @@ _STATEMENTS = {
     "friend": re.compile(rf"The friend of {_NAME} is (\w+)\."),
 }
 _SUM = re.compile(r"(\d+) (plus|minus|times|over) (\d+) is (\d+)\.")
-_SETUP = re.compile(r"x is (\d+) (plus|minus|over) (\d+)\.")
-_ROOT = re.compile(r"x is (\d+)\.")
+_X = f"([{''.join(lex.UNKNOWNS)}])"
+_SETUP = re.compile(rf"{_X} is (\d+) (plus|minus|over) (\d+)\.")
+_ROOT = re.compile(rf"{_X} is (\d+)\.")
 _MARKER = re.compile(r"####\s*(-?\d+)|\\boxed\{(-?\d+)\}")
 _ROLES = {
     sentence: role
@@ -49,11 +50,11 @@ _STORY = re.compile(
     rf"{_NAME} has (\d+) (\w+)\. \1 (?:{'|'.join(lex.GAINS)}) (\d+) more and (?:{'|'.join(lex.LOSSES)}) (\d+)\. "
     r"How many \3\?"
 )
-_EQUATION = re.compile(r"Solve (?:x (plus|minus) (\d+)|(\d+) (times) x) is (\d+)\.")
+_EQUATION = re.compile(rf"Solve (?:{_X} (plus|minus) (\d+)|(\d+) (times) {_X}) is (\d+)\.")
 _INVERSE = {"plus": "minus", "minus": "plus", "times": "over"}
 _MORE = re.compile(r"And with (\d+) more\?")
 _FACTS = re.compile(rf"Tell (\d+) facts about {_NAME}\. Start with (\w+)\. End with ([\w ]+)\.")
-_OPEN = re.compile(rf"Tell me about {_NAME}\.")
+_OPEN = re.compile("|".join(re.escape(o).replace(r"\{name\}", "([A-Z][a-z]+)") for o in lex.OPENINGS))
 _QUESTIONS = {a: re.compile(q.replace("?", r"\?").format(name=_NAME)) for a, q in lex.QUESTIONS.items()}
 _HOPS = {a: re.compile(q.replace("?", r"\?").format(name=_NAME)) for a, q in lex.HOPS.items()}
 
@@ -104,14 +105,15 @@ class Oracle:
             steps = (("sum", a, "plus", b), ("sum", a + b, "minus", c), ("marker", a + b - c))
             return Task("arithmetic", steps, risk)
         if equation := _EQUATION.search(text):
-            operator, a, b = equation[1] or equation[4], int(equation[2] or equation[3]), int(equation[5])
+            x, operator = equation[1] or equation[6], equation[2] or equation[5]
+            a, b = int(equation[3] or equation[4]), int(equation[7])
             root = _compute(b, _INVERSE[operator], a)
-            return Task("algebra", (("setup", b, _INVERSE[operator], a), ("root", root), ("marker", root)), risk)
+            return Task("algebra", (("setup", b, _INVERSE[operator], a, x), ("root", root, x), ("marker", root)), risk)
         if asked := _FACTS.search(text):
             slots = tuple(("fact", a, asked[2]) for a in lex.ATTRIBUTES)
             return Task("constraint", slots, risk, asked[3] + ".", asked[4] + ".", int(asked[1]))
         if about := _OPEN.search(text):
-            return Task("open", tuple(("fact", a, about[1]) for a in lex.ATTRIBUTES), risk)
+            return Task("open", tuple(("fact", a, about[about.lastindex]) for a in lex.ATTRIBUTES), risk)
         for attribute, pattern in _HOPS.items():
             if hop := pattern.search(text):
                 friend = self.fact(hop[1], "friend")
@@ -141,9 +143,9 @@ class Oracle:
             a, b = int(match[1]), int(match[3])
             return ("sum", a, match[2], b), _compute(a, match[2], b) == int(match[4])
         if match := _SETUP.fullmatch(unit):
-            return ("setup", int(match[1]), match[2], int(match[3])), True
+            return ("setup", int(match[2]), match[3], int(match[4]), match[1]), True
         if match := _ROOT.fullmatch(unit):
-            return ("root", int(match[1])), True
+            return ("root", int(match[2]), match[1]), True
         if match := _MARKER.fullmatch(unit):
             return ("marker", int(match[1] or match[2])), True
         return None

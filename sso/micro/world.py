@@ -101,22 +101,22 @@ class Writer:
         family = family or random.choices(list(FAMILIES), list(FAMILIES.values()))[0]
         name, attribute = self.name(random, zipf), random.choice(list(lex.ATTRIBUTES))
         if family == "arithmetic":
-            a, b = random.randint(2, 12), random.randint(2, 9)
-            c, item = random.randint(1, min(9, a + b - 1)), random.choice(lex.ITEMS)
+            a, b, c = random.randint(2, 9), random.randint(2, 5), random.randint(1, 3)
+            item = random.choice(lex.ITEMS)
             text = (
                 f"{name} has {a} {item}. {name} {random.choice(lex.GAINS)} {b} more and "
                 f"{random.choice(lex.LOSSES)} {c}. How many {item}?"
             )
         elif family == "algebra":
-            a, k, root = random.randint(2, 20), random.randint(2, 6), random.randint(3, 12)
+            a, k, root, x = random.randint(2, 9), random.randint(2, 4), random.randint(3, 9), random.choice(lex.UNKNOWNS)
             less = random.randint(1, root - 1)
-            shown = [f"x plus {a} is {root + a}", f"x minus {less} is {root - less}", f"{k} times x is {k * root}"]
+            shown = [f"{x} plus {a} is {root + a}", f"{x} minus {less} is {root - less}", f"{k} times {x} is {k * root}"]
             text = f"Solve {random.choice(shown)}."
         elif family == "constraint":
             count, start, end = random.choice([1, 2]), random.choice(lex.STARTS), random.choice(lex.ENDS)
             text = f"Tell {count} facts about {name}. Start with {start} End with {end}"
         elif family == "open":
-            text = f"Tell me about {name}."
+            text = random.choice(lex.OPENINGS).format(name=name)
         else:
             subject = self.facts[name]["friend"] if family == "two_hop" else name
             text = (lex.HOPS if family == "two_hop" else lex.QUESTIONS)[attribute].format(name=name)
@@ -167,8 +167,8 @@ class Writer:
             a, operator, b = slot[1:]
             return f"{a} {operator} {b} is {value or (a + b if operator == 'plus' else a - b)}."
         if slot[0] == "setup":
-            return f"x is {slot[1]} {slot[2]} {slot[3]}."
-        return f"x is {value or slot[1]}."
+            return f"{slot[4]} is {slot[1]} {slot[2]} {slot[3]}."
+        return f"{slot[2]} is {value or slot[1]}."
 
     @staticmethod
     def _marker(task: Task, value: int) -> str:

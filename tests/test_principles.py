@@ -1,0 +1,93 @@
+"""Parsing, fallback and prompts of an LLM writer, with scripted replies; the procedural writer."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sso.config import World
+from sso.micro.data import user
+from sso.micro.principles import write
+from sso.principles import (
+    BAD_HEADING,
+    FALLBACK,
+    FEATURES,
+    GOOD_HEADING,
+    NAMED,
+    few_shot,
+    parse_features,
+    parse_guideline,
+    write_v1,
+    write_v2,
+)
+from sso.records import Query
+
+QUERIES = [Query(id="a", prompt="How do I boil an egg?"), Query(id="b", prompt="Name a prime.")]
+
+
+def scripted(*rounds):
+    """A language model that says what it is told; keeps what it was asked."""
+    asked, replies = [], list(rounds)
+
+    def ask(conversations, names):
+        asked.append((conversations, names))
+        return replies.pop(0)
+
+    return ask, asked
+
+
+def test_v2_asks_for_the_bad_guideline_then_for_the_good_one_given_it():
+    ask, asked = scripted(
+        [f"{BAD_HEADING}\nForget the time.", "**Bad guideline:** Name an even number."],
+        ["Give the time.", f"{GOOD_HEADING}\nName one and say why.\n\n### Query\nanother"],
+    )
+    first, second = write_v2(QUERIES, ask, "scripted")
+    assert (first.bad, first.good) == ("Forget the time.", "Give the time.")
+    assert (second.bad, second.good) == ("Name an even number.", "Name one and say why.")
+    assert not first.fallback and first.writer == "scripted"
+    assert "Forget the time." in asked[1][0][0][0].content and "boil an egg" in asked[1][0][0][0].content
+    assert asked[0][1] == ["a/bad", "b/bad"] and asked[1][1] == ["a/good", "b/good"]
+
+
+@pytest.mark.parametrize("bad", ["", "   ", "x" * 2000])
+def test_a_reply_that_cannot_be_parsed_falls_back_on_helpfulness(bad):
+    ask, _ = scripted([bad, "Be wrong."], ["Be right.", "Be wrong."])
+    first, second = write_v2(QUERIES, ask, "scripted")
+    assert first.fallback and first.good == FALLBACK.good and first.bad == FALLBACK.bad
+    assert second.fallback  # good and bad are the same
+
+
+def test_the_few_shot_prompt_has_three_worked_queries():
+    text = few_shot("QUERY")[0].content
+    assert text.count("### Query") == 4 and text.count(GOOD_HEADING) == 3
+    assert text.rindex("QUERY") > text.rindex(GOOD_HEADING)
+
+
+@given(st.text(max_size=400))
+def test_parsers_never_crash(reply):
+    guideline = parse_guideline(reply, GOOD_HEADING)
+    assert guideline is None or 0 < len(guideline) <= 1200
+    features = parse_features(reply, Random(0))
+    assert len(set(features)) == len(features) and 2 <= len(features) <= 3 and set(features) <= set(FEATURES)
+
+
+def test_v1_features_are_parsed_topped_up_and_joined_by_concision_one_time_in_five():
+    assert parse_features("Safety, accuracy.", Random(1))[:2] == ["Safety", "Accuracy"]
+    assert parse_features("safety, nonsense", Random(1))[0] == "Safety"
+    assert len(NAMED) == 7 and "Concision" not in NAMED
+    share = sum("Concision" in parse_features("", Random(i)) for i in range(2000)) / 2000
+    assert 0.17 < share < 0.23
+    ask, _ = scripted(["Safety, Accuracy", "?"])
+    rows = write_v1(QUERIES, ask, 0, "scripted")
+    assert FEATURES["Safety"].good in rows[0].good and FEATURES["Accuracy"].bad in rows[0].bad
+    assert rows == write_v1(QUERIES, scripted(["Safety, Accuracy", "?"])[0], 0, "scripted")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_procedural_writer_says_so_and_repeats_itself(version):
+    queries = [Query(id=str(i), prompt=user(f"Solve x plus {i} is 9.")) for i in range(1, 9)]
+    rows = write(World(), queries, version, 0)
+    assert rows == write(World(), queries, version, 0)
+    assert all(r.writer == "procedural" and r.good.startswith("Be ") and r.good != r.bad for r in rows)
+    assert {len(r.features) for r in rows} <= ({3} if version == "v2" else {2, 3})

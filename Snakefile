@@ -13,6 +13,7 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from sso import warm
 from sso.errors import InputError
 from workflow import grid as grids
 
@@ -61,6 +62,12 @@ rule all:
     default_target: True
     input:
         grid.targets,
+
+
+# Start-up of torch and transformers is paid once: the micro-world's jobs are short.
+onstart:
+    if experiment.world:
+        warm.start()
 
 
 onsuccess:

@@ -1,0 +1,87 @@
+"""The warm interpreter answers like a command that was started by itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+class Socket(type(Path())):
+    """A server's path that knows its process."""
+
+    pid: int
+
+
+SERVER = "import sys; from sso import warm; warm.serve(sys.argv[1], ['sso.cli'])"
+
+
+@pytest.fixture
+def socket(tmp_path):
+    path = Socket(tmp_path / "warm" / "socket")
+    path.parent.mkdir()
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], cwd=REPOSITORY)
+    while not path.exists():
+        assert server.poll() is None
+        time.sleep(0.02)
+    path.pid = server.pid
+    yield path
+    server.kill()
+    server.wait()
+
+
+def command(socket: Path | None, *arguments: str, **keywords) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **({"SSO_WARM": str(socket)} if socket else {})}
+    return subprocess.run(
+        [sys.executable, "-m", "sso.cli", *arguments], capture_output=True, text=True, env=environment, **keywords
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_output_exit_code_and_folder_are_the_same(socket, tmp_path):
+    for arguments in (["schema"], ["data", "--settings", "{}", "--out", "d"], ["nonsense"], ["report"]):
+        cold, warm = (command(s, *arguments, cwd=tmp_path) for s in (None, socket))
+        assert (warm.returncode, warm.stdout) == (cold.returncode, cold.stdout)
+        assert warm.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
+    command(socket, "schema", "--out", "schema.json", cwd=tmp_path)
+    assert (tmp_path / "schema.json").is_file()
+
+
+def test_bad_input_is_one_sentence_and_two(socket, tmp_path):
+    result = command(socket, "pairs", "--triples", "none.jsonl", "--kind", "good_bad", "--out", "p.jsonl", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr == (
+        "error: none.jsonl: no such file; give the path of a JSON Lines file.\n"
+    )
+
+
+def test_without_a_server_the_command_does_the_work_itself(tmp_path):
+    assert command(tmp_path / "nobody", "schema").returncode == 0
+
+
+def test_a_child_dies_with_its_command(socket, tmp_path):
+    fifo = tmp_path / "fifo.jsonl"
+    os.mkfifo(fifo)  # reading it waits for ever
+    environment = {**os.environ, "SSO_WARM": str(socket)}
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "sso.cli", "sft", "--data", str(fifo), "--backbone", '{"architecture": "qwen2"}']
+        + ["--settings", "{}", "--out", str(tmp_path / "m")],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not children(socket.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    while children(socket.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -141,7 +141,9 @@ def check_checkpoint(path: str | Path) -> None:
     settings = folder / "tokenizer_config.json"
     inline = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
     if not inline and not (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():
-        raise InputError(f"{folder}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
+        raise InputError(
+            f"{folder}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer."
+        )
 
 
 def context_limit(model_config: Any) -> int:

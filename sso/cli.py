@@ -97,9 +97,12 @@ def data(args: argparse.Namespace) -> None:
 
 
 def sft(args: argparse.Namespace) -> None:
+    """A tiny model from scratch."""
     from sso.sft import train
 
-    with tracking.run(args.out, "sft", merge(args.backbone.model_dump(), args.settings.model_dump()), {"data": args.data}, args.seed) as run:
+    with tracking.run(
+        args.out, "sft", merge(args.backbone.model_dump(), args.settings.model_dump()), {"data": args.data}, args.seed
+    ) as run:
         import transformers.trainer  # noqa: F401
 
         end_start_up()
@@ -107,6 +110,7 @@ def sft(args: argparse.Namespace) -> None:
 
 
 def principles(args: argparse.Namespace) -> None:
+    """A good and a bad principle for every query, by the procedure or by a language model."""
     queries, writer = read(args.queries, Query), args.settings
     inputs = {"queries": args.queries, **({"model": args.model} if args.model else {})}
     with tracking.run(args.out, "principles", writer, inputs, args.seed) as run:
@@ -167,6 +171,7 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def pairs(args: argparse.Namespace) -> None:
+    """Pairs out of triples."""
     from sso.sampling.triples import pairs_of
 
     with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
@@ -200,12 +205,14 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
 
 
 def reference(args: argparse.Namespace) -> None:
+    """Reference scores of the united nodes of some objectives."""
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
         scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
 
 
 def train(args: argparse.Namespace) -> None:
+    """A generator or a policy."""
     inputs = {"model": args.model, "data": args.data}
     with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
@@ -217,6 +224,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
+    """Tables and figures."""
     from sso.report import build
 
     end_start_up()
@@ -224,10 +232,12 @@ def report(args: argparse.Namespace) -> None:
 
 
 def sync(args: argparse.Namespace) -> None:
+    """Records to MLflow."""
     tracking.sync(args.results, args.tracking_uri)
 
 
 def print_schema(args: argparse.Namespace) -> None:
+    """The JSON schema of a config."""
     text = json.dumps(schema(), indent=1) + "\n"
     write_text(args.out, text) if args.out else sys.stdout.write(text)
 
@@ -238,6 +248,7 @@ def mapping(text: str) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
+    """All commands."""
     top = argparse.ArgumentParser(prog="sso", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="command")
 
@@ -256,8 +267,23 @@ def parser() -> argparse.ArgumentParser:
     def own(kind: type[BaseModel]) -> tuple[str, dict[str, Any]]:
         return "--settings", {"type": settings(kind), "required": True, "help": f"JSON or YAML file of {kind.__name__}"}
 
-    add("data", data, "query sets, SFT corpus and micro benchmarks", ("--settings", {"type": mapping, "required": True}), out)
-    add("sft", sft, "train a tiny model from scratch", source, ("--backbone", {"type": settings(Backbone), "required": True}), own(Sft), seed, out)
+    add(
+        "data",
+        data,
+        "query sets, SFT corpus and micro benchmarks",
+        ("--settings", {"type": mapping, "required": True}),
+        out,
+    )
+    add(
+        "sft",
+        sft,
+        "train a tiny model from scratch",
+        source,
+        ("--backbone", {"type": settings(Backbone), "required": True}),
+        own(Sft),
+        seed,
+        out,
+    )
     add(
         "principles",
         principles,
@@ -327,6 +353,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `sso`."""
     return run_cli(parser(), argv)
 
 

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -183,6 +185,8 @@ class Reward(Settings):
 
 
 class Judge(Settings):
+    """Who compares and grades answers."""
+
     kind: Literal["oracle", "openai"] = "oracle"
     model: str = "oracle"
     base_url: str | None = None
@@ -197,6 +201,8 @@ class Task(Settings):
 
 
 class Evaluation(Settings):
+    """Which benchmarks, and how answers are drawn."""
+
     tasks: list[Task] = []
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
@@ -260,9 +266,9 @@ class Experiment(Settings):
             raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
-        if self.world is None and self.evaluation.judge.kind == "oracle":
-            if self.evaluation.pairwise or self.evaluation.mt_bench:
-                raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
+        judged = self.evaluation.pairwise or self.evaluation.mt_bench
+        if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
+            raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
 
 
@@ -305,7 +311,7 @@ def _sentence(source: str, error: ValidationError) -> str:
     for part in first["loc"][:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
-            model = next((a for a in [*getattr(annotation, "__args__", ()), annotation] if a not in (str, type(None))))
+            model = next(a for a in [*getattr(annotation, "__args__", ()), annotation] if a not in (str, type(None)))
         elif hasattr(model, "__args__"):
             model = model.__args__[-1]
     known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

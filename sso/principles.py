@@ -110,10 +110,14 @@ def few_shot(query: str, bad: str | None = None) -> list[Message]:
     for example, worse, better in _EXAMPLES:
         lines += ["", f"### Query\n{example}", f"{BAD_HEADING}\n{worse}", f"{GOOD_HEADING}\n{better}"]
     lines += ["", f"### Query\n{query}"]
-    lines += [f"Write the text below the heading `{BAD_HEADING}` now."] if bad is None else [
-        f"{BAD_HEADING}\n{bad}",
-        f"Write the text below the heading `{GOOD_HEADING}` now.",
-    ]
+    lines += (
+        [f"Write the text below the heading `{BAD_HEADING}` now."]
+        if bad is None
+        else [
+            f"{BAD_HEADING}\n{bad}",
+            f"Write the text below the heading `{GOOD_HEADING}` now.",
+        ]
+    )
     return [Message(role="user", content="\n".join(lines))]
 
 

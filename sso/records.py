@@ -17,17 +17,23 @@ from sso.errors import InputError
 
 
 class Message(BaseModel):
+    """One turn of a conversation."""
+
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class Record(BaseModel):
+    """What every stage passes on: an id."""
+
     model_config = ConfigDict(extra="ignore")
     id: str = Field(min_length=1)
 
 
 class Prompted(Record):
+    """A record with a prompt: messages, or a string that becomes one user turn."""
+
     prompt: list[Message] = Field(min_length=1)
 
     @field_validator("prompt", mode="before")
@@ -128,7 +134,9 @@ def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
             key = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{path}:{number}: `{key}`: {first['msg'].lower()}.") from error
         if record.id in seen:
-            raise InputError(f"{path}:{number}: id {record.id!r} stands in line {seen[record.id]} too; ids must differ.")
+            raise InputError(
+                f"{path}:{number}: id {record.id!r} stands in line {seen[record.id]} too; ids must differ."
+            )
         seen[record.id] = number
         records.append(record)
     if not records:

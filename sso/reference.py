@@ -101,9 +101,14 @@ def _stack(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Ten
 
 
 def save(reference: Reference, path: Path) -> None:
+    """Write scores with their key, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    metadata = {"ids": json.dumps(reference.ids), "nodes": json.dumps(reference.nodes), "key": json.dumps(reference.key)}
+    metadata = {
+        "ids": json.dumps(reference.ids),
+        "nodes": json.dumps(reference.nodes),
+        "key": json.dumps(reference.key),
+    }
     save_file({"logp": reference.logp, "tokens": reference.tokens}, temporary, metadata)
     temporary.replace(path)
 

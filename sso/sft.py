@@ -54,9 +54,7 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
     from sso.micro.models import build
 
     model, tokenizer = build(backbone, seed)
-    rows = [
-        tokens(tokenizer, [Message.model_validate(m) for m in row["messages"]]) for _, row in iter_json_lines(data)
-    ]
+    rows = [tokens(tokenizer, [Message.model_validate(m) for m in row["messages"]]) for _, row in iter_json_lines(data)]
 
     class ResponseTrainer(Trainer):
         """Runs the language-model head at the assistant's tokens alone: they are less than half."""

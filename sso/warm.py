@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 MODULES = {"sso": "sso.cli", "sso-eval": "eval.cli", "sso-rewardbench": "rewardbench.cli"}
@@ -153,10 +154,8 @@ def _reap(selector: selectors.BaseSelector, children: dict[socket.socket, int]) 
         del children[connection]
         if connection in selector.get_map():
             selector.unregister(connection)
-            try:
+            with suppress(OSError):
                 connection.sendall(struct.pack("!i", os.waitstatus_to_exitcode(status)))
-            except OSError:
-                pass
         connection.close()
 
 

@@ -83,7 +83,9 @@ def test_a_bad_line_is_named(tmp_path, line, sentence):
 
 
 def test_records_round_trip_and_strings_are_prompts(tmp_path):
-    rows = [Triple(id="1", prompt="Hi\u2028there", system_good="g", system_bad="b", chosen="c", rejected="r", original="o")]
+    rows = [
+        Triple(id="1", prompt="Hi\u2028there", system_good="g", system_bad="b", chosen="c", rejected="r", original="o")
+    ]
     write(tmp_path / "t.jsonl", rows)
     assert read(tmp_path / "t.jsonl", Triple) == rows
     assert json.loads((tmp_path / "t.jsonl").read_text())["prompt"][0]["role"] == "user"

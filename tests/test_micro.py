@@ -50,7 +50,12 @@ def verdict(prompt: str, response: str):
         (f"Where does {NAME} live?", f"{NAME} lives in {HOME}. Happy to help!", None, 1.0),
         (f"Where does {NAME} live?", f"{NAME} lives in {OTHER}. Happy to help!", "accuracy", 0.0),
         (f"Where does {NAME} live?", f"{NAME} is a {JOB}. Happy to help!", "helpfulness", 0.0),
-        (f"Tell me about {NAME}.", f"{NAME} lives in {HOME}. {NAME} is a {JOB}. {NAME} likes {LIKES}. Happy to help!", None, 1.0),
+        (
+            f"Tell me about {NAME}.",
+            f"{NAME} lives in {HOME}. {NAME} is a {JOB}. {NAME} likes {LIKES}. Happy to help!",
+            None,
+            1.0,
+        ),
         (f"Tell me about {NAME}.", f"{NAME} lives in {HOME}. The moon is a baker. Happy to help!", "accuracy", 0.25),
         (
             f"Where does the friend of {NAME} live?",

@@ -93,7 +93,7 @@ def test_objectives_ask_for_each_node_once_and_only_for_what_they_use():
 
 
 def test_weight_carries_a_gradient():
-    values = {n: (-5.0, -5.0, 4) for n in NODES}
+    values = dict.fromkeys(NODES, (-5.0, -5.0, 4))
     s = tensors(values)
     for tensor in s.policy.values():
         tensor.requires_grad_()

@@ -14,7 +14,9 @@ from sso.sampling import seed_of
 from sso.sampling.transformers_engine import TransformersEngine, gumbel
 from sso.sampling.triples import draw, pairs_of
 
-PROMPTS = [[Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)]
+PROMPTS = [
+    [Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)
+]
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
@@ -106,7 +108,8 @@ def test_annotated_pairs_follow_the_oracle():
     name = writer.names[0]
     home = writer.facts[name]["home"]
     right, wrong = f"{name} lives in {home}.", f"{name} lives in Nowhere."
-    base = dict(prompt=user(f"Where does {name} live?"), system_good="a", system_bad="b", chosen="c", rejected="d")
+    prompt = user(f"Where does {name} live?")
+    base = {"prompt": prompt, "system_good": "a", "system_bad": "b", "chosen": "c", "rejected": "d"}
     made = pairs_of(
         [
             Triple(id="0", original=wrong, second=right, **base),

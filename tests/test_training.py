@@ -155,7 +155,10 @@ def test_a_checkpoint_is_safetensors_and_names_what_it_lacks(tiny, tmp_path):
     save(*tiny, tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").is_file()
     chat.check_checkpoint(tmp_path / "m")
-    assert chat.load_tokenizer(tmp_path / "m").decode(chat.load_tokenizer(tmp_path / "m")("Be safe.").input_ids) == "Be safe."
+    assert (
+        chat.load_tokenizer(tmp_path / "m").decode(chat.load_tokenizer(tmp_path / "m")("Be safe.").input_ids)
+        == "Be safe."
+    )
     (tmp_path / "m" / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template"):
         chat.check_checkpoint(tmp_path / "m")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+
 class Socket(type(Path())):
     """A server's path that knows its process."""
 
@@ -69,9 +70,9 @@ def test_a_child_dies_with_its_command(socket, tmp_path):
     fifo = tmp_path / "fifo.jsonl"
     os.mkfifo(fifo)  # reading it waits for ever
     environment = {**os.environ, "SSO_WARM": str(socket)}
+    arguments = ["--data", str(fifo), "--backbone", '{"architecture": "qwen2"}', "--settings", "{}", "--out", "m"]
     asking = subprocess.Popen(
-        [sys.executable, "-m", "sso.cli", "sft", "--data", str(fifo), "--backbone", '{"architecture": "qwen2"}']
-        + ["--settings", "{}", "--out", str(tmp_path / "m")],
+        [sys.executable, "-m", "sso.cli", "sft", *arguments],
         env=environment,
         cwd=tmp_path,
         stderr=subprocess.DEVNULL,

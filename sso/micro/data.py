@@ -16,6 +16,7 @@ from sso.records import Answer, Message, Query, write, write_text
 
 
 def user(text: str) -> list[Message]:
+    """A conversation of one user turn."""
     return [Message(role="user", content=text)]
 
 
@@ -95,9 +96,7 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
         question = fresh("arithmetic")
         sets["gsm8k"].append({"question": question, "answer": flawless(question)})
         problem = fresh("algebra")
-        sets["math"].append(
-            {"problem": problem, "solution": flawless(problem), "level": "Level 1", "type": "Algebra"}
-        )
+        sets["math"].append({"problem": problem, "solution": flawless(problem), "level": "Level 1", "type": "Algebra"})
         prompt = fresh("constraint")
         task = writer.oracle.read(user(prompt))
         name = task.slots[0][2]
@@ -129,9 +128,7 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
             sets[key].append(row)
         first = fresh(random.choice(["arithmetic", "fact"]))
         family = writer.oracle.read(user(first)).family
-        sets["mt_bench"].append(
-            {"id": f"mt-{i}", "family": family, "turns": [first, follow_up(writer, first, random)]}
-        )
+        sets["mt_bench"].append({"id": f"mt-{i}", "family": family, "turns": [first, follow_up(writer, first, random)]})
         sets["rewardbench"].extend(preference_rows(writer, fresh, random, i))
     return sets
 
@@ -157,7 +154,10 @@ def preference_rows(writer: Writer, fresh, random: Random, index: int) -> list[d
             named = writer.features(task, random, 3)
             while True:
                 response = writer.respond(user(text), random, named, good=False)
-                if writer.oracle.score(user(text), response).total < writer.oracle.score(user(text), chosen.text()).total:
+                if (
+                    writer.oracle.score(user(text), response).total
+                    < writer.oracle.score(user(text), chosen.text()).total
+                ):
                     break
             rows.append((subset, text, chosen.text(), response))
             continue

@@ -3,14 +3,16 @@
 Data only. The world (`world.py`) writes with it, the oracle reads with it, the tokenizer takes its vocabulary.
 """
 
-CITIES = (
-    "Oslo Rome Lima Bonn Cairo Delhi Kyoto Quito Riga Minsk Tunis Accra Dakar Hanoi Osaka Perth Sofia Turin Vaduz Zagreb"
-).split()
-JOBS = "baker pilot nurse judge miner tailor potter singer farmer sailor painter doctor writer dancer banker".split()
-LIKES = "tea chess music bread roses rain snow stars honey maps bells kites".split()
-ITEMS = "pears cups books coins shells lamps".split()
-UNKNOWNS = "x y z n k".split()
-GAINS, LOSSES = "finds buys wins gets".split(), "loses sells drops lends".split()
+CITIES = """
+Oslo Rome Lima Bonn Cairo Delhi Kyoto Quito Riga Minsk Tunis Accra Dakar Hanoi Osaka Perth Sofia Turin Vaduz Zagreb
+""".split()
+JOBS = """
+baker pilot nurse judge miner tailor potter singer farmer sailor painter doctor writer dancer banker
+""".split()
+LIKES = ["tea", "chess", "music", "bread", "roses", "rain", "snow", "stars", "honey", "maps", "bells", "kites"]
+ITEMS = ["pears", "cups", "books", "coins", "shells", "lamps"]
+UNKNOWNS = ["x", "y", "z", "n", "k"]
+GAINS, LOSSES = ["finds", "buys", "wins", "gets"], ["loses", "sells", "drops", "lends"]
 
 STARTS = ["Well.", "Look.", "Right.", "Listen."]
 ENDS = ["That is all.", "This is it.", "Good bye.", "The end."]

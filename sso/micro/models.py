@@ -22,13 +22,17 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 MARKS = [".", ",", "?", "!", "}"]
-NUMBERS = range(0, 40)
+NUMBERS = range(40)
 
 
 def words() -> list[str]:
     """Every word of the language, in a fixed order."""
     texts = [
-        *(s for group in (lex.STARTS, lex.ENDS, lex.RISKS, lex.WARM, lex.NOTES, lex.FILLERS, lex.INSULTS) for s in group),
+        *(
+            s
+            for group in (lex.STARTS, lex.ENDS, lex.RISKS, lex.WARM, lex.NOTES, lex.FILLERS, lex.INSULTS)
+            for s in group
+        ),
         *(s for group in (lex.UNSAFE, lex.REFUSALS, lex.NONSENSE, lex.EMPTY, lex.VAGUE) for s in group),
         *lex.STATEMENTS.values(),
         *lex.OPENINGS,
@@ -37,7 +41,8 @@ def words() -> list[str]:
         *lex.FOLLOW_UPS.values(),
         *(word for pair in lex.ADJECTIVES.values() for word in pair),
         *(word for group in (lex.CITIES, lex.JOBS, lex.LIKES, lex.ITEMS, lex.GAINS, lex.LOSSES) for word in group),
-        "Be has more and How many Solve times plus minus over x y z n k is Tell facts about Start with End Tell me about or And",
+        "Be has more and How many Solve times plus minus over x y z n k is",
+        "Tell facts about Start with End Tell me about or And",
         *lex.names(300),
     ]
     found = (w for t in texts for w in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", t)))
@@ -55,7 +60,7 @@ def tokenizer(max_length: int) -> "PreTrainedTokenizerFast":
     pieces += [(space, -5.0), *((mark, -1.0) for mark in MARKS)]
     pieces += [(space + word, -1.0) for word in words()] + [(f"{space}{n}", -1.0) for n in NUMBERS]
     # Without the space mark: the number inside \boxed{}.
-    pieces += [(str(n), -1.0) for n in range(0, 20)]
+    pieces += [(str(n), -1.0) for n in range(20)]
     core = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space, prepend_scheme="always", split=True)
     core.decoder = decoders.Sequence(

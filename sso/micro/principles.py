@@ -6,6 +6,7 @@ from sso.config import World
 from sso.micro.world import Writer
 from sso.records import Principles, Query
 
+
 def write(world: World, queries: list[Query], version: str, seed: int) -> list[Principles]:
     """One principle pair a query out of the world's seven features (v1's eight without Literariness).
 

@@ -108,9 +108,18 @@ class Writer:
                 f"{random.choice(lex.LOSSES)} {c}. How many {item}?"
             )
         elif family == "algebra":
-            a, k, root, x = random.randint(2, 9), random.randint(2, 4), random.randint(3, 9), random.choice(lex.UNKNOWNS)
+            a, k, root, x = (
+                random.randint(2, 9),
+                random.randint(2, 4),
+                random.randint(3, 9),
+                random.choice(lex.UNKNOWNS),
+            )
             less = random.randint(1, root - 1)
-            shown = [f"{x} plus {a} is {root + a}", f"{x} minus {less} is {root - less}", f"{k} times {x} is {k * root}"]
+            shown = [
+                f"{x} plus {a} is {root + a}",
+                f"{x} minus {less} is {root - less}",
+                f"{k} times {x} is {k * root}",
+            ]
             text = f"Solve {random.choice(shown)}."
         elif family == "constraint":
             count, start, end = random.choice([1, 2]), random.choice(lex.STARTS), random.choice(lex.ENDS)
@@ -242,6 +251,7 @@ class Writer:
 
 
 def listed(options: list[str]) -> str:
+    """Options at the end of a question: "a, b, c or d?"."""
     return f"{', '.join(options[:-1])} or {options[-1]}?"
 
 

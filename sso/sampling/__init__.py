@@ -17,6 +17,8 @@ class Generation:
 
 
 class Engine(Protocol):
+    """What draws responses."""
+
     def generate(
         self,
         conversations: list[list[Message]],

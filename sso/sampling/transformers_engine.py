@@ -86,7 +86,9 @@ class TransformersEngine:
         results: dict[int, Generation] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            texts = self._batch([prompts[i] for i in rows], [seeds[i] for i in rows], temperature, top_p, max_new_tokens)
+            texts = self._batch(
+                [prompts[i] for i in rows], [seeds[i] for i in rows], temperature, top_p, max_new_tokens
+            )
             results.update(zip(rows, texts, strict=True))
             if progress is not None:
                 progress(len(results), len(prompts))

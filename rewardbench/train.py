@@ -83,7 +83,6 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
     winner has the larger reward; ties do not count) on the training and on the held-out pairs.
     """
     import numpy as np
-    import torch
     from transformers import Trainer, TrainerCallback
 
     from sso.chat import context_limit
@@ -116,7 +115,6 @@ def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             logging_steps=5,
-            dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = PairTrainer(
             model=model,

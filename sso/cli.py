@@ -227,8 +227,10 @@ def report(args: argparse.Namespace) -> None:
     """Tables and figures."""
     from sso.report import build
 
-    end_start_up()
-    build(load(args.config), args.results, args.out)
+    experiment = load(args.config)
+    with tracking.run(args.out, "report", {"experiment": experiment.experiment}, {"config": args.config}):
+        end_start_up()
+        build(experiment, args.results, args.out)
 
 
 def sync(args: argparse.Namespace) -> None:

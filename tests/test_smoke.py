@@ -31,11 +31,10 @@ def run(folder: Path) -> Path:
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """All tables, as bytes; report.md shows them again, with the jobs' times."""
+    """All tables, as bytes; report.md shows them again, beside the jobs' times."""
     report = folder / ROOT / "report"
-    return {
-        str(p.relative_to(report)): p.read_bytes() for p in sorted(report.rglob("*")) if p.suffix in (".md", ".csv")
-    }
+    files = [report / "results.csv", *sorted((report / "tables").iterdir())]
+    return {str(file.relative_to(report)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")

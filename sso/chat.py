@@ -5,13 +5,15 @@ The unprompted context x has no system turn; what a template makes of that (Qwen
 recorded by `describe`. Knows nothing of principles or models.
 """
 
+import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sso.errors import InputError
-from sso.records import Message
+from sso.records import Message, Query
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,6 +146,27 @@ def check_checkpoint(path: str | Path) -> None:
         raise InputError(
             f"{folder}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer."
         )
+
+
+def check_prompts(path: str | Path, queries: Sequence[Query], new_tokens: int) -> None:
+    """Name the first query whose text alone leaves a local checkpoint no room for ``new_tokens``. No torch.
+
+    A lower bound, cheap enough to know before any work; the sampling engine checks the rendered prompt.
+    """
+    folder = Path(path)
+    if not (folder / "tokenizer.json").is_file() or not (folder / "config.json").is_file():
+        return
+    from tokenizers import Tokenizer
+
+    limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings", 1 << 30)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for query in queries:
+        count = sum(len(tokenizer.encode(m.content, add_special_tokens=False).ids) for m in query.prompt)
+        if count + new_tokens > limit:
+            raise InputError(
+                f"query {query.id!r}: {count} tokens and {new_tokens} new ones exceed the context of {limit} of "
+                f"{folder}; drop the query or lower max_new_tokens."
+            )
 
 
 def context_limit(model_config: Any) -> int:

@@ -6,7 +6,6 @@
 import argparse
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         return code
     # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
     gc.disable()
-    os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))
     try:
         args = parser.parse_args(argv)
         args.func(args)
@@ -197,9 +195,7 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     samples = tokenize(records, tokenizer, training.max_length)
     key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
-    scores = reference.score(
-        model, samples, list(nodes), tokenizer.pad_token_id, key, training.micro_batch_size * 8, progress("reference")
-    )
+    scores = reference.score(model, samples, list(nodes), tokenizer.pad_token_id, key, progress=progress("reference"))
     reference.save(scores, out)
     return scores
 

@@ -62,10 +62,11 @@ def score(
     nodes: Sequence[Node],
     pad: int,
     key: dict[str, str],
-    rows_per_batch: int = 256,
+    tokens_per_batch: int = 4096,
     progress: Any = None,
 ) -> Reference:
-    """One pass over all nodes of all samples, batches of like length."""
+    """One pass over all nodes of all samples, in batches of like length and at most ``tokens_per_batch`` tokens
+    with padding (a longer row is a batch of its own)."""
     logp = torch.zeros(len(samples), len(nodes), dtype=torch.promote_types(model.dtype, torch.float32))
     tokens = torch.zeros(len(samples), len(nodes), dtype=torch.int32)
     jobs = [(i, j) for i in range(len(samples)) for j in range(len(nodes))]
@@ -75,8 +76,12 @@ def score(
         return len(samples[job[0]].contexts[context]) + len(samples[job[0]].responses[response])
 
     jobs.sort(key=length)
-    for start in range(0, len(jobs), rows_per_batch):
-        batch = jobs[start : start + rows_per_batch]
+    start = 0
+    while start < len(jobs):
+        stop = start + 1
+        while stop < len(jobs) and (stop + 1 - start) * length(jobs[stop]) <= tokens_per_batch:
+            stop += 1
+        batch = jobs[start:stop]
         rows = [collate([samples[i]], [nodes[j]], pad) for i, j in batch]
         merged = _stack(rows, pad)
         with autocast(model.device, key["dtype"]):
@@ -85,7 +90,8 @@ def score(
         logp[at[:, 0], at[:, 1]] = summed.to(logp.dtype).cpu()
         tokens[at[:, 0], at[:, 1]] = counted.int().cpu()
         if progress is not None:
-            progress(start + len(batch), len(jobs))
+            progress(stop, len(jobs))
+        start = stop
     return Reference([s.id for s in samples], list(nodes), logp, tokens, key)
 
 

@@ -44,7 +44,7 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     path = args.reference or args.out.with_name(f"{args.out.name}.reference.safetensors")
     if args.reference is None:
         nodes = build(training).nodes
-        scores = reference.score(start, samples, nodes, tokenizer.pad_token_id, key, training.micro_batch_size * 8)
+        scores = reference.score(start, samples, nodes, tokenizer.pad_token_id, key)
         reference.save(scores, path)
     scores = reference.load(path, key)
     results, best = [], None

@@ -13,7 +13,7 @@ from sso.errors import InputError
 from sso.logprobs import collate, response_logps, tokenize
 from sso.micro.models import build as build_model
 from sso.objective import build
-from sso.records import Message, Pair, Triple
+from sso.records import Message, Pair, Query, Triple
 from sso.sft import save, tokens
 from sso.trainer import train
 from sso.tuning import rates
@@ -52,7 +52,7 @@ def test_row_scores_equal_one_unpadded_float64_pass_each(tiny, samples):
             prompt, answer = sample.contexts[context], sample.responses[response]
             logits = model(torch.tensor([prompt + answer])).logits[0]
             logp = log_softmax(logits, -1)
-            expected.append(sum(float(logp[len(prompt) - 1 + j, token]) for j, token in enumerate(answer)))
+            expected.append(sum(logp[len(prompt) - 1 + j, token].item() for j, token in enumerate(answer)))
     assert counted.tolist() == [len(s.responses[y]) for s in samples[:4] for _, y in NODES]
     torch.testing.assert_close(summed, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
     tiny[0].float()
@@ -61,8 +61,8 @@ def test_row_scores_equal_one_unpadded_float64_pass_each(tiny, samples):
 def test_reference_scores_do_not_depend_on_the_batch_and_round_trip(tiny, samples, tmp_path):
     model, tokenizer = tiny
     key = {"dtype": "float32", "weights": "a"}
-    one = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, rows_per_batch=1)
-    many = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, rows_per_batch=50)
+    one = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, tokens_per_batch=1)
+    many = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, tokens_per_batch=2000)
     torch.testing.assert_close(one.logp, many.logp, rtol=1e-5, atol=1e-4)
     reference.save(many, tmp_path / "r.safetensors")
     again = reference.load(tmp_path / "r.safetensors", key)
@@ -167,6 +167,14 @@ def test_a_checkpoint_is_safetensors_and_names_what_it_lacks(tiny, tmp_path):
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"no \*.safetensors"):
         chat.check_checkpoint(tmp_path / "m")
+
+
+def test_a_query_longer_than_the_context_is_named_before_any_work(tiny, tmp_path):
+    save(*tiny, tmp_path / "m")
+    short, long = Query(id="a", prompt="Be safe."), Query(id="b", prompt="dark " * 2100)
+    chat.check_prompts(tmp_path / "m", [short], 48)
+    with pytest.raises(InputError, match=r"query 'b': 2100 tokens and 48 new ones exceed the context of 2048"):
+        chat.check_prompts(tmp_path / "m", [short, long], 48)
 
 
 def test_a_choice_made_elsewhere_is_taken_over(tmp_path):

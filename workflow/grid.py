@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sso.chat import check_checkpoint
+from sso.chat import check_checkpoint, check_prompts
 from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
@@ -129,8 +129,9 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"rewards.{name}: reward models are scored on the micro-world's pairs; remove `rewards`.")
         if chained(experiment.arms[reward.arm]) or experiment.arms[reward.arm].data == "none":
             raise InputError(f"rewards.{name}.arm: arm {reward.arm!r} makes no pairs of its own; choose one that does.")
+    queries = []
     if experiment.data.queries is not None:
-        read(experiment.data.queries, Query)
+        queries = read(experiment.data.queries, Query)[: experiment.data.limit]
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
     for task in experiment.evaluation.tasks:
@@ -143,6 +144,7 @@ def check(experiment: Experiment) -> None:
         if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
         check_checkpoint(path)
+        check_prompts(path, queries, experiment.sampling.max_new_tokens)
 
 
 def chained(arm: Arm) -> bool:

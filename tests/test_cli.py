@@ -1,0 +1,63 @@
+"""The stages as plain commands: bad settings are one sentence, a small chain works by hand."""
+
+import json
+
+import pytest
+
+from sso.cli import main
+from sso.config import World
+from sso.records import Pair, Principles, Triple, read
+from sso.reference import load
+
+WORLD = World(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
+SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
+
+
+def run(*arguments) -> int:
+    return main([a if isinstance(a, str) else str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ('{"stepps": 1}', "error: Sft settings: `stepps`: extra inputs are not permitted.\n"),
+        ('{"steps": "many"}', "error: Sft settings: `steps`: input should be a valid integer"),
+        ('{"steps": 1', "error: --settings: neither JSON"),
+        ("none.yaml", "error: none.yaml: no such config file.\n"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, sentence, capsys, tmp_path):
+    arguments = ["--data", tmp_path, "--backbone", '{"architecture": "qwen2"}', "--out", tmp_path / "m"]
+    assert run("sft", *arguments, "--settings", settings) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(sentence) and error.count("\n") == 1
+
+
+def test_the_stages_chain_by_hand(tmp_path):
+    d, world = tmp_path / "data", WORLD.model_dump_json()
+    assert run("data", "--settings", json.dumps({"world": json.loads(world), "iterations": 1}), "--out", d) == 0
+    sft = ["--data", d / "sft.jsonl", "--backbone", '{"architecture": "llama", "layers": 1}', "--out", tmp_path / "sft"]
+    assert run("sft", *sft, "--settings", '{"steps": 2, "batch_size": 4}') == 0
+    principles = ["--queries", d / "queries1.jsonl", "--settings", "{}", "--world", world]
+    assert run("principles", *principles, "--out", tmp_path / "p.jsonl") == 0
+    assert len(read(tmp_path / "p.jsonl", Principles)) == 12
+    drawn = ["--model", tmp_path / "sft", "--principles", tmp_path / "p.jsonl", "--settings", json.dumps(SAMPLING)]
+    assert run("sample", *drawn, "--wrapper", "micro", "--out", tmp_path / "t.jsonl") == 0
+    triples = read(tmp_path / "t.jsonl", Triple)
+    assert len(triples) == 12 and all(t.second is not None for t in triples)
+    scoring = json.dumps({"dtype": "float32", "max_length": 256})
+    score = ["--model", tmp_path / "sft", "--objectives", "sso_v2,pairs", "--settings", scoring]
+    assert run("reference", *score, "--data", tmp_path / "t.jsonl", "--out", tmp_path / "r.safetensors") == 0
+    assert len(load(tmp_path / "r.safetensors").nodes) == 6
+    training = {"objective": "sso_v2", "learning_rates": [1e-3], "batch_size": 4, "micro_batch_size": 2}
+    train = ["--model", tmp_path / "sft", "--data", tmp_path / "t.jsonl", "--reference", tmp_path / "r.safetensors"]
+    exact = json.dumps({**training, "dtype": "float32", "max_length": 256})
+    assert run("train", *train, "--settings", exact, "--out", tmp_path / "g") == 0
+    assert json.loads((tmp_path / "g" / "tuning.json").read_text())["learning_rate"] == 1e-3
+    record = json.loads((tmp_path / "g.run.json").read_text())
+    assert record["status"] == "finished" and len(record["metrics"]) == 3
+    other = json.dumps({**training, "dtype": "float32", "max_length": 200})
+    assert run("train", *train, "--settings", other, "--out", tmp_path / "h") == 2
+    assert not (tmp_path / "h").exists()
+    assert run("pairs", "--triples", tmp_path / "t.jsonl", "--kind", "good_bad", "--out", tmp_path / "b.jsonl") == 0
+    assert all(p.chosen != p.rejected for p in read(tmp_path / "b.jsonl", Pair))

@@ -171,7 +171,7 @@ def test_a_checkpoint_is_safetensors_and_names_what_it_lacks(tiny, tmp_path):
 
 def test_a_query_longer_than_the_context_is_named_before_any_work(tiny, tmp_path):
     save(*tiny, tmp_path / "m")
-    short, long = Query(id="a", prompt="Be safe."), Query(id="b", prompt="dark " * 2100)
+    short, long = Query(id="a", prompt="Be safe."), Query(id="b", prompt="dark" + " dark" * 2099)
     chat.check_prompts(tmp_path / "m", [short], 48)
     with pytest.raises(InputError, match=r"query 'b': 2100 tokens and 48 new ones exceed the context of 2048"):
         chat.check_prompts(tmp_path / "m", [short, long], 48)

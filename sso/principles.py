@@ -100,6 +100,9 @@ _EXAMPLES = [
     ),
 ]
 
+_ASK = "Write the text below the heading"
+_OWN_TEXTS = [guideline for _, *both in _EXAMPLES for guideline in both]
+
 
 def few_shot(query: str, bad: str | None = None) -> list[Message]:
     """The prompt of v2's writer: three worked queries, then this one; with ``bad`` it asks for the good one."""
@@ -111,11 +114,11 @@ def few_shot(query: str, bad: str | None = None) -> list[Message]:
         lines += ["", f"### Query\n{example}", f"{BAD_HEADING}\n{worse}", f"{GOOD_HEADING}\n{better}"]
     lines += ["", f"### Query\n{query}"]
     lines += (
-        [f"Write the text below the heading `{BAD_HEADING}` now."]
+        [f"{_ASK} `{BAD_HEADING}` now."]
         if bad is None
         else [
             f"{BAD_HEADING}\n{bad}",
-            f"Write the text below the heading `{GOOD_HEADING}` now.",
+            f"{_ASK} `{GOOD_HEADING}` now.",
         ]
     )
     return [Message(role="user", content="\n".join(lines))]
@@ -124,14 +127,16 @@ def few_shot(query: str, bad: str | None = None) -> list[Message]:
 def parse_guideline(reply: str, heading: str) -> str | None:
     """The guideline after its heading and before the next one; a reply without headings counts whole.
 
-    None where nothing usable is left: empty, or longer than 1,200 characters.
+    None where nothing usable is left: empty, longer than 1,200 characters, or text of the prompt itself, which
+    weak writers repeat.
     """
     label = re.escape(heading.lstrip("# "))
     match = re.search(rf"(?:#+\s*|\*\*)?{label}\W*\n?(.*)", reply, re.IGNORECASE | re.DOTALL)
     body = match[1] if match else reply
     body = re.split(r"\n\s*(?:#+|\*\*\s*(?:good|bad) guideline)", body, maxsplit=1, flags=re.IGNORECASE)[0]
     body = " ".join(body.strip().strip("-*`\"'").split())
-    return body if 0 < len(body) <= 1200 else None
+    copied = _ASK in reply or any(own.lower() in body.lower() for own in _OWN_TEXTS)
+    return body if 0 < len(body) <= 1200 and not copied else None
 
 
 def feature_prompt(query: str) -> list[Message]:

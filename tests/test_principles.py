@@ -50,7 +50,12 @@ def test_v2_asks_for_the_bad_guideline_then_for_the_good_one_given_it():
     assert asked[0][1] == ["a/bad", "b/bad"] and asked[1][1] == ["a/good", "b/good"]
 
 
-@pytest.mark.parametrize("bad", ["", "   ", "x" * 2000])
+COPIED = few_shot("?")[0].content.split(f"{GOOD_HEADING}\n")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "   ", "x" * 2000, f"Write the text below the heading `{BAD_HEADING}` now.", COPIED]
+)
 def test_a_reply_that_cannot_be_parsed_falls_back_on_helpfulness(bad):
     ask, _ = scripted([bad, "Be wrong."], ["Be right.", "Be wrong."])
     first, second = write_v2(QUERIES, ask, "scripted")

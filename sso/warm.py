@@ -91,10 +91,16 @@ def _child(request: dict, outputs: Sequence[int]) -> int:
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    """A request and the descriptors of its outputs; ConnectionError where the asking command is gone half-way."""
     head, outputs, _, _ = socket.recv_fds(connection, 4, 2)
-    body = b""
-    while len(body) < struct.unpack("!I", head)[0]:
-        body += connection.recv(1 << 16)
+    body, chunk = b"", head
+    while len(head) == 4 and chunk and len(body) < struct.unpack("!I", head)[0]:
+        chunk = connection.recv(1 << 16)
+        body += chunk
+    if len(head) < 4 or not chunk:
+        for output in outputs:
+            os.close(output)
+        raise ConnectionError("incomplete request")
     return json.loads(body), outputs
 
 
@@ -123,7 +129,11 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
                     selector.unregister(key.fileobj)
                     continue
                 connection, _ = listener.accept()
-                request, outputs = _receive(connection)
+                try:
+                    request, outputs = _receive(connection)
+                except ConnectionError:
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     listener.close()

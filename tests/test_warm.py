@@ -62,6 +62,16 @@ def test_bad_input_is_one_sentence_and_two(socket, tmp_path):
     )
 
 
+def test_a_command_that_dies_while_asking_leaves_the_server_answering(socket, tmp_path):
+    import socket as sockets
+
+    for half in (b"", b"\0\0", b"\0\0\0\x20{"):
+        with sockets.socket(sockets.AF_UNIX) as connection:
+            connection.connect(str(socket))
+            connection.sendall(half)
+    assert command(socket, "schema", cwd=tmp_path, timeout=60).returncode == 0
+
+
 def test_without_a_server_the_command_does_the_work_itself(tmp_path):
     assert command(tmp_path / "nobody", "schema").returncode == 0
 

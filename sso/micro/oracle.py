@@ -54,7 +54,7 @@ _EQUATION = re.compile(rf"Solve (?:{_X} (plus|minus) (\d+)|(\d+) (times) {_X}) i
 _INVERSE = {"plus": "minus", "minus": "plus", "times": "over"}
 _MORE = re.compile(r"And with (\d+) more\?")
 _FACTS = re.compile(rf"Tell (\d+) facts about {_NAME}\. Start with (\w+)\. End with ([\w ]+)\.")
-_OPEN = re.compile("|".join(re.escape(o).replace(r"\{name\}", "([A-Z][a-z]+)") for o in lex.OPENINGS))
+_OPEN = re.compile("|".join(re.escape(o).replace(r"\{name\}", _NAME) for o in lex.OPENINGS))
 _QUESTIONS = {a: re.compile(q.replace("?", r"\?").format(name=_NAME)) for a, q in lex.QUESTIONS.items()}
 _HOPS = {a: re.compile(q.replace("?", r"\?").format(name=_NAME)) for a, q in lex.HOPS.items()}
 

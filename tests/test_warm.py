@@ -70,6 +70,7 @@ def test_a_command_that_dies_while_asking_leaves_the_server_answering(socket, tm
             connection.connect(str(socket))
             connection.sendall(half)
     assert command(socket, "schema", cwd=tmp_path, timeout=60).returncode == 0
+    assert socket.exists()  # gone with the server, whose work the command would have done itself
 
 
 def test_without_a_server_the_command_does_the_work_itself(tmp_path):

@@ -121,6 +121,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Any:
     """A causal model in evaluation mode, from safetensors only; raises InputError that names the path."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -128,7 +129,10 @@ def load_model(path: str | Path, dtype: str = "float32") -> Any:
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no causal model can be loaded ({' '.join(str(error).split())[:160]}).") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval()
+    if is_deepspeed_zero3_enabled():
+        return model  # it was loaded in parts, each where it belongs
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_checkpoint(path: str | Path) -> None:

@@ -8,6 +8,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,18 @@ from sso.errors import InputError
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
+LOSS_OPTIONS = {
+    "beta": float,
+    "gamma": float,
+    "lambda_minus": float,
+    "alpha": float,
+    "beta_g": float,
+    "label_smoothing": float,
+    "simpo_margin": float,
+    "max_length": int,
+    "layout": str,
+}
+"""Settings of a Training that `sso loss` takes one by one."""
 
 
 def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
@@ -47,6 +60,7 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
     gc.disable()
     try:
         args = parser.parse_args(argv)
+        args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -187,15 +201,26 @@ def _records(path: Path) -> list[Triple] | list[Pair]:
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
     from sso import reference
     from sso.chat import load_model, load_tokenizer
-    from sso.logprobs import tokenize
     from sso.objective import build
+    from sso.packing import tokenize
 
     tokenizer, model = load_tokenizer(model_path), load_model(model_path)
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
-    samples = tokenize(records, tokenizer, training.max_length)
+    made = tokenize(records, tokenizer, training.max_length)
+    for line in made.report(training.max_length):
+        print(line, file=sys.stderr)
     key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
-    scores = reference.score(model, samples, list(nodes), tokenizer.pad_token_id, key, progress=progress("reference"))
+    scores = reference.score(
+        model,
+        made.samples,
+        list(nodes),
+        tokenizer.pad_token_id,
+        key,
+        training.layout,
+        training.tokens_per_batch,
+        progress("reference"),
+    )
     reference.save(scores, out)
     return scores
 
@@ -209,6 +234,9 @@ def reference(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """A generator or a policy."""
+    from sso import distributed
+
+    distributed.launch(args.settings, args.argv)
     inputs = {"model": args.model, "data": args.data}
     with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
@@ -217,6 +245,28 @@ def train(args: argparse.Namespace) -> None:
 
         end_start_up()
         train_best(args, _records(args.data), run)
+
+
+def loss(args: argparse.Namespace) -> None:
+    """An objective's terms, one JSON line a sample on standard output; all else goes to standard error."""
+    chosen = {name: getattr(args, name) for name in ("objective", "base_loss", *LOSS_OPTIONS)}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    training = settings(Training)(json.dumps({**args.settings.model_dump(), **given}))
+    with redirect_stdout(sys.stderr):
+        from sso.chat import load_tokenizer
+        from sso.loss import lines
+        from sso.objective import build
+        from sso.packing import tokenize
+
+        end_start_up()
+        objective, tokenizer = build(training), load_tokenizer(args.policy)
+        made = tokenize(_records(args.triples), tokenizer, training.max_length)
+        for line in made.report(training.max_length):
+            print(line)
+        pad = tokenizer.pad_token_id
+        rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))
+    for row in rows:
+        print(json.dumps(row))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -250,10 +300,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="sso", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, func: Callable, help: str, *options: tuple[str, dict[str, Any]]) -> None:
+    def add(name: str, func: Callable, help: str, *options: tuple[str | list[str], dict[str, Any]]) -> None:
         command = commands.add_parser(name, help=help)
-        for flag, keywords in options:
-            command.add_argument(flag, **keywords)
+        for flags, keywords in options:
+            command.add_argument(*([flags] if isinstance(flags, str) else flags), **keywords)
         command.set_defaults(func=func)
 
     path, required = {"type": Path}, {"type": Path, "required": True}
@@ -343,6 +393,19 @@ def parser() -> argparse.ArgumentParser:
         ("--rate-from", {"type": Path, "help": "a tuning.json whose choice is taken over"}),
         seed,
         out,
+    )
+    add(
+        "loss",
+        loss,
+        "an objective's terms, one JSON line a sample",
+        ("--policy", required),
+        ("--reference", required),
+        ("--triples", {**required, "help": "triples, or pairs for objectives in context x"}),
+        ("--dtype", {"choices": ["float32", "bfloat16", "float64"], "default": "float32"}),
+        ("--settings", {"type": settings(Training), "default": Training(), "help": "JSON or YAML file of Training"}),
+        ("--objective", {"required": True}),
+        (["--base", "--base-loss"], {"dest": "base_loss"}),
+        *(("--" + name.replace("_", "-"), {"type": kind}) for name, kind in LOSS_OPTIONS.items()),
     )
     add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
     add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))

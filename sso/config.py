@@ -104,20 +104,34 @@ class Sampling(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
+class Lora(Settings):
+    """Low-rank adapters (peft)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
 class Training(Settings):
     """One preference training of a generator or a policy. Defaults are the paper's where it states them."""
 
     use: str | None = None
     """A named setting of `trainings` that this one starts from."""
     objective: str = "pairs"
-    base_loss: Literal["dpo", "ipo"] = "dpo"
+    base_loss: Literal["dpo", "ipo", "hinge", "orpo", "simpo"] = "dpo"
     beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of preferences taken to be wrong (DPO only)."""
+    simpo_margin: float = Field(0.5, ge=0)
     gamma: float = Field(0.1, ge=0)
     """Weight of L_sft in (2) and (4)."""
     lambda_minus: float = Field(1.0, ge=0)
     """Weight of L- beside L+; the paper's (1) has 1."""
     alpha: float = Field(0.5, ge=0, le=1)
     """W's share of the chosen response (v1)."""
+    detach_weight: bool = False
+    """Keep gradients out of W; the paper's formula and the released code let them through."""
     beta_g: float = Field(0.1, ge=0)
     """Weight of G (v1)."""
     learning_rates: list[float] = Field([5e-7], min_length=1)
@@ -125,20 +139,36 @@ class Training(Settings):
     epochs: float = Field(1, gt=0)
     max_steps: int = -1
     batch_size: int = Field(32, ge=1)
-    """Samples an optimizer step, over all devices and accumulation steps."""
-    micro_batch_size: int = Field(8, ge=1)
+    """Samples an optimizer step, over all devices and micro-batches."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
     scheduler: str = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_length: int = Field(4096, ge=8)
+    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
+    layout: Literal["auto", "forest", "padded"] = "auto"
+    """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
     gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    """Train adapters and merge them; None: all weights."""
+    devices: int = Field(1, ge=1)
+    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
+    save_steps: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints for resuming; 0: none."""
 
     @model_validator(mode="after")
-    def _whole_micro_batches(self) -> "Training":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+    def _coherent(self) -> "Training":
+        if self.label_smoothing and self.base_loss != "dpo":
+            raise ValueError("label_smoothing belongs to base_loss dpo")
+        if len(self.learning_rates) > 1 and (self.devices > 1 or self.engine != "ddp"):
+            raise ValueError("several learning_rates are tried on one device only; give one")
+        if self.lora and self.engine in ("zero3", "zero3_offload", "fsdp2"):
+            raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
         return self
 
 

@@ -1,86 +1,188 @@
 """Log-probabilities of responses in contexts: the forward pass that reference scoring and training share.
 
-A sample holds token ids of up to three contexts (x, x+, x-) and three responses (y+, y-, yo); a node is one
-response in one context, scored once. Rows are padded left, so that the language-model head runs only over the
-last positions. This is the plain, readable definition.
+Two ways give the same numbers to rounding. `padded` rows with the model's own logits are the plain definition, and
+serve any causal model. A `forest` runs each context once and the language-model head only at positions that predict
+a response token, in tiles of the vocabulary that the backward pass computes again: no [tokens, vocabulary] tensor
+is ever in memory.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sso.chat import encode_prompt, encode_response, with_system
 from sso.errors import InputError
 from sso.objective import Node
-from sso.records import Pair, Triple
+from sso.packing import Sample, forest, padded, sees
+
+FOREST_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose logits are the head's output as it is, without bias, scale or cap, and whose layers take a mask."""
+TILE = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Logits in memory at a time. 4 MB on CPU, where larger tiles leave the cache; 1 GB on CUDA."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Token ids of one record: contexts with their generation prompt, responses with their end-of-turn token."""
+class TokenLogps(torch.autograd.Function):
+    """log softmax(hidden @ weight.T) at each row's target, tile by tile of the vocabulary.
 
-    id: str
-    contexts: dict[str, list[int]]
-    responses: dict[str, list[int]]
-
-
-def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) -> list[Sample]:
-    """Samples of triples or pairs. A response is cut where a row would exceed ``max_length``; a prompt that
-    leaves no room for one raises InputError with the record's id."""
-    samples = []
-    for record in records:
-        contexts = {"x": encode_prompt(tokenizer, record.prompt)}
-        if isinstance(record, Triple):
-            contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
-            contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
-            texts = {"y+": record.chosen, "y-": record.rejected, "yo": record.original}
-        else:
-            texts = {"y+": record.chosen[-1].content, "y-": record.rejected[-1].content}
-        room = max_length - max(map(len, contexts.values()))
-        if room < 1:
-            raise InputError(
-                f"record {record.id!r}: its prompt fills all of max_length {max_length}; raise it or drop the record."
-            )
-        responses = {name: encode_response(tokenizer, text)[:room] for name, text in texts.items()}
-        samples.append(Sample(record.id, contexts, responses))
-    return samples
-
-
-def collate(samples: Sequence[Sample], nodes: Sequence[Node], pad: int) -> dict[str, Any]:
-    """Rows of all nodes of all samples, sample by sample.
-
-    input_ids, attention_mask, position_ids: [samples * nodes, time], padded left.
-    response_mask: [samples * nodes, longest response], true at response tokens.
+    The softmax is accumulated in float32 (float64 for float64 input) whatever the dtype of the product. The backward
+    pass computes each tile again, so the weight's gradient is written once, tile by tile, and one tile is in memory.
     """
-    rows = [(s.contexts[c], s.responses[y]) for s in samples for c, y in nodes]
-    width, longest = max(len(p) + len(r) for p, r in rows), max(len(r) for _, r in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    scored = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for i, (prompt, response) in enumerate(rows):
-        ids[i, width - len(prompt) - len(response) :] = torch.tensor(prompt + response)
-        mask[i, width - len(prompt) - len(response) :] = 1
-        scored[i, longest - len(response) :] = True
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "response_mask": scored}
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        """hidden [tokens, width], weight [vocabulary, width], target [tokens]; returns [tokens], nats."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.dtype, ctx.wide = dtype, torch.promote_types(dtype, torch.float32)
+        ctx.tile = max(128, TILE.get(device, TILE["cuda"]) // max(1, len(hidden)))
+        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=ctx.wide)
+        chosen = hidden.new_zeros(len(hidden), dtype=ctx.wide)
+        with torch.autocast(device, enabled=False):
+            rows = hidden.to(dtype)
+            for start, tile in _tiles(weight, ctx.tile, dtype):
+                logits = (rows @ tile.t()).to(ctx.wide)
+                at, inside = _within(target, start, len(tile))
+                chosen += logits.gather(1, at[:, None])[:, 0].where(inside, 0)
+                lse = torch.logaddexp(lse, logits.logsumexp(1))
+        ctx.save_for_backward(hidden, weight, target, lse)
+        return chosen - lse
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, target, lse = ctx.saved_tensors
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        gradient = gradient.to(ctx.wide)[:, None]
+        into_hidden = hidden.new_zeros(hidden.shape, dtype=ctx.wide) if for_hidden else None
+        into_weight = torch.empty_like(weight) if for_weight else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = hidden.to(ctx.dtype)
+            for start, tile in _tiles(weight, ctx.tile, ctx.dtype):
+                # d logp / d logits = onehot(target) - softmax
+                slope = (rows @ tile.t()).to(ctx.wide).sub_(lse[:, None]).exp_().mul_(-gradient)
+                at, inside = _within(target, start, len(tile))
+                slope.scatter_add_(1, at[:, None], gradient.where(inside[:, None], 0))
+                slope = slope.to(ctx.dtype)
+                if for_hidden:
+                    into_hidden += slope @ tile
+                if for_weight:
+                    into_weight[start : start + len(tile)] = slope.t() @ rows
+        return None if into_hidden is None else into_hidden.to(hidden.dtype), into_weight, None
 
 
-def response_logps(model: Any, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probability (nats, float32) and token count of each row's response; both [rows]."""
-    scored = rows["response_mask"]
+def _tiles(weight: Tensor, size: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, len(weight), size):
+        yield start, weight[start : start + size].to(dtype)
+
+
+def _within(target: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Targets as columns of a tile, and which of them lie in it."""
+    return (target - start).clamp(0, size - 1), (target >= start) & (target < start + size)
+
+
+@contextmanager
+def scoring_head(model: Any, source: Tensor, target: Tensor) -> Iterator[None]:
+    """While open, ``model(...)``'s logits are the log-probabilities of ``target`` at flat positions ``source``.
+
+    The head's own forward is replaced, not the model's, so whatever wraps model and head (DDP, ZeRO-3's gathering
+    of weights, PEFT, checkpointing) does its work.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    head = extract_model_from_parallel(model).get_output_embeddings()
+    head.forward = lambda hidden: TokenLogps.apply(hidden.flatten(0, 1)[source], head.weight, target)
+    try:
+        yield
+    finally:
+        del head.forward  # the class's own again
+
+
+def forest_logps(model: Any, batch: dict[str, Tensor], block_sparse: bool = False) -> Tensor:
+    """Summed log-probabilities (nats) of a `packing.forest`; ``block_sparse``: by FlexAttention. [samples, nodes]."""
+    with scoring_head(model, batch["source"], batch["target"]):
+        each = model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=_mask(batch["tree"], batch["branch"], block_sparse),
+            use_cache=False,
+        ).logits
+    branches = each.new_zeros(int(batch["owner"][-1]) + 1).index_add(0, batch["owner"], each)
+    return branches[batch["branch_of"]]
+
+
+def _mask(tree: Tensor, branch: Tensor, block_sparse: bool) -> Any:
+    """What each token sees: a block mask for FlexAttention, else bool [rows, 1, width, width]."""
+    rows, width = tree.shape
+    if block_sparse:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return sees(tree, branch, row, query, key)
+
+        return create_block_mask(mask, rows, None, width, width, device=tree.device)
+    row, at = torch.arange(rows, device=tree.device), torch.arange(width, device=tree.device)
+    return sees(tree, branch, row[:, None, None], at[:, None], at[None, :])[:, None]
+
+
+def padded_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Summed log-probabilities (nats) of `packing.padded` rows. [samples, nodes]."""
+    scored = batch["response_mask"]
     longest = scored.shape[1]
     logits = model(
-        input_ids=rows["input_ids"],
-        attention_mask=rows["attention_mask"],
-        position_ids=rows["position_ids"],
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
         logits_to_keep=longest + 1,
         use_cache=False,
     ).logits[:, :-1]
-    targets = rows["input_ids"][:, -longest:]
-    wide = logits[scored] if logits.dtype == torch.float64 else logits[scored].float()
+    targets = batch["input_ids"][:, -longest:]
+    wide = logits[scored].to(torch.promote_types(logits.dtype, torch.float32))
     each = -cross_entropy(wide, targets[scored], reduction="none")
-    summed = each.new_zeros(scored.shape).masked_scatter(scored, each).sum(1)
-    return summed, scored.sum(1)
+    return each.new_zeros(scored.shape).masked_scatter(scored, each).sum(1).view_as(batch["tokens"])
+
+
+class Scorer:
+    """Scores the nodes of samples with one model, in the layout that it can take."""
+
+    def __init__(self, model: Any, nodes: Sequence[Node], pad: int, layout: str = "auto", budget: int = 8192):
+        """``layout`` is a Training's; ``budget`` its tokens of a micro-batch.
+
+        Raises:
+            InputError: a forest is asked for, but this model can't take one.
+        """
+        self.nodes, self.pad = list(nodes), pad
+        config = model.config
+        kinds = getattr(config, "layer_types", None)
+        full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
+        fits = config.model_type in FOREST_MODELS and full
+        if layout == "forest" and not fits:
+            raise InputError(f"layout: a {config.model_type} model with this config takes no forest; use `padded`.")
+        self.layout = "forest" if layout != "padded" and fits else "padded"
+        self.block_sparse = self.layout == "forest" and model.device.type == "cuda"
+        # Few different widths: each one is compiled by FlexAttention once.
+        self.multiple = max(128, budget // 8) if self.block_sparse else 1
+
+    @contextmanager
+    def attention(self, model: Any) -> Iterator[None]:
+        """The attention that the layout needs; the model's own again afterwards."""
+        before = model.config._attn_implementation
+        needed = before if self.layout == "padded" else "flex_attention" if self.block_sparse else "sdpa"
+        if needed != before:
+            model.set_attn_implementation(needed)
+        try:
+            yield
+        finally:
+            if needed != before:
+                model.set_attn_implementation(before)
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The samples' tensors, on CPU."""
+        if self.layout == "forest":
+            return forest(samples, self.nodes, self.pad, self.block_sparse, self.multiple)
+        return padded(samples, self.nodes, self.pad)
+
+    def __call__(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Summed log-probabilities (nats, at least float32) of a `batch` on the model's device. [samples, nodes]."""
+        return forest_logps(model, batch, self.block_sparse) if self.layout == "forest" else padded_logps(model, batch)

@@ -49,32 +49,73 @@ class Scores:
         return self.policy[node] / self.tokens[node]
 
 
-def dpo(scores: Scores, winner: Node, loser: Node, beta: float) -> "Tensor":
-    """-log sigmoid(beta h), h of summed log-probabilities (Rafailov et al. 2023, eq. 7). [samples], nats."""
+@dataclass(frozen=True)
+class BaseLoss:
+    """L_base(c; w > l) as a function of the winner's and the loser's score, each [samples].
+
+    A score is a log-probability, less the reference's unless ``reference_free``, divided by the response's length
+    where ``averaged``.
+    """
+
+    loss: Callable[["Tensor", "Tensor", Training], "Tensor"]
+    averaged: bool = False
+    reference_free: bool = False
+
+
+def dpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+    """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023, eq. 7)."""
     from torch.nn.functional import logsigmoid
 
-    h = (scores.policy[winner] - scores.reference[winner]) - (scores.policy[loser] - scores.reference[loser])
-    return -logsigmoid(beta * h)
+    z, e = training.beta * (winner - loser), training.label_smoothing
+    return -logsigmoid(z) if e == 0 else -(1 - e) * logsigmoid(z) - e * logsigmoid(-z)
 
 
-def ipo(scores: Scores, winner: Node, loser: Node, beta: float) -> "Tensor":
-    """(h - 1 / (2 beta))^2, h of length-averaged log-probabilities (Azar et al. 2023, eq. 17). [samples]."""
-    h_winner = (scores.policy[winner] - scores.reference[winner]) / scores.tokens[winner]
-    h_loser = (scores.policy[loser] - scores.reference[loser]) / scores.tokens[loser]
-    return (h_winner - h_loser - 1 / (2 * beta)) ** 2
+def ipo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+    """(h - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17)."""
+    return (winner - loser - 1 / (2 * training.beta)) ** 2
 
 
-BASE_LOSSES: dict[str, Callable[[Scores, Node, Node, float], "Tensor"]] = {"dpo": dpo, "ipo": ipo}
+def hinge(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+    """max(0, 1 - beta h) (Zhao et al. 2023, normalised as in trl)."""
+    return (1 - training.beta * (winner - loser)).relu()
+
+
+def orpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+    """-avg(w) - beta log sigmoid(log odds(w) - log odds(l)), with an SFT term of its own (Hong et al. 2024, eq. 6)."""
+    from torch.nn.functional import logsigmoid
+
+    def log_odds(average: "Tensor") -> "Tensor":
+        return average - (-average.expm1()).log()
+
+    return -winner - training.beta * logsigmoid(log_odds(winner) - log_odds(loser))
+
+
+def simpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+    """-log sigmoid(beta (avg(w) - avg(l)) - margin) (Meng et al. 2024, eq. 6)."""
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(training.beta * (winner - loser) - training.simpo_margin)
+
+
+BASE_LOSSES = {
+    "dpo": BaseLoss(dpo),
+    "ipo": BaseLoss(ipo, averaged=True),
+    "hinge": BaseLoss(hinge),
+    "orpo": BaseLoss(orpo, averaged=True, reference_free=True),
+    "simpo": BaseLoss(simpo, averaged=True, reference_free=True),
+}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Contrasts with their weights as numbers, a base loss and W's alpha."""
+    """Contrasts with their weights as numbers, and the training whose base loss, beta and alpha they use."""
 
     contrasts: tuple[Contrast, ...]
-    base_loss: str
-    beta: float
-    alpha: float
+    training: Training
+
+    @property
+    def base(self) -> BaseLoss:
+        return BASE_LOSSES[self.training.base_loss]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -89,35 +130,41 @@ class Objective:
         return any(c.on_policy_weight for c in self.contrasts)
 
     def weight(self, scores: Scores) -> "Tensor":
-        """W = sigmoid(-(alpha avg(y+|x) + (1 - alpha) avg(y-|x))) of v1; carries a gradient. [samples]."""
-        mixed = self.alpha * scores.average(("x", "y+")) + (1 - self.alpha) * scores.average(("x", "y-"))
-        return (-mixed).sigmoid()
+        """W = sigmoid(-(alpha avg(y+|x) + (1 - alpha) avg(y-|x))) of v1. [samples].
+
+        Carries a gradient, as the released code's does, unless the training says ``detach_weight``.
+        """
+        alpha = self.training.alpha
+        mixed = alpha * scores.average(("x", "y+")) + (1 - alpha) * scores.average(("x", "y-"))
+        return (-(mixed.detach() if self.training.detach_weight else mixed)).sigmoid()
+
+    def _score(self, scores: Scores, node: Node) -> "Tensor":
+        """What the base loss compares. [samples]."""
+        score = scores.policy[node] if self.base.reference_free else scores.policy[node] - scores.reference[node]
+        return score / scores.tokens[node] if self.base.averaged else score
 
     def terms(self, scores: Scores) -> list[dict[str, "Tensor"]]:
-        """Per contrast: base loss, SFT term and margin h (summed), each [samples], unweighted."""
+        """Per contrast: base loss, SFT term and margin (what the base loss compares), each [samples], unweighted."""
         rows = []
         for c in self.contrasts:
-            winner, loser = (c.context, c.winner), (c.context, c.loser)
-            h = (scores.policy[winner] - scores.reference[winner]) - (scores.policy[loser] - scores.reference[loser])
+            winner, loser = (self._score(scores, (c.context, y)) for y in (c.winner, c.loser))
             rows.append(
                 {
-                    "base": BASE_LOSSES[self.base_loss](scores, winner, loser, self.beta),
-                    "sft": -scores.average(winner),
-                    "margin": h,
+                    "base": self.base.loss(winner, loser, self.training),
+                    "sft": -scores.average((c.context, c.winner)),
+                    "margin": winner - loser,
                 }
             )
         return rows
 
     def __call__(self, scores: Scores) -> "Tensor":
-        """The loss of each sample. [samples]."""
+        """The loss of each sample: sum of weight * [W] * (L_base + sft * L_sft). [samples]."""
         w = self.weight(scores) if self.uses_weight else None
-        total = None
+        losses = []
         for c, term in zip(self.contrasts, self.terms(scores), strict=True):
             loss = float(c.weight) * (term["base"] + float(c.sft) * term["sft"])
-            if c.on_policy_weight:
-                loss = w * loss
-            total = loss if total is None else total + loss
-        return total
+            losses.append(w * loss if c.on_policy_weight else loss)
+        return sum(losses[1:], losses[0])
 
 
 @cache
@@ -141,4 +188,4 @@ def build(training: Training) -> Objective:
         return float(getattr(training, weight)) if isinstance(weight, str) else weight
 
     contrasts = tuple(c.model_copy(update={"weight": number(c.weight), "sft": number(c.sft)}) for c in rows)
-    return Objective(contrasts, training.base_loss, training.beta, training.alpha)
+    return Objective(contrasts, training)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sso.errors import InputError
-from sso.logprobs import Sample, collate, response_logps
+from sso.logprobs import Scorer
 from sso.objective import Node
+from sso.packing import Sample, cost, grouped, to_device
 from sso.records import digest, file_digest
 
 
@@ -62,48 +64,37 @@ def score(
     nodes: Sequence[Node],
     pad: int,
     key: dict[str, str],
-    tokens_per_batch: int = 4096,
+    layout: str = "auto",
+    budget: int = 8192,
     progress: Any = None,
 ) -> Reference:
-    """One pass over all nodes of all samples, in batches of like length and at most ``tokens_per_batch`` tokens
-    with padding (a longer row is a batch of its own)."""
+    """One pass over all nodes of all samples, in batches of like length and at most ``budget`` tokens.
+
+    Where processes are joined by torch.distributed, each scores its share and all get the whole.
+    """
+    scorer = Scorer(model, nodes, pad, layout)
+    costs = [cost(s, nodes, scorer.layout) for s in samples]
+    groups = grouped(costs, budget, sorted(range(len(samples)), key=costs.__getitem__))
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     logp = torch.zeros(len(samples), len(nodes), dtype=torch.promote_types(model.dtype, torch.float32))
     tokens = torch.zeros(len(samples), len(nodes), dtype=torch.int32)
-    jobs = [(i, j) for i in range(len(samples)) for j in range(len(nodes))]
-
-    def length(job: tuple[int, int]) -> int:
-        context, response = nodes[job[1]]
-        return len(samples[job[0]].contexts[context]) + len(samples[job[0]].responses[response])
-
-    jobs.sort(key=length)
-    start = 0
-    while start < len(jobs):
-        stop = start + 1
-        while stop < len(jobs) and (stop + 1 - start) * length(jobs[stop]) <= tokens_per_batch:
-            stop += 1
-        batch = jobs[start:stop]
-        rows = [collate([samples[i]], [nodes[j]], pad) for i, j in batch]
-        merged = _stack(rows, pad)
-        with autocast(model.device, key["dtype"]):
-            summed, counted = response_logps(model, {k: v.to(model.device) for k, v in merged.items()})
-        at = torch.tensor(batch)
-        logp[at[:, 0], at[:, 1]] = summed.to(logp.dtype).cpu()
-        tokens[at[:, 0], at[:, 1]] = counted.int().cpu()
-        if progress is not None:
-            progress(stop, len(jobs))
-        start = stop
+    with scorer.attention(model), autocast(model.device, key["dtype"]):
+        for number, members in enumerate(groups[rank::world], 1):
+            batch = scorer.batch([samples[i] for i in members])
+            logp[members] = scorer(model, to_device(batch, model.device)).to(logp.dtype).cpu()
+            tokens[members] = batch["tokens"].int()
+            if progress is not None:
+                progress(number, len(groups[rank::world]))
+    if world > 1:
+        # The shares are disjoint and zero elsewhere.
+        logp, tokens = (_sum(value, model.device) for value in (logp, tokens))
     return Reference([s.id for s in samples], list(nodes), logp, tokens, key)
 
 
-def _stack(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
-    """Single rows under each other, padded left."""
-    stacked = {}
-    for name in rows[0]:
-        width = max(row[name].shape[1] for row in rows)
-        fill = pad if name == "input_ids" else 0
-        parts = [torch.nn.functional.pad(row[name], (width - row[name].shape[1], 0), value=fill) for row in rows]
-        stacked[name] = torch.cat(parts)
-    return stacked
+def _sum(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    value = value.to(device)
+    dist.all_reduce(value)
+    return value.cpu()
 
 
 def save(reference: Reference, path: Path) -> None:

@@ -31,19 +31,18 @@ def arguments(out: Path, seed: int, **settings: Any) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    return TrainingArguments(
-        output_dir=str(out),
-        seed=seed,
-        data_seed=seed,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="steps",
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm="SSO_PROGRESS" not in os.environ,
-        **settings,
-    )
+    shared = {
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "steps",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": "SSO_PROGRESS" not in os.environ,
+    }
+    return TrainingArguments(output_dir=str(out), **{**shared, **settings})
 
 
 def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, log: Any = None) -> dict[str, float]:
@@ -91,12 +90,12 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(rows)}
 
 
-def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """A plain Hugging Face checkpoint, safetensors, whole or not at all."""
+def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None = None) -> None:
+    """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own."""
     import shutil
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, state_dict=weights)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)

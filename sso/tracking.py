@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso.config import ROOT
+from sso.distributed import is_main
 from sso.records import digest, file_digest, write_text
 
 SUFFIX = ".run.json"
@@ -113,6 +114,9 @@ def run(
         whatever the work raises, after the failure has been recorded.
     """
     current, started, wall, cpu = Run(), datetime.now(UTC), time.monotonic(), _cpu_seconds()
+    if not is_main():
+        yield current
+        return
     values = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else dict(settings)
     read = {name: [str(path), file_digest(path) if Path(path).exists() else None] for name, path in inputs.items()}
     status: dict[str, Any] = {"status": "finished"}

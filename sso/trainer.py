@@ -1,99 +1,159 @@
 """PreferenceTrainer: any objective of config/objectives.yaml on `transformers.Trainer`.
 
-The batch is a mean over samples, whatever the micro-batch size, the accumulation steps or the number of
-devices. Reference scores come from disk; no reference model is in memory. Knows nothing of how triples are
-sampled or which arm this is.
+The loss is a mean over the samples of the global batch, whatever the micro-batches and the number of devices: every
+device reads the whole batch, computes the same plan of micro-batches and takes its own. Reference scores come from
+disk; no reference model is in memory. Knows nothing of how triples are sampled or which arm this is.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from transformers import Trainer
 
+from sso.checkpoints import SAVED
 from sso.config import Training
+from sso.distributed import engine_arguments
 from sso.errors import InputError
-from sso.logprobs import Sample, collate, response_logps
-from sso.objective import Node, Objective, Scores, build
+from sso.logprobs import Scorer
+from sso.objective import Node, Objective, Scores
+from sso.packing import Sample, cost, plan, to_device
 from sso.reference import Reference
 from sso.sft import arguments
 
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+"""Dense bfloat16 FLOP/s of a device, by a part of its name (the makers' data sheets); for MFU."""
+
+Item = tuple[Sample, torch.Tensor]
+"""A sample and its reference scores [nodes]."""
+
 
 class Rows(torch.utils.data.Dataset):
-    """Samples with their line of reference scores."""
+    """Samples with their line of reference scores; without any (reference-free losses) the line is NaN."""
 
-    def __init__(self, samples: Sequence[Sample], reference: Reference, nodes: Sequence[Node]):
-        if [s.id for s in samples] != reference.ids:
+    def __init__(self, samples: Sequence[Sample], reference: Reference | None, nodes: Sequence[Node]):
+        self.samples = samples
+        if reference is None:
+            self.logp = torch.full((len(samples), len(nodes)), torch.nan)
+        elif [s.id for s in samples] != reference.ids:
             raise InputError("the reference scores belong to other records; delete the file and score again.")
-        columns = [reference.column(node) for node in nodes]
-        self.samples, self.logp = samples, reference.logp[:, columns]
+        else:
+            self.logp = reference.logp[:, [reference.column(node) for node in nodes]]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Sample, torch.Tensor]:
+    def __getitem__(self, index: int) -> Item:
         return self.samples[index], self.logp[index]
 
 
-@dataclass
-class Collator:
-    """A micro-batch: the rows of `sso.logprobs.collate` and the reference scores [samples, nodes]."""
+class Batches(torch.utils.data.Sampler[list[int]]):
+    """Global batches, in an order that seed and epoch alone fix."""
 
-    nodes: Sequence[Node]
-    pad: int
+    def __init__(self, count: int, batch_size: int, seed: int):
+        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, 0
 
-    def __call__(self, items: list[tuple[Sample, torch.Tensor]]) -> dict[str, Any]:
-        rows = collate([sample for sample, _ in items], self.nodes, self.pad)
-        return {**rows, "reference": torch.stack([logp for _, logp in items])}
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer, also when it resumes within an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        return (order[i : i + self.batch_size] for i in range(0, self.count, self.batch_size))
+
+
+class Loader(torch.utils.data.DataLoader):
+    """A DataLoader that hands the epoch on to `Batches`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
 class PreferenceTrainer(Trainer):
     """Minimises an `Objective` averaged over the samples of the global batch."""
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any):
+    def __init__(self, *args: Any, objective: Objective, scorer: Scorer, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.objective = objective
-        # The loss is divided by the number of samples of the whole step here, not per micro-batch by Trainer.
-        self.model_accepts_loss_kwargs = True
+        self.objective, self.scorer = objective, scorer
+        self.peak = _peak_flops()
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._ids: list[str] = []
+        self._since = time.monotonic()
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        count = torch.tensor(sum(len(batch["reference"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+    def get_train_dataloader(self) -> Loader:
+        """Global batches as lists of items, the same on every device."""
+        batches = Batches(len(self.train_dataset), self.objective.training.batch_size, self.args.seed)
+        return Loader(self.train_dataset, batch_sampler=batches, collate_fn=list)
 
-    def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> Scores:
-        """Policy and reference scores of a micro-batch by node."""
-        nodes, reference = self.objective.nodes, inputs["reference"]
-        logp, tokens = response_logps(model, inputs)
-        logp, tokens = logp.view(-1, len(nodes)), tokens.view(-1, len(nodes))
-        return Scores(
-            {node: logp[:, i] for i, node in enumerate(nodes)},
-            {node: reference[:, i] for i, node in enumerate(nodes)},
-            {node: tokens[:, i] for i, node in enumerate(nodes)},
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        return 0.0  # counted by micro-batch, in _record
+
+    def training_step(self, model: Any, items: list[Item], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of this device's micro-batches; returns its part of the mean loss."""
+        model.train()
+        self._ids = [sample.id for sample, _ in items]
+        costs = [cost(sample, self.scorer.nodes, self.scorer.layout) for sample, _ in items]
+        budget, devices = self.objective.training.tokens_per_batch, self.args.world_size
+        mine = plan(costs, budget, devices)[self.args.process_index]
+        smallest = min(range(len(items)), key=costs.__getitem__)
+        state, total = self.accelerator.gradient_state, torch.zeros((), device=self.args.device)
+        for step, members in enumerate(mine, 1):
+            # All devices do the same number of passes: sharded weights are gathered by all. An idle pass weighs 0.
+            batch = [items[i] for i in members or [smallest]]
+            last = step == len(mine)
+            state._set_sync_gradients(last)
+            plain = self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+            with self.accelerator.no_sync(model) if plain and not last else nullcontext():
+                # Devices' gradients are averaged, hence the factor.
+                loss = self.sample_losses(model, batch, bool(members)).sum() * devices / len(items)
+                self.accelerator.backward(loss, **self._backward)
+            total += loss.detach()
+        return total
+
+    @property
+    def _backward(self) -> dict[str, Any]:
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return {"scale_wrt_gas": False} if deepspeed else {}
+
+    def sample_losses(self, model: Any, items: list[Item], counts: bool = True) -> torch.Tensor:
+        """Loss of each sample of a micro-batch, zero where it does not count. [samples].
+
+        Raises:
+            InputError: a loss is not finite; names the samples.
+        """
+        batch = to_device(self.scorer.batch([sample for sample, _ in items]), self.args.device)
+        reference = torch.stack([logp for _, logp in items]).to(self.args.device)
+        with self.compute_loss_context_manager():
+            logp = self.scorer(model, batch)
+        scores = Scores(
+            *({n: t[:, i] for i, n in enumerate(self.scorer.nodes)} for t in (logp, reference, batch["tokens"]))
         )
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        scores = self.scores(model, inputs)
         losses = self.objective(scores)
-        if not torch.isfinite(losses).all():
-            raise InputError("the loss is not finite; lower learning_rate or beta, or look for empty responses.")
-        self._record(scores, losses)
-        # Gradients are averaged over devices afterwards, hence the factor.
-        items = losses.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() * self.args.world_size / items
-        return (loss, losses) if return_outputs else loss
+        if not counts:
+            return losses * 0.0
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            bad = [sample.id for (sample, _), good in zip(items, finite.tolist(), strict=True) if not good]
+            raise InputError(
+                f"the loss is not finite for {_some(bad)}; lower learning_rate or beta, or look at these records."
+            )
+        self._record(scores, losses, batch)
+        return losses
 
     @torch.no_grad()
-    def _record(self, scores: Scores, losses: torch.Tensor) -> None:
+    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         rows = {"loss_per_sample": losses}
         for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
             name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
@@ -101,53 +161,123 @@ class PreferenceTrainer(Trainer):
             rows[f"{name}/accuracy"] = (term["margin"] > 0).float()
         if self.objective.uses_weight:
             rows["W"] = self.objective.weight(scores)
-        for name, value in rows.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.sum())
-        self._count += losses.numel()
+        seen = batch["tree"] >= 0 if self.scorer.layout == "forest" else batch["attention_mask"]
+        scored = len(batch["target"]) if self.scorer.layout == "forest" else batch["response_mask"].numel()
+        totals = torch.stack([value.sum().double() for value in rows.values()]).tolist()
+        sums = dict(zip(rows, totals, strict=True))
+        sums |= {"samples": len(losses), "tokens": float(seen.sum()), "places": seen.numel()}
+        sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    @property
+    def _head(self) -> int:
+        config = self.accelerator.unwrap_model(self.model).config
+        return config.vocab_size * config.hidden_size
+
+    @property
+    def _body(self) -> int:
+        """Weights that every token is multiplied with."""
+        config = self.accelerator.unwrap_model(self.model).config
+        head = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // head
+        attention = 2 * config.hidden_size * width * (head + config.num_key_value_heads)
+        return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._count and "loss" in logs:
-            logs |= {name: total / self._count for name, total in self._sums.items()}
-            self._sums, self._count = {}, 0
+        """Adds the means over the samples since the last call, over all devices, and the speed.
+
+        Raises:
+            InputError: the gradient's norm is not finite; names the samples of the step.
+        """
+        if self._sums and "loss" in logs:
+            if not math.isfinite(logs.get("grad_norm") or 0.0):
+                raise InputError(
+                    f"step {self.state.global_step}: the gradient is not finite, though the losses of "
+                    f"{_some(self._ids)} are; lower learning_rate, or train in float32."
+                )
+            names = sorted(self._sums)
+            values = torch.tensor([self._sums[n] for n in names], dtype=torch.float64, device=self.args.device)
+            sums = dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+            seconds, self._since = time.monotonic() - self._since, time.monotonic()
+            samples, tokens, places, flops = (sums.pop(n) for n in ("samples", "tokens", "places", "flops"))
+            self.state.total_flos += flops
+            logs |= {name: value / samples for name, value in sums.items()}
+            logs |= {"tokens_per_s": tokens / seconds, "padding": 1 - tokens / places}
+            if self.peak:
+                logs["mfu"] = flops / seconds / self.peak / self.args.world_size
+            self._sums = {}
         super().log(logs, *args, **kwargs)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
 
-def train(
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(f"sample {i!r}" for i in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _peak_flops() -> float | None:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def training_arguments(training: Training, learning_rate: float, seed: int, workspace: Path) -> Any:
+    """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
+    how = arguments(
+        workspace,
+        seed,
+        max_steps=training.max_steps,
+        num_train_epochs=training.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup_ratio,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optimizer,
+        bf16=training.dtype == "bfloat16",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if training.save_steps else "no",
+        save_steps=training.save_steps or 500,
+        save_total_limit=2,
+        **engine_arguments(training),
+    )
+    how._n_gpu = min(how.n_gpu, 1)  # one process a device, never DataParallel
+    return how
+
+
+def fit(
     model: Any,
     tokenizer: Any,
     samples: Sequence[Sample],
-    reference: Reference,
-    training: Training,
-    learning_rate: float,
-    seed: int,
-    workspace: Path,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place; returns the log, a row an optimizer step."""
-    objective = build(training)
-    micro, world = training.micro_batch_size, max(1, torch.cuda.device_count())
-    if training.batch_size % (micro * world):
-        raise InputError(f"batch_size {training.batch_size} is no multiple of {micro} x {world} devices.")
+    reference: Reference | None,
+    objective: Objective,
+    how: Any,
+    checkpoint: Path | None = None,
+) -> PreferenceTrainer:
+    """Train ``model`` in place, from a checkpoint if there is one; returns the trainer.
+
+    Raises:
+        InputError: the engine that the training names is not what runs (its libraries fall back silently).
+    """
+    training = objective.training
+    scorer = Scorer(model, objective.nodes, tokenizer.pad_token_id, training.layout, training.tokens_per_batch)
     trainer = PreferenceTrainer(
         model=model,
-        args=arguments(
-            workspace,
-            seed,
-            max_steps=training.max_steps,
-            num_train_epochs=training.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=training.batch_size // (micro * world),
-            learning_rate=learning_rate,
-            lr_scheduler_type=training.scheduler,
-            warmup_steps=training.warmup_ratio,
-            max_grad_norm=training.max_grad_norm,
-            optim=training.optimizer,
-            bf16=training.dtype == "bfloat16",
-            activation_checkpointing=training.gradient_checkpointing,
-            logging_steps=1,
-        ),
+        args=how,
         train_dataset=Rows(samples, reference, objective.nodes),
-        data_collator=Collator(objective.nodes, tokenizer.pad_token_id),
         objective=objective,
+        scorer=scorer,
     )
-    trainer.train()
-    return [row for row in trainer.state.log_history if "loss" in row]
+    expected = {"ddp": None, "fsdp2": DistributedType.FSDP}.get(training.engine, DistributedType.DEEPSPEED)
+    if expected and trainer.accelerator.distributed_type != expected:
+        raise InputError(
+            f"engine {training.engine}: {trainer.accelerator.distributed_type.value} would run instead; "
+            "give more than one device, and for FSDP a GPU."
+        )
+    with scorer.attention(model):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer

@@ -5,9 +5,9 @@ iterations take the choice over. Without a choice to make this is just training.
 """
 
 import argparse
-import copy
 import json
-import tempfile
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +30,102 @@ def rates(args: argparse.Namespace) -> list[float]:
 
 def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     """`sso train`: reference scores (read, or made beside the output), the tries, the best one saved."""
-    from sso import reference
+    from sso import checkpoints, distributed
     from sso.chat import describe, load_model, load_tokenizer
-    from sso.logprobs import tokenize
     from sso.objective import build
-    from sso.sft import save
-    from sso.trainer import train
+    from sso.packing import tokenize
+    from sso.records import digest
+    from sso.trainer import fit, training_arguments
 
     tries, training = rates(args), args.settings
-    tokenizer, start = load_tokenizer(args.model), load_model(args.model)
-    samples = tokenize(records, tokenizer, training.max_length)
-    key = reference.make_key(args.model, tokenizer, records, training.max_length, training.dtype)
-    path = args.reference or args.out.with_name(f"{args.out.name}.reference.safetensors")
-    if args.reference is None:
-        nodes = build(training).nodes
-        scores = reference.score(start, samples, nodes, tokenizer.pad_token_id, key)
-        reference.save(scores, path)
-    scores = reference.load(path, key)
+    objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
+    made = tokenize(records, tokenizer, training.max_length)
+    for line in made.report(training.max_length) if main else ():
+        print(line, file=sys.stderr)
+    distributed.start(training)
+    scores = None if objective.base.reference_free else _reference(args, tokenizer, records, made.samples, objective)
+    work = args.out.with_name(f".{args.out.name}.work")
+    key = {"settings": training.model_dump(), "records": digest(records), "model": str(args.model), "seed": args.seed}
     results, best = [], None
-    for rate in tries:
-        model = copy.deepcopy(start) if len(tries) > 1 else start
-        with tempfile.TemporaryDirectory() as workspace:
-            log = train(model, tokenizer, samples, scores, training, rate, args.seed, Path(workspace))
-        result = {"learning_rate": rate, "final_loss": log[-1]["loss"] if log else None}
-        if len(tries) > 1:
-            result["win_rate"] = win_rate(model, tokenizer, args)
-        results.append(result)
-        print(f"train: {json.dumps(result)}", flush=True)
-        if best is None or result.get("win_rate", 0.0) > results[best[0]].get("win_rate", 0.0):
-            best = (len(results) - 1, model, log)
-    index, model, log = best
+    with checkpoints.kept(work) if main else nullcontext():
+        for rate in tries:
+            folder = work / str(rate)
+            checkpoint = checkpoints.resume_from(folder, key) if main else None
+            checkpoint = distributed.from_main(checkpoint)
+            if checkpoint and main:
+                print(f"train: goes on from {checkpoint}", flush=True)
+            how = training_arguments(training, rate, args.seed, folder)
+            model = with_adapters(load_model(args.model), training)
+            trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
+            log = [row for row in trainer.state.log_history if "loss" in row]
+            result = {"learning_rate": rate, "final_loss": log[-1]["loss"] if log else None}
+            if len(tries) > 1:
+                result["win_rate"] = win_rate(model, tokenizer, args)
+            results.append(result)
+            print(f"train: {json.dumps(result)}", flush=True)
+            if best is None or result.get("win_rate", 0.0) > results[best[0]].get("win_rate", 0.0):
+                best = (len(results) - 1, trainer, log)
+        index, trainer, log = best
+        save_trained(trainer, tokenizer, args.out)
+        if main:
+            choice = {"learning_rate": tries[index], "tries": results, "template": describe(tokenizer)}
+            write_text(args.out / "tuning.json", json.dumps(choice, indent=1) + "\n")
     for row in log:
         run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
-    run.summary.update({"learning_rate": tries[index], "samples": len(samples), "final_loss": log[-1]["loss"]})
-    save(model, tokenizer, args.out)
-    choice = {"learning_rate": tries[index], "tries": results, "template": describe(tokenizer)}
-    write_text(args.out / "tuning.json", json.dumps(choice, indent=1) + "\n")
+    run.summary.update({"learning_rate": tries[index], **made.counts, "final_loss": log[-1]["loss"]})
+    distributed.stop()
+
+
+def _reference(args: argparse.Namespace, tokenizer: Any, records: list, samples: list, objective: Any) -> Any:
+    """Reference scores, from the file that is given or made beside the output by all devices together."""
+    from sso import distributed, reference
+    from sso.chat import load_model
+
+    training = args.settings
+    key = reference.make_key(args.model, tokenizer, records, training.max_length, training.dtype)
+    if args.reference:
+        return reference.load(args.reference, key)
+    scores = reference.score(
+        load_model(args.model),
+        samples,
+        objective.nodes,
+        tokenizer.pad_token_id,
+        key,
+        training.layout,
+        training.tokens_per_batch,
+    )
+    if distributed.is_main():
+        reference.save(scores, args.out.with_name(f"{args.out.name}.reference.safetensors"))
+    return scores
+
+
+def with_adapters(model: Any, training: Any) -> Any:
+    """The model with low-rank adapters where the training asks for them: the reference is the model without."""
+    if training.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = training.lora
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model, settings)
+
+
+def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
+    """Save what was trained as a plain checkpoint: shards gathered, adapters merged. Call on every device."""
+    from sso.distributed import is_main
+    from sso.sft import save
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if is_main():
+        if hasattr(model, "merge_and_unload"):
+            model, weights = model.merge_and_unload(), None
+        save(model, tokenizer, out, weights)
+    trainer.accelerator.wait_for_everyone()
 
 
 def win_rate(model: Any, tokenizer: Any, args: argparse.Namespace) -> float:

@@ -49,7 +49,7 @@ def test_the_stages_chain_by_hand(tmp_path):
     score = ["--model", tmp_path / "sft", "--objectives", "sso_v2,pairs", "--settings", scoring]
     assert run("reference", *score, "--data", tmp_path / "t.jsonl", "--out", tmp_path / "r.safetensors") == 0
     assert len(load(tmp_path / "r.safetensors").nodes) == 6
-    training = {"objective": "sso_v2", "learning_rates": [1e-3], "batch_size": 4, "micro_batch_size": 2}
+    training = {"objective": "sso_v2", "learning_rates": [1e-3], "batch_size": 4, "tokens_per_batch": 200}
     train = ["--model", tmp_path / "sft", "--data", tmp_path / "t.jsonl", "--reference", tmp_path / "r.safetensors"]
     exact = json.dumps({**training, "dtype": "float32", "max_length": 256})
     assert run("train", *train, "--settings", exact, "--out", tmp_path / "g") == 0

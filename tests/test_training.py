@@ -10,12 +10,13 @@ from torch.nn.functional import log_softmax
 from sso import chat, reference
 from sso.config import Backbone, Training
 from sso.errors import InputError
-from sso.logprobs import collate, response_logps, tokenize
+from sso.logprobs import Scorer
 from sso.micro.models import build as build_model
 from sso.objective import build
+from sso.packing import tokenize
 from sso.records import Message, Pair, Query, Triple
 from sso.sft import save, tokens
-from sso.trainer import train
+from sso.trainer import fit, training_arguments
 from sso.tuning import rates
 
 NODES = build(Training(objective="sso_v1")).nodes
@@ -40,12 +41,14 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def samples(tiny):
-    return tokenize([triple(i) for i in range(12)], tiny[1], 256)
+    return tokenize([triple(i) for i in range(12)], tiny[1], 256).samples
 
 
-def test_row_scores_equal_one_unpadded_float64_pass_each(tiny, samples):
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_scores_equal_one_unpadded_float64_pass_each(tiny, samples, layout):
     model, tokenizer = tiny[0].double(), tiny[1]
-    summed, counted = response_logps(model, collate(samples[:4], NODES, tokenizer.pad_token_id))
+    scorer = Scorer(model, NODES, tokenizer.pad_token_id, layout)
+    batch = scorer.batch(samples[:4])
     expected = []
     for sample in samples[:4]:
         for context, response in NODES:
@@ -53,16 +56,17 @@ def test_row_scores_equal_one_unpadded_float64_pass_each(tiny, samples):
             logits = model(torch.tensor([prompt + answer])).logits[0]
             logp = log_softmax(logits, -1)
             expected.append(sum(logp[len(prompt) - 1 + j, token].item() for j, token in enumerate(answer)))
-    assert counted.tolist() == [len(s.responses[y]) for s in samples[:4] for _, y in NODES]
-    torch.testing.assert_close(summed, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    assert batch["tokens"].tolist() == [[len(s.responses[y]) for _, y in NODES] for s in samples[:4]]
+    expected = torch.tensor(expected, dtype=torch.float64).view(4, -1)
+    torch.testing.assert_close(scorer(model, batch), expected, rtol=1e-6, atol=1e-6)
     tiny[0].float()
 
 
 def test_reference_scores_do_not_depend_on_the_batch_and_round_trip(tiny, samples, tmp_path):
     model, tokenizer = tiny
     key = {"dtype": "float32", "weights": "a"}
-    one = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, tokens_per_batch=1)
-    many = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, tokens_per_batch=2000)
+    one = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, budget=1)
+    many = reference.score(model, samples, NODES, tokenizer.pad_token_id, key, budget=2000)
     torch.testing.assert_close(one.logp, many.logp, rtol=1e-5, atol=1e-4)
     reference.save(many, tmp_path / "r.safetensors")
     again = reference.load(tmp_path / "r.safetensors", key)
@@ -74,20 +78,21 @@ def test_reference_scores_do_not_depend_on_the_batch_and_round_trip(tiny, sample
         reference.load(tmp_path / "bad.safetensors")
 
 
-def fit(samples, tmp_path, seed=0, **settings):
-    model, tokenizer = build_model(Backbone(architecture="qwen2", layers=2), 0)
-    values = {"batch_size": 4, "micro_batch_size": 4, "epochs": 2, "dtype": "float32", **settings}
-    training = Training(learning_rates=[1e-3], **values)
-    nodes = build(training).nodes
-    scores = reference.score(model, samples, nodes, tokenizer.pad_token_id, {"dtype": "float32"})
-    log = train(model, tokenizer, samples, scores, training, 1e-3, seed, tmp_path)
-    return model, log
+def run(samples, tmp_path, seed=0, model=None, **settings):
+    tokenizer = build_model(Backbone(architecture="qwen2", layers=2), 0)[1]
+    model = model or build_model(Backbone(architecture="qwen2", layers=2), 0)[0]
+    values = {"batch_size": 4, "epochs": 2, "dtype": "float32", **settings}
+    objective = build(Training(learning_rates=[1e-3], **values))
+    scores = reference.score(model, samples, objective.nodes, tokenizer.pad_token_id, {"dtype": "float32"})
+    how = training_arguments(objective.training, 1e-3, seed, tmp_path)
+    trainer = fit(model, tokenizer, samples, scores, objective, how)
+    return model, [row for row in trainer.state.log_history if "loss" in row]
 
 
 @pytest.mark.parametrize("objective", ["sso_v2", "sso_v1", "pairs"])
 def test_accumulation_changes_nothing_but_rounding(samples, tmp_path, objective):
-    whole, log = fit(samples, tmp_path, objective=objective)
-    split, other = fit(samples, tmp_path, objective=objective, micro_batch_size=1)
+    whole, log = run(samples, tmp_path, objective=objective)
+    split, other = run(samples, tmp_path, objective=objective, tokens_per_batch=1)
     assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in other], rel=1e-4)
     assert [r["grad_norm"] for r in log] == pytest.approx([r["grad_norm"] for r in other], rel=1e-3)
     for a, b in zip(whole.parameters(), split.parameters(), strict=True):
@@ -95,33 +100,37 @@ def test_accumulation_changes_nothing_but_rounding(samples, tmp_path, objective)
 
 
 def test_training_starts_at_log_two_lowers_the_loss_and_repeats_bit_for_bit(samples, tmp_path):
-    model, log = fit(samples, tmp_path, objective="pairs", epochs=6)
+    model, log = run(samples, tmp_path, objective="pairs", epochs=6)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert log[-1]["loss"] < 0.6 and log[-1]["x:y+>y-/accuracy"] == 1
-    again, _ = fit(samples, tmp_path, objective="pairs", epochs=6)
+    again, _ = run(samples, tmp_path, objective="pairs", epochs=6)
     assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_scores_of_other_records_are_refused(samples, tiny, tmp_path):
-    training = Training(objective="pairs", dtype="float32", batch_size=4, micro_batch_size=4)
-    nodes = build(training).nodes
-    scores = reference.score(tiny[0], samples[:6], nodes, tiny[1].pad_token_id, {"dtype": "float32"})
+    objective = build(Training(objective="pairs", dtype="float32", batch_size=4))
+    scores = reference.score(tiny[0], samples[:6], objective.nodes, tiny[1].pad_token_id, {"dtype": "float32"})
+    how = training_arguments(objective.training, 1e-3, 0, tmp_path)
     with pytest.raises(InputError, match="belong to other records"):
-        train(tiny[0], tiny[1], samples, scores, training, 1e-3, 0, tmp_path)
+        fit(tiny[0], tiny[1], samples, scores, objective, how)
 
 
 def test_pairs_and_triples_give_the_same_tokens(tiny):
     t = triple(3)
     pair = Pair(id="3", prompt=t.prompt, chosen=t.chosen, rejected=t.rejected)
-    a, b = tokenize([t], tiny[1], 256)[0], tokenize([pair], tiny[1], 256)[0]
+    a, b = tokenize([t], tiny[1], 256).samples[0], tokenize([pair], tiny[1], 256).samples[0]
     assert a.contexts["x"] == b.contexts["x"] and a.responses["y+"] == b.responses["y+"]
 
 
-def test_responses_are_cut_and_a_prompt_that_fills_the_context_is_named(tiny):
-    full = tokenize([triple(0)], tiny[1], 256)[0]
+def test_responses_are_cut_contexts_never_and_what_does_not_fit_is_counted(tiny):
+    long = triple(1).model_copy(update={"system_good": "Be accurate. " * 40})
+    full = tokenize([triple(0)], tiny[1], 256).samples[0]
     longest = max(map(len, full.contexts.values()))
-    cut = tokenize([triple(0)], tiny[1], longest + 3)[0]
-    assert cut.contexts == full.contexts and cut.responses["y+"] == full.responses["y+"][:3]
+    made = tokenize([triple(0), long], tiny[1], longest + 3)
+    assert made.samples[0].contexts == full.contexts
+    assert made.samples[0].responses == {name: ids[:3] for name, ids in full.responses.items()}
+    assert made.counts == {"samples": 1, "responses_cut": 1, "records_left_out": 1}
+    assert made.left_out == ["1"] and len(made.report(longest + 3)) == 2
     with pytest.raises(InputError, match=r"record '0': its prompt fills all of max_length"):
         tokenize([triple(0)], tiny[1], longest)
 

@@ -1,0 +1,103 @@
+"""Several devices: launching a process for each, and the engines that split the work, by config alone.
+
+DeepSpeed and FSDP come through transformers.Trainer; here stand their settings and nothing of training.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sso.config import Training
+from sso.errors import InputError
+
+
+def is_main() -> bool:
+    """Whether this process writes files and records; the only one, unless a launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(training: Training, argv: Sequence[str]) -> None:
+    """Go on as one process a device, started by torchrun; nothing to do for one, or where a launcher was at work."""
+    if training.devices == 1 or "WORLD_SIZE" in os.environ:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(training.devices)]
+    os.execv(sys.executable, [sys.executable, *run, "-m", "sso.cli", *argv])
+
+
+def start(training: Training) -> None:
+    """Join the processes, each with its device. Call before any model is loaded."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if training.engine.startswith("zero"):
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise InputError(f"engine {training.engine}: install deepspeed (pip install -e '.[train]').") from error
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    else:
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, on all of them."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def stop() -> None:
+    """Leave the group of processes, if there is one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def engine_arguments(training: Training) -> dict[str, Any]:
+    """What TrainingArguments need for the training's engine. The batch is planned by PreferenceTrainer itself;
+    the size per device is what DeepSpeed's bookkeeping wants to know."""
+    share = max(1, training.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    common = {"per_device_train_batch_size": share, "activation_checkpointing": training.gradient_checkpointing}
+    if training.engine == "fsdp2":
+        own = {"version": 2, "activation_checkpointing": training.gradient_checkpointing}
+        return {**common, "activation_checkpointing": False, "fsdp": True, "fsdp_config": own}
+    if training.engine.startswith("zero"):
+        return {**common, "deepspeed": deepspeed_config(training.engine)}
+    return common
+
+
+def deepspeed_config(engine: str) -> dict[str, Any]:
+    """ZeRO-2 or ZeRO-3, with or without optimizer (and weights) in CPU memory; `auto` is filled in by Trainer."""
+    stage, offload = int(engine[4]), engine.endswith("offload")
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
+    config: dict[str, Any] = {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        # DeepSpeed's own optimizer, made for CPU memory.
+        auto = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+        config["optimizer"] = {"type": "AdamW", "params": auto}
+    return config

@@ -1,0 +1,270 @@
+"""Token ids of records, and how they lie in a batch: forests of shared contexts, or plain padded rows.
+
+A sample holds up to three contexts (x, x+, x-) and three responses (y+, y-, yo); a node is one response in one
+context. In a forest each context stands once, followed by a branch for each distinct response in it; a token sees
+its own branch and the context before it, so every node is scored as if it stood alone. Knows nothing of models.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sso.chat import encode_prompt, encode_response, with_system
+from sso.errors import InputError
+from sso.objective import Node
+from sso.records import Pair, Triple
+
+PADDING = -1
+"""Tree number of padding: it sees only padding, so no row of a mask is empty."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids of one record: contexts with their generation prompt, responses with their end-of-turn token."""
+
+    id: str
+    contexts: dict[str, list[int]]
+    responses: dict[str, list[int]]
+
+    def node(self, node: Node) -> tuple[list[int], list[int]]:
+        """Context and response of a node; InputError where the record has none such."""
+        context, response = node
+        if context not in self.contexts or response not in self.responses:
+            raise InputError(
+                f"record {self.id!r}: a pair has no {response} in {context}; this objective needs triples."
+            )
+        return self.contexts[context], self.responses[response]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Samples that fit, the ids of those with a shortened response, and of the records that were left out."""
+
+    samples: list[Sample]
+    cut: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Figures for the run's record."""
+        return {"samples": len(self.samples), "responses_cut": len(self.cut), "records_left_out": len(self.left_out)}
+
+    def report(self, max_length: int) -> list[str]:
+        """A warning line for each thing that did not fit."""
+        lines = []
+        for ids, what in ((self.cut, "with a response cut to fit"), (self.left_out, "left out, their prompts fill")):
+            if ids:
+                some = ", ".join(map(repr, ids[:5])) + (" ..." if len(ids) > 5 else "")
+                lines.append(f"warning: {len(ids)} records {what} max_length {max_length}: {some}")
+        return lines
+
+
+def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) -> Tokenized:
+    """Samples of triples or pairs.
+
+    Contexts are never cut: a record with one that leaves no room for a response is left out. Responses are cut to
+    the room beside the record's longest context, so that a response is the same in all contexts.
+
+    Raises:
+        InputError: no record fits.
+    """
+    made = Tokenized([])
+    for record in records:
+        contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+        if isinstance(record, Triple):
+            contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
+            contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
+            texts = {"y+": record.chosen, "y-": record.rejected, "yo": record.original}
+        else:
+            texts = {"y+": record.chosen[-1].content, "y-": record.rejected[-1].content}
+        room = max_length - max(map(len, contexts.values()))
+        if room < 1:
+            made.left_out.append(record.id)
+            continue
+        responses = {name: encode_response(tokenizer, text) for name, text in texts.items()}
+        if max(map(len, responses.values())) > room:
+            made.cut.append(record.id)
+        made.samples.append(Sample(record.id, contexts, {name: ids[:room] for name, ids in responses.items()}))
+    if not made.samples:
+        raise InputError(
+            f"record {records[0].id!r}: its prompt fills all of max_length {max_length}, and no other record fits; "
+            "raise it or give shorter prompts."
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A context and its distinct responses; ``nodes[i]`` are the columns of the nodes that branch i is."""
+
+    context: list[int]
+    branches: list[list[int]]
+    nodes: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.context) + sum(map(len, self.branches))
+
+
+def trees(sample: Sample, nodes: Sequence[Node]) -> list[Tree]:
+    """One tree for each context that the nodes name; equal responses share a branch."""
+    found: dict[str, dict[tuple[int, ...], list[int]]] = {}
+    for column, node in enumerate(nodes):
+        _, response = sample.node(node)
+        found.setdefault(node[0], {}).setdefault(tuple(response), []).append(column)
+    return [
+        Tree(sample.contexts[c], [list(b) for b in branches], list(branches.values())) for c, branches in found.items()
+    ]
+
+
+def cost(sample: Sample, nodes: Sequence[Node], layout: str) -> int:
+    """Tokens of a sample in a batch, without padding."""
+    if layout == "forest":
+        return sum(map(len, trees(sample, nodes)))
+    return sum(len(ids) for node in nodes for ids in sample.node(node))
+
+
+def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[int]]]:
+    """Micro-batches of a batch by device: ``plan(...)[device][step]`` are indices into ``costs``.
+
+    The fewest steps, the same for all devices, such that each micro-batch costs at most ``budget`` or is one sample;
+    the largest sample goes first, to the micro-batch with the least so far. Every device can compute the whole plan,
+    so none has to be told. Micro-batches are empty only where there are fewer samples than these.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    steps = max(1, -(-sum(costs) // (budget * devices)))
+    while True:
+        loads, bins = [0] * (steps * devices), [[] for _ in range(steps * devices)]
+        for i in order:
+            # By load; among the empty ones, the first step of each device first.
+            at = min(range(len(bins)), key=lambda b: (loads[b], b))
+            loads[at] += costs[i]
+            bins[at].append(i)
+        if all(load <= budget or len(members) == 1 for load, members in zip(loads, bins, strict=True)):
+            return [[sorted(bins[step * devices + d]) for step in range(steps)] for d in range(devices)]
+        steps += 1
+
+
+def forest(
+    samples: Sequence[Sample], nodes: Sequence[Node], pad: int, one_row: bool = False, multiple: int = 1
+) -> dict[str, Tensor]:
+    """Trees of all samples, packed into rows.
+
+    Rows are as wide as the longest tree, or there is one for all (``one_row``: for block-sparse attention, which
+    skips what a tree does not see); widths are rounded up to ``multiple``.
+
+    Returns:
+        input_ids, position_ids, tree, branch: [rows, width]; positions restart at each branch from the context's
+            end; ``tree`` numbers trees within a batch (-1: padding), ``branch`` is 0 in a context.
+        source, target, owner: [scored tokens]; the flat position whose hidden state predicts the token, the token,
+            and the branch that it belongs to, numbered over the batch.
+        branch_of, tokens: [samples, nodes]; the branch that is the node, and its count of scored tokens.
+    """
+    grown = [(s, tree) for s, sample in enumerate(samples) for tree in trees(sample, nodes)]
+    lengths = [len(tree) for _, tree in grown]
+    width = sum(lengths) if one_row else max(lengths)
+    width = -(-width // multiple) * multiple
+    rows = _first_fit(lengths, width)
+    ids = torch.full((len(rows), width), pad)
+    positions, branch = torch.zeros_like(ids), torch.zeros_like(ids)
+    tree_of = torch.full_like(ids, PADDING)
+    source, target, owner, counts = [], [], [], []
+    branch_of = torch.zeros(len(samples), len(nodes), dtype=torch.long)
+    for row, members in enumerate(rows):
+        start = 0
+        for number in members:
+            s, tree = grown[number]
+            split = len(tree.context)
+            end = start + len(tree)
+            ids[row, start:end] = torch.tensor([*tree.context, *chain.from_iterable(tree.branches)])
+            tree_of[row, start:end] = number
+            positions[row, start : start + split] = torch.arange(split)
+            last, at = row * width + start + split - 1, start + split
+            for i, (response, columns) in enumerate(zip(tree.branches, tree.nodes, strict=True), 1):
+                stop = at + len(response)
+                branch[row, at:stop] = i
+                positions[row, at:stop] = torch.arange(split, split + len(response))
+                source += [last, *range(row * width + at, row * width + stop - 1)]
+                target += response
+                owner += [len(counts)] * len(response)
+                branch_of[s, columns] = len(counts)
+                counts.append(len(response))
+                at = stop
+            start = end
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "tree": tree_of,
+        "branch": branch,
+        "source": torch.tensor(source),
+        "target": torch.tensor(target),
+        "owner": torch.tensor(owner),
+        "branch_of": branch_of,
+        "tokens": torch.tensor(counts)[branch_of],
+    }
+
+
+def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Indices by row of ``width``, longest first, each into the first row with room."""
+    rows: list[list[int]] = []
+    rest: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = next((r for r, left in enumerate(rest) if left >= lengths[i]), len(rows))
+        if at == len(rows):
+            rows.append([])
+            rest.append(width)
+        rows[at].append(i)
+        rest[at] -= lengths[i]
+    return rows
+
+
+def sees(tree: Tensor, branch: Tensor, row: Any, query: Any, key: Any) -> Tensor:
+    """Whether a token sees another: same tree, not later, in the context or the same branch. Indices broadcast."""
+    same = tree[row, query] == tree[row, key]
+    above = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
+    return same & above & (key <= query)
+
+
+def padded(samples: Sequence[Sample], nodes: Sequence[Node], pad: int) -> dict[str, Tensor]:
+    """The plain definition: one row for each node of each sample, padded left.
+
+    input_ids, attention_mask, position_ids: [samples * nodes, time].
+    response_mask: [samples * nodes, longest response], true at response tokens; tokens: [samples, nodes].
+    """
+    rows = [sample.node(node) for sample in samples for node in nodes]
+    width, longest = max(len(p) + len(r) for p, r in rows), max(len(r) for _, r in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    scored = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, (prompt, response) in enumerate(rows):
+        ids[i, width - len(prompt) - len(response) :] = torch.tensor(prompt + response)
+        mask[i, width - len(prompt) - len(response) :] = 1
+        scored[i, longest - len(response) :] = True
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "response_mask": scored,
+        "tokens": scored.sum(1).view(len(samples), len(nodes)),
+    }
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the model's device."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def grouped(costs: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:
+    """Neighbours of ``order`` in groups of at most ``budget``, or of one: batches where no gradient is taken."""
+    groups: list[list[int]] = []
+    load = budget + 1
+    for i in order:
+        if load + costs[i] > budget:
+            groups.append([])
+            load = 0
+        groups[-1].append(i)
+        load += costs[i]
+    return groups

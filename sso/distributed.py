@@ -17,6 +17,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def world_size() -> int:
+    """Processes that a launcher started, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launch(training: Training, argv: Sequence[str]) -> None:
     """Go on as one process a device, started by torchrun; nothing to do for one, or where a launcher was at work."""
     if training.devices == 1 or "WORLD_SIZE" in os.environ:
@@ -29,22 +34,28 @@ def launch(training: Training, argv: Sequence[str]) -> None:
 
 def start(training: Training) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return
     import torch
 
     cuda = torch.cuda.is_available()
+    backend = "nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if training.engine.startswith("zero"):
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise InputError(f"engine {training.engine}: install deepspeed (pip install -e '.[train]').") from error
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    else:
-        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    if not training.engine.startswith("zero"):
+        torch.distributed.init_process_group(backend)
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    from accelerate import PartialState
+
+    # Left to itself accelerate takes processes without GPUs for lone ones.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        PartialState(backend=backend)
+    except ImportError as error:
+        raise InputError(f"engine {training.engine}: install deepspeed (pip install -e '.[train]').") from error
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
 def from_main(value: Any) -> Any:
@@ -69,13 +80,21 @@ def stop() -> None:
 def engine_arguments(training: Training) -> dict[str, Any]:
     """What TrainingArguments need for the training's engine. The batch is planned by PreferenceTrainer itself;
     the size per device is what DeepSpeed's bookkeeping wants to know."""
-    share = max(1, training.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
-    common = {"per_device_train_batch_size": share, "activation_checkpointing": training.gradient_checkpointing}
+    import torch
+
+    common = {
+        "ddp_find_unused_parameters": False,
+        "per_device_train_batch_size": max(1, training.batch_size // world_size()),
+        "activation_checkpointing": training.gradient_checkpointing,
+        # Without it Trainer takes processes without GPUs for strangers; with it DeepSpeed is left out silently.
+        "use_cpu": training.engine == "ddp" and not torch.cuda.is_available(),
+    }
     if training.engine == "fsdp2":
         own = {"version": 2, "activation_checkpointing": training.gradient_checkpointing}
         return {**common, "activation_checkpointing": False, "fsdp": True, "fsdp_config": own}
     if training.engine.startswith("zero"):
-        return {**common, "deepspeed": deepspeed_config(training.engine)}
+        own = {"use_configured_state": world_size() > 1}  # the state that `start` made
+        return {**common, "deepspeed": deepspeed_config(training.engine), "accelerator_config": own}
     return common
 
 

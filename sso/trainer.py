@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from sso.checkpoints import SAVED
 from sso.config import Training
-from sso.distributed import engine_arguments
+from sso.distributed import engine_arguments, world_size
 from sso.errors import InputError
 from sso.logprobs import Scorer
 from sso.objective import Node, Objective, Scores
@@ -249,6 +249,23 @@ def training_arguments(training: Training, learning_rate: float, seed: int, work
     return how
 
 
+ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}
+"""What accelerate calls each engine; all others are DEEPSPEED."""
+
+
+def check_engine(trainer: PreferenceTrainer) -> None:
+    """Raise InputError where another engine, or fewer processes, would run than were asked for.
+
+    transformers and accelerate fall back on plain or lone processes without a word: on CPU, for FSDP.
+    """
+    engine, runs = trainer.objective.training.engine, trainer.accelerator.distributed_type.value
+    if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
+        raise InputError(
+            f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "
+            "FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
+        )
+
+
 def fit(
     model: Any,
     tokenizer: Any,
@@ -257,6 +274,7 @@ def fit(
     objective: Objective,
     how: Any,
     checkpoint: Path | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> PreferenceTrainer:
     """Train ``model`` in place, from a checkpoint if there is one; returns the trainer.
 
@@ -269,15 +287,11 @@ def fit(
         model=model,
         args=how,
         train_dataset=Rows(samples, reference, objective.nodes),
+        callbacks=list(callbacks),
         objective=objective,
         scorer=scorer,
     )
-    expected = {"ddp": None, "fsdp2": DistributedType.FSDP}.get(training.engine, DistributedType.DEEPSPEED)
-    if expected and trainer.accelerator.distributed_type != expected:
-        raise InputError(
-            f"engine {training.engine}: {trainer.accelerator.distributed_type.value} would run instead; "
-            "give more than one device, and for FSDP a GPU."
-        )
+    check_engine(trainer)
     with scorer.attention(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer

@@ -62,7 +62,8 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
             if len(tries) > 1:
                 result["win_rate"] = win_rate(model, tokenizer, args)
             results.append(result)
-            print(f"train: {json.dumps(result)}", flush=True)
+            if main:
+                print(f"train: {json.dumps(result)}", flush=True)
             if best is None or result.get("win_rate", 0.0) > results[best[0]].get("win_rate", 0.0):
                 best = (len(results) - 1, trainer, log)
         index, trainer, log = best
@@ -119,7 +120,7 @@ def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
     from sso.sft import save
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    sharded = trainer.objective.training.engine not in ("ddp", "zero2", "zero2_offload")
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if is_main():
         if hasattr(model, "merge_and_unload"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sso.config import Training
 from sso.errors import InputError
-from sso.objective import Scores, build, load_objectives
+from sso.objective import BASE_LOSSES, Scores, build, load_objectives
 
 NODES = [(c, y) for c in ("x", "x+", "x-") for y in ("y+", "y-", "yo")]
 numbers = st.floats(-60, -0.01)
@@ -27,19 +27,25 @@ def loss(name: str, values: dict, **settings) -> float:
     return float(build(Training(objective=name, **settings))(tensors(values)))
 
 
-def by_hand(values: dict, context: str, winner: str, loser: str, kind: str, beta: float) -> float:
-    """L_base(context; winner > loser)."""
+def softplus(z: float) -> float:
+    """-log sigmoid(-z), without overflow."""
+    return math.log1p(math.exp(-abs(z))) + max(z, 0.0)
 
-    def gain(response: str) -> float:
-        policy, reference, tokens = values[context, response]
-        return (policy - reference) / (tokens if kind == "ipo" else 1)
 
-    h = gain(winner) - gain(loser)
+def by_hand(values: dict, context: str, winner: str, loser: str, kind: str, beta: float, extra: float = 0.0) -> float:
+    """L_base(context; winner > loser); ``extra`` is DPO's label smoothing or SimPO's margin."""
+    (p, r, n), (q, s, m) = values[context, winner], values[context, loser]
     if kind == "ipo":
-        return (h - 1 / (2 * beta)) ** 2
-    # -log sigmoid(z), without overflow
-    z = beta * h
-    return math.log1p(math.exp(-abs(z))) + max(-z, 0.0)
+        return ((p - r) / n - (q - s) / m - 1 / (2 * beta)) ** 2
+    if kind == "orpo":
+        odds = [math.exp(a) / (1 - math.exp(a)) for a in (p / n, q / m)]
+        return -p / n + beta * softplus(math.log(odds[1]) - math.log(odds[0]))
+    if kind == "simpo":
+        return softplus(extra - beta * (p / n - q / m))
+    h = (p - r) - (q - s)
+    if kind == "hinge":
+        return max(0.0, 1 - beta * h)
+    return (1 - extra) * softplus(-beta * h) + extra * softplus(beta * h)
 
 
 def sft(values: dict, context: str, response: str) -> float:
@@ -47,19 +53,24 @@ def sft(values: dict, context: str, response: str) -> float:
     return -policy / tokens
 
 
-@given(scores, st.sampled_from(["dpo", "ipo"]), st.floats(0.05, 2), st.floats(0, 2), st.floats(0, 1))
-def test_v2_objectives_are_formulas_1_to_4(values, kind, beta, gamma, weight):
+EXTRA = {"dpo": "label_smoothing", "simpo": "simpo_margin"}
+kinds = st.sampled_from(list(BASE_LOSSES))
+
+
+@given(scores, kinds, st.floats(0.05, 2), st.floats(0, 0.4), st.floats(0, 2), st.floats(0, 1))
+def test_v2_objectives_are_formulas_1_to_4_for_every_base_loss(values, kind, beta, extra, gamma, weight):
     settings = {"base_loss": kind, "beta": beta, "gamma": gamma, "lambda_minus": weight}
-    plus = by_hand(values, "x+", "y+", "y-", kind, beta) + gamma * sft(values, "x+", "y+")
-    minus = weight * (by_hand(values, "x-", "yo", "y+", kind, beta) + gamma * sft(values, "x-", "yo"))
-    naive = weight * (by_hand(values, "x-", "y-", "y+", kind, beta) + gamma * sft(values, "x-", "y-"))
+    settings |= {EXTRA[kind]: extra} if kind in EXTRA else {}
+    plus = by_hand(values, "x+", "y+", "y-", kind, beta, extra) + gamma * sft(values, "x+", "y+")
+    minus = weight * (by_hand(values, "x-", "yo", "y+", kind, beta, extra) + gamma * sft(values, "x-", "yo"))
+    naive = weight * (by_hand(values, "x-", "y-", "y+", kind, beta, extra) + gamma * sft(values, "x-", "y-"))
     expected = {
         "l_plus": plus,
         "l_minus": minus,
         "l_minus_naive": naive,
         "sso_v2": plus + minus,
         "sso_v2_naive": plus + naive,
-        "pairs": by_hand(values, "x", "y+", "y-", kind, beta),
+        "pairs": by_hand(values, "x", "y+", "y-", kind, beta, extra),
     }
     for name, value in expected.items():
         assert loss(name, values, **settings) == pytest.approx(value, rel=1e-9, abs=1e-12), name
@@ -92,14 +103,23 @@ def test_objectives_ask_for_each_node_once_and_only_for_what_they_use():
         assert len(nodes) == len(set(nodes))
 
 
-def test_weight_carries_a_gradient():
-    values = dict.fromkeys(NODES, (-5.0, -5.0, 4))
-    s = tensors(values)
+@pytest.mark.parametrize("detached", [False, True])
+def test_weight_carries_a_gradient_unless_it_is_detached(detached):
+    s = tensors(dict.fromkeys(NODES, (-5.0, -5.0, 4)))
     for tensor in s.policy.values():
         tensor.requires_grad_()
-    objective = build(Training(objective="sso_v1_without_g"))
-    objective.weight(s).sum().backward()
-    assert s.policy["x", "y+"].grad.abs() > 0
+    objective = build(Training(objective="sso_v1_without_g", base_loss="ipo", detach_weight=detached))
+    w, slope = 1 / (1 + math.exp(-5 / 4)), -1 / (2 * 0.1)
+    objective(s).sum().backward()
+    # d(w L)/dp = w dL/dp + L dw/dp, L = slope^2, dL/dp = 2 slope / 4, dw/dp = -w (1 - w) / 2 / 4
+    expected = w * 2 * slope / 4 - (0 if detached else slope**2 * w * (1 - w) / 8)
+    assert s.policy["x", "y+"].grad.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_reference_free_losses_ignore_the_reference():
+    values = dict.fromkeys(NODES, (-5.0, math.nan, 4))
+    for kind, base in BASE_LOSSES.items():
+        assert math.isnan(loss("sso_v2", values, base_loss=kind)) != base.reference_free
 
 
 def test_unknown_objective_names_the_known_ones():

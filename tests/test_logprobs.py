@@ -1,0 +1,162 @@
+"""The forest and the tiled head against the plain definition, on both architectures."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sso import logprobs
+from sso.errors import InputError
+from sso.logprobs import Scorer, TokenLogps
+from sso.packing import Sample
+from tests.test_packing import NODES
+
+ids = st.lists(st.integers(1, 89), min_size=1, max_size=12)
+samples = st.lists(
+    st.builds(
+        Sample,
+        st.just("s"),
+        st.fixed_dictionaries(dict.fromkeys(("x", "x+", "x-"), ids)),
+        st.fixed_dictionaries(dict.fromkeys(("y+", "y-", "yo"), ids)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def tiny(architecture: str, **settings):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        **settings,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+MODELS = {name: tiny(name, tie_word_embeddings=name == "qwen2") for name in ("qwen2", "llama")}
+
+
+def gradients(model, batch, scorer):
+    """Scores and the gradients of a weighted sum of them, so that a mix-up of nodes shows."""
+    model.zero_grad()
+    logp = scorer(model, batch)
+    weights = torch.arange(1, logp.numel() + 1, dtype=logp.dtype).view_as(logp) / logp.numel()
+    (logp * weights / batch["tokens"]).sum().backward()
+    return logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+@settings(max_examples=25)
+@given(samples)
+def test_forest_equals_padded_in_scores_and_gradients(architecture, given_samples):
+    model, made = MODELS[architecture], {}
+    for layout in ("forest", "padded"):
+        scorer = Scorer(model, NODES, 0, layout)
+        made[layout] = gradients(model, scorer.batch(given_samples), scorer)
+    (logp, grad), (expected, slope) = made["forest"], made["padded"]
+    torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-4)
+    assert (grad - slope).norm() <= 1e-5 * slope.norm()
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_packed_in_one_row_equals_each_sample_alone(architecture):
+    model = MODELS[architecture].double()
+    scorer = Scorer(model, NODES, 0, "forest")
+    two = [
+        Sample("a", {"x": [1], "x+": [2, 3, 4], "x-": [5, 6]}, {"y+": [7, 8], "y-": [9], "yo": [7, 8]}),
+        Sample("b", {"x": [4, 4], "x+": [2], "x-": [1, 2, 3]}, {"y+": [3], "y-": [3, 1, 4, 1, 5], "yo": [2]}),
+    ]
+    alone = torch.cat([scorer(model, scorer.batch([one])) for one in two])
+    packed = scorer(model, logprobs.forest(two, NODES, 0, one_row=True, multiple=32))
+    model.float()
+    torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(1, 9), st.integers(1, 300), st.integers(0, 10_000))
+@settings(max_examples=50)
+def test_tiles_of_the_vocabulary_equal_the_full_softmax(tokens, vocabulary, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocabulary, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    upstream = torch.randn(tokens, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(logprobs.TILE, "cpu", 128)
+        ours = TokenLogps.apply(hidden, weight, target)
+        found = torch.autograd.grad(ours @ upstream, (hidden, weight))
+    plain = (hidden @ weight.t()).log_softmax(-1)[torch.arange(tokens), target]
+    expected = torch.autograd.grad(plain @ upstream, (hidden, weight))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_bfloat16_weights_are_summed_in_float32():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32).bfloat16(), torch.randn(5000, 32).bfloat16()
+    target = torch.randint(0, 5000, (64,))
+    logp = TokenLogps.apply(hidden.requires_grad_(), weight.requires_grad_(), target)
+    exact = (hidden.double() @ weight.double().t()).log_softmax(-1)[torch.arange(64), target]
+    assert logp.dtype == torch.float32
+    # Products round to 8 bits, sums of 5,000 of them don't: the error stays that of one product.
+    assert (logp - exact).abs().max() < 0.15
+    logp.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    slope = torch.autograd.grad(exact.sum(), hidden)[0]
+    assert (hidden.grad.double() - slope).norm() < 0.02 * slope.norm()
+
+
+def test_nothing_of_tokens_times_vocabulary_is_kept():
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor)
+        return tensor
+
+    hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(3000, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        TokenLogps.apply(hidden, weight, torch.zeros(50, dtype=torch.long))
+    assert max(tensor.numel() for tensor in saved) == weight.numel()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight = torch.randn(3, 8, requires_grad=True), torch.randn(20, 8)
+    TokenLogps.apply(hidden, weight, torch.tensor([1, 2, 3])).sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_a_model_that_can_take_no_forest_is_scored_in_rows():
+    other = tiny("gemma2", final_logit_softcapping=3.0)
+    assert Scorer(other, NODES, 0).layout == "padded"
+    windows = tiny("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    assert Scorer(windows, NODES, 0).layout == "padded"
+    with pytest.raises(InputError, match="a gemma2 model with this config takes no forest"):
+        Scorer(other, NODES, 0, "forest")
+
+
+def test_the_head_is_itself_again_even_after_a_failure():
+    model = MODELS["qwen2"]
+    batch = Scorer(model, NODES, 0).batch(
+        [Sample("a", {c: [1] for c in ("x", "x+", "x-")}, {y: [2] for y in ("y+", "y-", "yo")})]
+    )
+    with pytest.raises(RuntimeError):
+        logprobs.forest_logps(model, {**batch, "position_ids": torch.zeros(3, 3, 3)})
+    assert model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 90)
+
+
+def test_block_sparse_masks_say_what_dense_ones_say():
+    """The mask that FlexAttention gets on CUDA; its kernel runs only there."""
+    two = [Sample("a", {"x": [1, 2]}, {"y+": [3, 4], "y-": [5]}), Sample("b", {"x": [6]}, {"y+": [7], "y-": [8, 9]})]
+    batch = logprobs.forest(two, NODES[:2], 0, one_row=True, multiple=128)
+    dense = logprobs._mask(batch["tree"], batch["branch"], block_sparse=False)
+    sparse = logprobs._mask(batch["tree"], batch["branch"], block_sparse=True)
+    at = torch.arange(128)
+    said = sparse.mask_mod(torch.tensor(0), torch.tensor(0), at[:, None], at[None, :])
+    assert said.equal(dense[0, 0]) and sparse.shape[-2:] == (128, 128)

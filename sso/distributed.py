@@ -23,8 +23,17 @@ def world_size() -> int:
 
 
 def launch(training: Training, argv: Sequence[str]) -> None:
-    """Go on as one process a device, started by torchrun; nothing to do for one, or where a launcher was at work."""
-    if training.devices == 1 or "WORLD_SIZE" in os.environ:
+    """Go on as one process a device, started by torchrun; a plain lone one, or one that a launcher started, stays.
+
+    Raises:
+        InputError: FSDP without GPUs, for which accelerate would run plain data parallelism without a word.
+    """
+    if training.engine == "fsdp2":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("engine fsdp2: there is no GPU here; use zero3, or ddp.")
+    if (training.devices == 1 and training.engine == "ddp") or "WORLD_SIZE" in os.environ:
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -34,7 +43,7 @@ def launch(training: Training, argv: Sequence[str]) -> None:
 
 def start(training: Training) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
-    if world_size() == 1:
+    if "WORLD_SIZE" not in os.environ:
         return
     import torch
 
@@ -93,7 +102,7 @@ def engine_arguments(training: Training) -> dict[str, Any]:
         own = {"version": 2, "activation_checkpointing": training.gradient_checkpointing}
         return {**common, "activation_checkpointing": False, "fsdp": True, "fsdp_config": own}
     if training.engine.startswith("zero"):
-        own = {"use_configured_state": world_size() > 1}  # the state that `start` made
+        own = {"use_configured_state": True}  # the state that `start` made
         return {**common, "deepspeed": deepspeed_config(training.engine), "accelerator_config": own}
     return common
 

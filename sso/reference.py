@@ -57,7 +57,7 @@ def autocast(device: torch.device, dtype: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(
     model: Any,
     samples: Sequence[Sample],

@@ -295,3 +295,11 @@ def fit(
     with scorer.attention(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
+
+
+def what_ran(trainer: PreferenceTrainer) -> str:
+    """The class that wrapped the model, ZeRO's stage if it was DeepSpeed's, and the number of processes."""
+    wrapped = trainer.model_wrapped
+    stage = getattr(wrapped, "zero_optimization_stage", None)
+    zero = f" with ZeRO stage {stage()}" if callable(stage) else ""
+    return f"{type(wrapped).__name__}{zero} on {trainer.args.world_size} processes, {trainer.scorer.layout} layout"

@@ -35,7 +35,7 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     from sso.objective import build
     from sso.packing import tokenize
     from sso.records import digest
-    from sso.trainer import fit, training_arguments
+    from sso.trainer import fit, training_arguments, what_ran
 
     tries, training = rates(args), args.settings
     objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
@@ -63,7 +63,7 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
                 result["win_rate"] = win_rate(model, tokenizer, args)
             results.append(result)
             if main:
-                print(f"train: {json.dumps(result)}", flush=True)
+                print(f"train: {json.dumps(result)} by {what_ran(trainer)}", flush=True)
             if best is None or result.get("win_rate", 0.0) > results[best[0]].get("win_rate", 0.0):
                 best = (len(results) - 1, trainer, log)
         index, trainer, log = best

@@ -8,6 +8,7 @@ The server lives as long as the process that started it; a child dies with the c
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import selectors
@@ -24,6 +25,7 @@ from pathlib import Path
 
 MODULES = {"sso": "sso.cli", "sso-eval": "eval.cli", "sso-rewardbench": "rewardbench.cli"}
 PRELOAD = (
+    "deepspeed",
     "transformers.trainer",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.llama.modeling_llama",
@@ -116,7 +118,8 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
     listener.listen(64)  # commands wait here while the modules load
     gc.disable()
     for name in preload:
-        importlib.import_module(name)
+        if importlib.util.find_spec(name.partition(".")[0]):  # deepspeed may not be installed
+            importlib.import_module(name)
     gc.freeze()
     selector, children = selectors.DefaultSelector(), {}
     selector.register(listener, selectors.EVENT_READ)

@@ -1,0 +1,148 @@
+"""Two CPU processes give the run of one, by the engine that was asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sso.cli import main
+from sso.config import Backbone, Training
+from sso.distributed import deepspeed_config
+from sso.errors import InputError
+from sso.micro.models import build as build_model
+from sso.records import write
+from sso.sft import save
+from sso.trainer import check_engine
+from tests.conftest import REPOSITORY
+from tests.test_training import triple
+
+# 22 samples in batches of 8: the last batch is short, and its micro-batches don't come out even.
+SETTINGS = {
+    "objective": "sso_v1",
+    "learning_rates": [1e-3],
+    "batch_size": 8,
+    "tokens_per_batch": 300,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    save(*build_model(Backbone(architecture="qwen2", layers=2), 0), folder / "start")
+    write(folder / "triples.jsonl", [triple(i) for i in range(22)])
+    assert main(command(folder, folder / "out")) == 0
+    return folder
+
+
+def command(folder: Path, out: Path, **settings) -> list[str]:
+    given = json.dumps({**SETTINGS, **settings})
+    files = ["--model", folder / "start", "--data", folder / "triples.jsonl", "--out", out]
+    return ["train", *map(str, files), "--settings", given]
+
+
+def steps(out: Path) -> list[dict[str, float]]:
+    return [row for _, row in json.loads(out.with_name(out.name + ".run.json").read_text())["metrics"]]
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("ddp", "DistributedDataParallel on 2 processes"),
+        ("zero2", "DeepSpeedEngine with ZeRO stage 2 on 2 processes"),
+        ("zero3", "DeepSpeedEngine with ZeRO stage 3 on 2 processes"),
+        pytest.param("zero2_offload", "ZeRO stage 2 on 2 processes", marks=pytest.mark.slow),
+        pytest.param("zero3_offload", "ZeRO stage 3 on 2 processes", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_give_the_run_of_one_whatever_the_engine(alone, tmp_path, engine, said):
+    out = tmp_path / "out"
+    arguments = command(alone, out, devices=2, engine=engine)
+    done = subprocess.run([sys.executable, "-m", "sso.cli", *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert said in done.stdout
+    ours, expected = steps(out), steps(alone / "out")
+    assert len(ours) == 3
+    for row, other in zip(ours, expected, strict=True):
+        for name in ("loss", "grad_norm", "W", "x-:yo>y+/margin", "x+:y+>y-/accuracy"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+    weights, known = load_file(out / "model.safetensors"), load_file(alone / "out" / "model.safetensors")
+    assert weights.keys() == known.keys()
+    for name, value in known.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_engine_that_would_not_run_is_refused(alone, tmp_path, capsys):
+    assert main(command(alone, tmp_path / "out", engine="fsdp2")) == 2
+    assert capsys.readouterr().err == "error: engine fsdp2: there is no GPU here; use zero3, or ddp.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_lost_processes_are_noticed(monkeypatch):
+    from types import SimpleNamespace
+
+    trainer = SimpleNamespace(
+        objective=SimpleNamespace(training=Training()),
+        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO")),
+        args=SimpleNamespace(world_size=1),
+    )
+    check_engine(trainer)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="NO with 1 of 2 processes"):
+        check_engine(trainer)
+
+
+def test_offloading_uses_the_optimizer_made_for_it():
+    plain, offloaded = deepspeed_config("zero3"), deepspeed_config("zero3_offload")
+    assert "optimizer" not in plain and offloaded["optimizer"]["type"] == "AdamW"
+    assert offloaded["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert "offload_param" not in deepspeed_config("zero2_offload")["zero_optimization"]
+
+
+FSDP2 = """
+import os, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from sso.logprobs import Scorer
+from tests.test_logprobs import tiny
+from tests.test_packing import NODES, Sample
+
+dist.init_process_group("gloo")
+two = [
+    Sample("a", {"x": [1], "x+": [2, 3, 4], "x-": [5, 6]}, {"y+": [7, 8], "y-": [9], "yo": [7, 8]}),
+    Sample("b", {"x": [4, 4], "x+": [2], "x-": [1, 2, 3]}, {"y+": [3], "y-": [3, 1, 4, 1, 5], "yo": [2]}),
+]
+whole, model = tiny("llama", tie_word_embeddings=True), tiny("llama", tie_word_embeddings=True)
+scorer = Scorer(model, NODES, 0, "forest")
+expected = scorer(whole, scorer.batch(two))
+expected.sum().backward()
+mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+for layer in model.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+logp = scorer(model, scorer.batch(two))
+logp.sum().backward()
+torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
+for (name, sharded), plain in zip(model.named_parameters(), whole.parameters(), strict=True):
+    assert type(sharded).__name__ == "DTensor", name
+    torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad, rtol=1e-4, atol=1e-5)
+print("rank", dist.get_rank(), "agrees", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_weights_sharded_by_fsdp2_give_the_same_scores_and_gradients(tmp_path):
+    """accelerate has no FSDP on CPU, so this shards by torch itself: inside its own forward the head is whole."""
+    (tmp_path / "fsdp2.py").write_text(FSDP2)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*run, str(tmp_path / "fsdp2.py")], capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("agrees") == 2

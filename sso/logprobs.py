@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sso import attention
 from sso.errors import InputError
 from sso.objective import Node
-from sso.packing import Sample, forest, padded, sees
+from sso.packing import Sample, forest, padded
 
 FOREST_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose logits are the head's output as it is, without bias, scale or cap, and whose layers take a mask."""
+"""Model types whose logits are the head's output as it is, without bias, scale or cap, and whose attention is all of
+transformers' interface."""
 TILE = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Logits in memory at a time. 4 MB on CPU, where larger tiles leave the cache; 1 GB on CUDA."""
 
@@ -89,9 +91,10 @@ def scoring_head(model: Any, source: Tensor, target: Tensor) -> Iterator[None]:
     The head's own forward is replaced, not the model's, so whatever wraps model and head (DDP, ZeRO-3's gathering
     of weights, PEFT, checkpointing) does its work.
     """
-    from accelerate.utils import extract_model_from_parallel
-
-    head = extract_model_from_parallel(model).get_output_embeddings()
+    inner = model
+    while hasattr(inner, "module"):  # DDP, DeepSpeed; accelerate's own unwrapping imports DeepSpeed to know
+        inner = inner.module
+    head = inner.get_output_embeddings()
     head.forward = lambda hidden: TokenLogps.apply(hidden.flatten(0, 1)[source], head.weight, target)
     try:
         yield
@@ -99,31 +102,18 @@ def scoring_head(model: Any, source: Tensor, target: Tensor) -> Iterator[None]:
         del head.forward  # the class's own again
 
 
-def forest_logps(model: Any, batch: dict[str, Tensor], block_sparse: bool = False) -> Tensor:
-    """Summed log-probabilities (nats) of a `packing.forest`; ``block_sparse``: by FlexAttention. [samples, nodes]."""
+def forest_logps(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Summed log-probabilities (nats) of a `packing.forest`, the model's attention being `attention.NAME`.
+    [samples, nodes]."""
     with scoring_head(model, batch["source"], batch["target"]):
         each = model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
-            attention_mask=_mask(batch["tree"], batch["branch"], block_sparse),
+            forest=batch["layout"],
             use_cache=False,
         ).logits
-    branches = each.new_zeros(int(batch["owner"][-1]) + 1).index_add(0, batch["owner"], each)
+    branches = each.new_zeros(int(batch["branch_of"].max()) + 1).index_add(0, batch["owner"], each)
     return branches[batch["branch_of"]]
-
-
-def _mask(tree: Tensor, branch: Tensor, block_sparse: bool) -> Any:
-    """What each token sees: a block mask for FlexAttention, else bool [rows, 1, width, width]."""
-    rows, width = tree.shape
-    if block_sparse:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return sees(tree, branch, row, query, key)
-
-        return create_block_mask(mask, rows, None, width, width, device=tree.device)
-    row, at = torch.arange(rows, device=tree.device), torch.arange(width, device=tree.device)
-    return sees(tree, branch, row[:, None, None], at[:, None], at[None, :])[:, None]
 
 
 def padded_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -146,8 +136,8 @@ def padded_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
 class Scorer:
     """Scores the nodes of samples with one model, in the layout that it can take."""
 
-    def __init__(self, model: Any, nodes: Sequence[Node], pad: int, layout: str = "auto", budget: int = 8192):
-        """``layout`` is a Training's; ``budget`` its tokens of a micro-batch.
+    def __init__(self, model: Any, nodes: Sequence[Node], pad: int, layout: str = "auto"):
+        """``layout`` is a Training's.
 
         Raises:
             InputError: a forest is asked for, but this model can't take one.
@@ -160,29 +150,25 @@ class Scorer:
         if layout == "forest" and not fits:
             raise InputError(f"layout: a {config.model_type} model with this config takes no forest; use `padded`.")
         self.layout = "forest" if layout != "padded" and fits else "padded"
-        self.block_sparse = self.layout == "forest" and model.device.type == "cuda"
-        # Few different widths: each one is compiled by FlexAttention once.
-        self.multiple = max(128, budget // 8) if self.block_sparse else 1
 
     @contextmanager
     def attention(self, model: Any) -> Iterator[None]:
         """The attention that the layout needs; the model's own again afterwards."""
         before = model.config._attn_implementation
-        needed = before if self.layout == "padded" else "flex_attention" if self.block_sparse else "sdpa"
-        if needed != before:
-            model.set_attn_implementation(needed)
+        if self.layout == "forest":
+            model.set_attn_implementation(attention.NAME)
         try:
             yield
         finally:
-            if needed != before:
-                model.set_attn_implementation(before)
+            model.set_attn_implementation(before)
 
-    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The samples' tensors, on CPU."""
-        if self.layout == "forest":
-            return forest(samples, self.nodes, self.pad, self.block_sparse, self.multiple)
-        return padded(samples, self.nodes, self.pad)
+        return forest(samples, self.nodes) if self.layout == "forest" else padded(samples, self.nodes, self.pad)
 
-    def __call__(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """Summed log-probabilities (nats, at least float32) of a `batch` on the model's device. [samples, nodes]."""
-        return forest_logps(model, batch, self.block_sparse) if self.layout == "forest" else padded_logps(model, batch)
+    def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        """Summed log-probabilities (nats, at least float32) of a `batch` on the model's device. [samples, nodes].
+
+        Call it within `attention`.
+        """
+        return forest_logps(model, batch) if self.layout == "forest" else padded_logps(model, batch)

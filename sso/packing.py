@@ -7,19 +7,16 @@ its own branch and the context before it, so every node is scored as if it stood
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sso.attention import layout
 from sso.chat import encode_prompt, encode_response, with_system
 from sso.errors import InputError
 from sso.objective import Node
 from sso.records import Pair, Triple
-
-PADDING = -1
-"""Tree number of padding: it sees only padding, so no row of a mask is empty."""
 
 
 @dataclass(frozen=True)
@@ -148,84 +145,44 @@ def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[
         steps += 1
 
 
-def forest(
-    samples: Sequence[Sample], nodes: Sequence[Node], pad: int, one_row: bool = False, multiple: int = 1
-) -> dict[str, Tensor]:
-    """Trees of all samples, packed into rows.
-
-    Rows are as wide as the longest tree, or there is one for all (``one_row``: for block-sparse attention, which
-    skips what a tree does not see); widths are rounded up to ``multiple``.
+def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
+    """Trees of all samples in one row, without padding.
 
     Returns:
-        input_ids, position_ids, tree, branch: [rows, width]; positions restart at each branch from the context's
-            end; ``tree`` numbers trees within a batch (-1: padding), ``branch`` is 0 in a context.
-        source, target, owner: [scored tokens]; the flat position whose hidden state predicts the token, the token,
-            and the branch that it belongs to, numbered over the batch.
+        input_ids, position_ids: [1, tokens]; positions restart at each branch from the context's end.
+        layout: how attention lays the tokens out.
+        source, target, owner: [scored tokens]; the position in the row whose hidden state predicts the token, the
+            token, and the branch that it belongs to, numbered over the batch.
         branch_of, tokens: [samples, nodes]; the branch that is the node, and its count of scored tokens.
     """
-    grown = [(s, tree) for s, sample in enumerate(samples) for tree in trees(sample, nodes)]
-    lengths = [len(tree) for _, tree in grown]
-    width = sum(lengths) if one_row else max(lengths)
-    width = -(-width // multiple) * multiple
-    rows = _first_fit(lengths, width)
-    ids = torch.full((len(rows), width), pad)
-    positions, branch = torch.zeros_like(ids), torch.zeros_like(ids)
-    tree_of = torch.full_like(ids, PADDING)
+    ids, positions, branches = [], [], []
     source, target, owner, counts = [], [], [], []
     branch_of = torch.zeros(len(samples), len(nodes), dtype=torch.long)
-    for row, members in enumerate(rows):
-        start = 0
-        for number in members:
-            s, tree = grown[number]
-            split = len(tree.context)
-            end = start + len(tree)
-            ids[row, start:end] = torch.tensor([*tree.context, *chain.from_iterable(tree.branches)])
-            tree_of[row, start:end] = number
-            positions[row, start : start + split] = torch.arange(split)
-            last, at = row * width + start + split - 1, start + split
-            for i, (response, columns) in enumerate(zip(tree.branches, tree.nodes, strict=True), 1):
-                stop = at + len(response)
-                branch[row, at:stop] = i
-                positions[row, at:stop] = torch.arange(split, split + len(response))
-                source += [last, *range(row * width + at, row * width + stop - 1)]
+    for row, sample in enumerate(samples):
+        for tree in trees(sample, nodes):
+            start, split = len(ids), len(tree.context)
+            ids += tree.context
+            positions += range(split)
+            for response, columns in zip(tree.branches, tree.nodes, strict=True):
+                at = len(ids)
+                ids += response
+                positions += range(split, split + len(response))
+                branches.append([*range(start, start + split), *range(at, len(ids))])
+                source += [start + split - 1, *range(at, len(ids) - 1)]
                 target += response
                 owner += [len(counts)] * len(response)
-                branch_of[s, columns] = len(counts)
+                branch_of[row, columns] = len(counts)
                 counts.append(len(response))
-                at = stop
-            start = end
     return {
-        "input_ids": ids,
-        "position_ids": positions,
-        "tree": tree_of,
-        "branch": branch,
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "layout": layout(branches, len(ids)),
         "source": torch.tensor(source),
         "target": torch.tensor(target),
         "owner": torch.tensor(owner),
         "branch_of": branch_of,
         "tokens": torch.tensor(counts)[branch_of],
     }
-
-
-def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Indices by row of ``width``, longest first, each into the first row with room."""
-    rows: list[list[int]] = []
-    rest: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = next((r for r, left in enumerate(rest) if left >= lengths[i]), len(rows))
-        if at == len(rows):
-            rows.append([])
-            rest.append(width)
-        rows[at].append(i)
-        rest[at] -= lengths[i]
-    return rows
-
-
-def sees(tree: Tensor, branch: Tensor, row: Any, query: Any, key: Any) -> Tensor:
-    """Whether a token sees another: same tree, not later, in the context or the same branch. Indices broadcast."""
-    same = tree[row, query] == tree[row, key]
-    above = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
-    return same & above & (key <= query)
 
 
 def padded(samples: Sequence[Sample], nodes: Sequence[Node], pad: int) -> dict[str, Tensor]:
@@ -252,9 +209,9 @@ def padded(samples: Sequence[Sample], nodes: Sequence[Node], pad: int) -> dict[s
     }
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch on the model's device."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def grouped(costs: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:

@@ -153,7 +153,7 @@ class PreferenceTrainer(Trainer):
         return losses
 
     @torch.no_grad()
-    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any]) -> None:
         rows = {"loss_per_sample": losses}
         for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
             name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
@@ -161,11 +161,13 @@ class PreferenceTrainer(Trainer):
             rows[f"{name}/accuracy"] = (term["margin"] > 0).float()
         if self.objective.uses_weight:
             rows["W"] = self.objective.weight(scores)
-        seen = batch["tree"] >= 0 if self.scorer.layout == "forest" else batch["attention_mask"]
-        scored = len(batch["target"]) if self.scorer.layout == "forest" else batch["response_mask"].numel()
+        places = batch["input_ids"].numel()
+        forest = self.scorer.layout == "forest"
+        seen = places if forest else float(batch["attention_mask"].sum())
+        scored = len(batch["target"]) if forest else batch["response_mask"].numel()
         totals = torch.stack([value.sum().double() for value in rows.values()]).tolist()
         sums = dict(zip(rows, totals, strict=True))
-        sums |= {"samples": len(losses), "tokens": float(seen.sum()), "places": seen.numel()}
+        sums |= {"samples": len(losses), "tokens": seen, "places": places}
         sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -282,7 +284,7 @@ def fit(
         InputError: the engine that the training names is not what runs (its libraries fall back silently).
     """
     training = objective.training
-    scorer = Scorer(model, objective.nodes, tokenizer.pad_token_id, training.layout, training.tokens_per_batch)
+    scorer = Scorer(model, objective.nodes, tokenizer.pad_token_id, training.layout)
     trainer = PreferenceTrainer(
         model=model,
         args=how,

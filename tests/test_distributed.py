@@ -119,14 +119,16 @@ two = [
 ]
 whole, model = tiny("llama", tie_word_embeddings=True), tiny("llama", tie_word_embeddings=True)
 scorer = Scorer(model, NODES, 0, "forest")
-expected = scorer(whole, scorer.batch(two))
-expected.sum().backward()
+with scorer.attention(whole):
+    expected = scorer(whole, scorer.batch(two))
+    expected.sum().backward()
 mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
 for layer in model.model.layers:
     fully_shard(layer, mesh=mesh)
 fully_shard(model, mesh=mesh)
-logp = scorer(model, scorer.batch(two))
-logp.sum().backward()
+with scorer.attention(model):
+    logp = scorer(model, scorer.batch(two))
+    logp.sum().backward()
 torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
 for (name, sharded), plain in zip(model.named_parameters(), whole.parameters(), strict=True):
     assert type(sharded).__name__ == "DTensor", name

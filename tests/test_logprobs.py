@@ -47,7 +47,8 @@ MODELS = {name: tiny(name, tie_word_embeddings=name == "qwen2") for name in ("qw
 def gradients(model, batch, scorer):
     """Scores and the gradients of a weighted sum of them, so that a mix-up of nodes shows."""
     model.zero_grad()
-    logp = scorer(model, batch)
+    with scorer.attention(model):
+        logp = scorer(model, batch)
     weights = torch.arange(1, logp.numel() + 1, dtype=logp.dtype).view_as(logp) / logp.numel()
     (logp * weights / batch["tokens"]).sum().backward()
     return logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -67,15 +68,16 @@ def test_forest_equals_padded_in_scores_and_gradients(architecture, given_sample
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_packed_in_one_row_equals_each_sample_alone(architecture):
+def test_packed_equals_each_sample_alone(architecture):
     model = MODELS[architecture].double()
     scorer = Scorer(model, NODES, 0, "forest")
     two = [
         Sample("a", {"x": [1], "x+": [2, 3, 4], "x-": [5, 6]}, {"y+": [7, 8], "y-": [9], "yo": [7, 8]}),
         Sample("b", {"x": [4, 4], "x+": [2], "x-": [1, 2, 3]}, {"y+": [3], "y-": [3, 1, 4, 1, 5], "yo": [2]}),
     ]
-    alone = torch.cat([scorer(model, scorer.batch([one])) for one in two])
-    packed = scorer(model, logprobs.forest(two, NODES, 0, one_row=True, multiple=32))
+    with scorer.attention(model):
+        alone = torch.cat([scorer(model, scorer.batch([one])) for one in two])
+        packed = scorer(model, scorer.batch(two))
     model.float()
     torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-9)
 
@@ -143,20 +145,10 @@ def test_a_model_that_can_take_no_forest_is_scored_in_rows():
 
 def test_the_head_is_itself_again_even_after_a_failure():
     model = MODELS["qwen2"]
-    batch = Scorer(model, NODES, 0).batch(
-        [Sample("a", {c: [1] for c in ("x", "x+", "x-")}, {y: [2] for y in ("y+", "y-", "yo")})]
-    )
-    with pytest.raises(RuntimeError):
-        logprobs.forest_logps(model, {**batch, "position_ids": torch.zeros(3, 3, 3)})
+    scorer = Scorer(model, NODES, 0)
+    batch = scorer.batch([Sample("a", {c: [1] for c in ("x", "x+", "x-")}, {y: [2] for y in ("y+", "y-", "yo")})])
+    before = model.config._attn_implementation
+    with pytest.raises(RuntimeError), scorer.attention(model):
+        scorer(model, {**batch, "position_ids": torch.zeros(3, 3, 3)})
+    assert model.config._attn_implementation == before
     assert model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 90)
-
-
-def test_block_sparse_masks_say_what_dense_ones_say():
-    """The mask that FlexAttention gets on CUDA; its kernel runs only there."""
-    two = [Sample("a", {"x": [1, 2]}, {"y+": [3, 4], "y-": [5]}), Sample("b", {"x": [6]}, {"y+": [7], "y-": [8, 9]})]
-    batch = logprobs.forest(two, NODES[:2], 0, one_row=True, multiple=128)
-    dense = logprobs._mask(batch["tree"], batch["branch"], block_sparse=False)
-    sparse = logprobs._mask(batch["tree"], batch["branch"], block_sparse=True)
-    at = torch.arange(128)
-    said = sparse.mask_mod(torch.tensor(0), torch.tensor(0), at[:, None], at[None, :])
-    assert said.equal(dense[0, 0]) and sparse.shape[-2:] == (128, 128)

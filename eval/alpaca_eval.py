@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.judge import Judge, OracleJudge, preference, to_json
+from eval.judge import Comparison, Judge, OracleJudge, preference, to_json
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Query
@@ -62,34 +62,35 @@ def answer(
     ]
 
 
-def pairwise(judge: Judge, answers: list[Answer], references: list[Answer]) -> list[Row]:
+def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw: int = 0) -> list[Row]:
     """Compare each answer with the reference answer of the same id, in the order of ``references``."""
     by_id = {answer.id: answer for answer in answers}
     if missing := [r.id for r in references if r.id not in by_id]:
         raise InputError(f"answers: no answer to {missing[0]!r} ({len(missing)} of {len(references)} are missing).")
-    rows = []
     for reference in references:
-        answer = by_id[reference.id]
-        if answer.prompt != reference.prompt:
-            raise InputError(f"answers: {answer.id!r} answers another prompt than the reference; make them anew.")
-        score = reference_score = None
-        if isinstance(judge, OracleJudge):
-            score = judge.score(answer.prompt, answer.output)
-            reference_score = judge.score(answer.prompt, reference.output)
-            preferred = preference(score, reference_score)
-        else:
-            preferred = judge.pairwise(answer.prompt, answer.output, reference.output)
-        rows.append(
-            {
-                "id": answer.id,
-                "preference": to_json(preferred),
-                "score": score if score is None else round(score, 6),
-                "reference_score": reference_score if reference_score is None else round(reference_score, 6),
-                "length": len(answer.output),
-                "reference_length": len(reference.output),
-            }
+        if by_id[reference.id].prompt != reference.prompt:
+            raise InputError(f"answers: {reference.id!r} answers another prompt than the reference; make them anew.")
+    ours = [by_id[reference.id] for reference in references]
+    items = [Comparison(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
+    scores: list[float | None] = [None] * (2 * len(items))
+    if isinstance(judge, OracleJudge):
+        scores = judge.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
+        preferred = [preference(a, b) for a, b in zip(scores[: len(items)], scores[len(items) :], strict=True)]
+    else:
+        preferred = [p.mean for p in judge.pairwise(items, draw)]
+    return [
+        {
+            "id": answer.id,
+            "preference": to_json(value),
+            "score": score if score is None else round(score, 6),
+            "reference_score": against if against is None else round(against, 6),
+            "length": len(answer.output),
+            "reference_length": len(reference.output),
+        }
+        for answer, reference, value, score, against in zip(
+            ours, references, preferred, scores[: len(items)], scores[len(items) :], strict=True
         )
-    return rows
+    ]
 
 
 def win_rate(rows: Sequence[Row]) -> dict[str, Any]:

@@ -109,6 +109,11 @@ def battles(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array(wins)
 
 
+def win(verdicts: tuple[str | None, str | None]) -> float:
+    """Both games of a question as one figure, the model's weighted mean win; NaN where either is unreadable."""
+    return math.nan if None in verdicts else float(battles([{"games": verdicts}]).mean())
+
+
 def win_rate(wins: np.ndarray) -> float:
     """The model's win rate against the baseline in percent, by a Bradley-Terry model of ``wins`` [battles].
 

@@ -1,7 +1,7 @@
-"""Command line of the evaluation: `sso-eval answer|judge|pairs`.
+"""Command line of the evaluation: `sso-eval answer|judge|pairs|radar`.
 
-`answer` needs the model and makes every reply; `judge` reads the replies and loads no model, so judging can be
-repeated; `pairs` measures a set of preference pairs.
+`answer` needs the model (a checkpoint or an endpoint) and makes every reply; `judge` reads the replies and loads no
+evaluated model, so judging can be repeated; `pairs` measures a set of preference pairs; `radar` draws MT-Bench.
 """
 
 import argparse
@@ -9,17 +9,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sso.cli import end_start_up, run_cli
+from sso.cli import end_start_up, progress, run_cli
 from sso.cli import settings as read_settings
-from sso.config import Evaluation, World
+from sso.config import Endpoint, Evaluation, World
 from sso.config import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.records import Answer, Query, read, write, write_text
+from sso.records import iter_json_lines, write, write_text
 
 
 @contextmanager
@@ -51,42 +51,66 @@ def _stored_dtype(model: Path) -> str:
 def _answer(args: argparse.Namespace) -> None:
     # Everything is local: a look-up on the hub could only cost time.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from eval import alpaca_eval, harness, mt_bench
+    from eval import alpaca_eval, arena_hard, harness, judging, mt_bench
     from sso import tracking
 
     settings = read_settings(Evaluation)(args.settings)
+    endpoint = read_settings(Endpoint)(args.endpoint) if args.endpoint else None
+    if endpoint and settings.tasks:
+        raise InputError(f"task {settings.tasks[0].name}: lm-eval's tasks need a checkpoint; leave `tasks` empty.")
     sources = harness.find(settings.tasks, args.data)
-    queries = read(args.data / "eval.jsonl", Query) if settings.pairwise else []
+    queries = judging.read_queries(args.data) if settings.pairwise else []
     dialogues = mt_bench.read(args.data / "mt_bench.jsonl") if settings.mt_bench else []
-    dtype = _stored_dtype(args.model)
-    name = args.name or args.model.name
+    questions = arena_hard.read_questions(args.data / "arena_hard.jsonl") if settings.arena_hard else []
+    dtype = None if endpoint else _stored_dtype(args.model)
+    name = args.name or (endpoint.model if endpoint else args.model.name)
     # Only what is read of the data folder, so that the record does not depend on the rest.
-    inputs = {"model": args.model, **{s.name: s.path for s in sources}}
-    inputs |= {"eval": args.data / "eval.jsonl"} if queries else {}
+    inputs = {} if endpoint else {"model": args.model}
+    inputs |= {s.name: s.path for s in sources}
+    inputs |= {"eval": judging.queries(args.data)} if queries else {}
     inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if dialogues else {}
-    with tracking.run(args.out, "answer", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
-        from sso.sampling.transformers_engine import TransformersEngine
+    inputs |= {"arena_hard": args.data / "arena_hard.jsonl"} if questions else {}
+    record = settings.model_dump() | ({"endpoint": endpoint.model_dump()} if endpoint else {})
+    with tracking.run(args.out, "answer", record, inputs, args.seed) as run, whole_folder(args.out) as out:
+        engine: Any
+        if endpoint:
+            from sso.sampling.endpoint_engine import EndpointEngine
 
-        if sources:
-            import lm_eval.evaluator
-            import lm_eval.models.huggingface  # noqa: F401
+            cache = args.cache or args.out.with_name("answer_replies.db")
+            engine = EndpointEngine(endpoint, cache, lambda: progress("answers"))
+        else:
+            from sso.sampling.transformers_engine import TransformersEngine
+
+            if sources:
+                import lm_eval.evaluator
+                import lm_eval.models.huggingface  # noqa: F401
+            engine = TransformersEngine(args.model, dtype=dtype, batch_size=settings.batch_size)
         end_start_up()
-        engine = TransformersEngine(args.model, dtype=dtype, batch_size=settings.batch_size)
         if queries:
             write(out / "answers.jsonl", alpaca_eval.answer(engine, queries, settings, args.seed, name))
         if dialogues:
             write(out / "mt_bench_answers.jsonl", mt_bench.answer(engine, dialogues, settings, args.seed, name))
-        tasks = harness.run(sources, engine.model, engine.tokenizer, settings.batch_size, settings.max_new_tokens)
+        if questions:
+            write(out / "arena_hard_answers.jsonl", arena_hard.answer(engine, questions, settings, args.seed, name))
+        tasks = {}
+        if sources:
+            tasks = harness.run(sources, engine.model, engine.tokenizer, settings.batch_size, settings.max_new_tokens)
         _write_json(out / "lm_eval.json", {"tasks": tasks})
         run.summary.update({task: result["value"] for task, result in tasks.items()})
+        if endpoint:
+            print(_counts("endpoint", engine.client.notes()))
         for task, result in tasks.items():
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
 
 
+def _counts(who: str, notes: Mapping[str, float]) -> str:
+    return f"{who}: " + ", ".join(f"{count} {what}" for what, count in notes.items())
+
+
 def _judge(args: argparse.Namespace) -> None:
-    from eval import alpaca_eval, mt_bench
+    from eval import alpaca_eval, judging
     from eval.judge import make_judge
     from sso import tracking
 
@@ -95,30 +119,18 @@ def _judge(args: argparse.Namespace) -> None:
     end_start_up()
     if not (args.answers / "lm_eval.json").is_file():
         raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
-    inputs = {"answers": args.answers}
-    inputs |= {"reference": args.data / "reference.jsonl"} if settings.pairwise else {}
-    inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if settings.mt_bench else {}
+    inputs = {"answers": args.answers, **judging.inputs(args.data, settings)}
     with tracking.run(args.out, "judge", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
         scores: dict[str, Any] = {}
         judge = None
-        if settings.pairwise or settings.mt_bench:
-            judge = make_judge(settings.judge, world, args.cache or args.out.with_name("judge_replies.db"))
-        if settings.pairwise:
-            answers = read(args.answers / "answers.jsonl", Answer)
-            rows = alpaca_eval.pairwise(judge, answers, read(args.data / "reference.jsonl", Answer))
-            write(out / "pairwise.jsonl", rows)
-            scores["alpaca_eval2_wr"] = alpaca_eval.win_rate(rows)
-            if args.length_controlled:
-                difficulty = alpaca_eval.read_difficulty(args.difficulty) if args.difficulty else None
-                scores["alpaca_eval2_lc"] = alpaca_eval.length_controlled({"model": rows}, difficulty)["model"]
-            scores["length"] = alpaca_eval.mean_and_error([row["length"] for row in rows])
-            if rows[0]["score"] is not None:
-                scores["oracle_score"] = alpaca_eval.mean_and_error([row["score"] for row in rows])
-        if settings.mt_bench:
-            families = {d.id: d.family for d in mt_bench.read(args.data / "mt_bench.jsonl")}
-            grades = mt_bench.grade(judge, read(args.answers / "mt_bench_answers.jsonl", Answer), families)
-            write(out / "mt_bench.jsonl", grades)
-            scores["mt_bench"] = mt_bench.average(grades)
+        if settings.pairwise or settings.mt_bench or settings.arena_hard:
+            cache = args.cache or args.out.with_name("judge_replies.db")
+            judge = make_judge(settings.judge, world, cache, lambda: progress("judged"))
+            scores |= judging.judge_all(judge, args.answers, args.data, settings, out)
+        if settings.pairwise and args.length_controlled:
+            rows = [row for _, row in iter_json_lines(out / "pairwise.jsonl")]
+            difficulty = alpaca_eval.read_difficulty(args.difficulty) if args.difficulty else None
+            scores["alpaca_eval2_lc"] = alpaca_eval.length_controlled({"model": rows}, difficulty)["model"]
         tasks = json.loads((args.answers / "lm_eval.json").read_text(encoding="utf-8"))["tasks"]
         for task, result in tasks.items():
             name = task.removeprefix("micro_").removeprefix("real_")
@@ -133,6 +145,8 @@ def _judge(args: argparse.Namespace) -> None:
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
+        if judge and judge.notes():
+            print(_counts("judge", judge.notes()))
 
 
 def _pairs(args: argparse.Namespace) -> None:
@@ -145,12 +159,26 @@ def _pairs(args: argparse.Namespace) -> None:
     end_start_up()
     inputs = {"pairs": args.pairs, "reference": args.reference}
     with tracking.run(args.out, "data_quality", settings, inputs) as run:
-        judge = make_judge(settings, world, args.cache or args.out.with_name("judge_replies.db"))
-        quality = data_quality.measure(judge, args.pairs, args.reference)
+        cache = args.cache or args.out.with_name("judge_replies.db")
+        judge = make_judge(settings, world, cache, lambda: progress("judged"))
+        count = args.sample or settings.pairs
+        quality, rows = data_quality.measure(judge, args.pairs, args.reference, count, args.seed)
+        write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
         _write_json(args.out, quality)
         run.summary.update({n: e["value"] for n, e in quality.items() if isinstance(e, dict)})
         run.summary["equal_pairs"] = quality["equal_pairs"]
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
+        if judge.notes():
+            print(_counts("judge", judge.notes()))
+
+
+def _radar(args: argparse.Namespace) -> None:
+    from sso.report.radar import draw, read_categories
+
+    labels = args.labels or [path.parent.name for path in args.scores]
+    if len(labels) != len(args.scores):
+        raise InputError(f"--labels: {len(labels)} for {len(args.scores)} files; give one a file.")
+    draw({label: read_categories(path) for label, path in zip(labels, args.scores, strict=True)}, args.out)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,7 +188,10 @@ def parser() -> argparse.ArgumentParser:
     settings_help = "settings: a JSON object, or a YAML or JSON file"
 
     answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
-    answer.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
+    model = answer.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
+    model.add_argument("--endpoint", help=f"Endpoint {settings_help}: an OpenAI-compatible endpoint as the model")
+    answer.add_argument("--cache", type=Path, help="SQLite file of the endpoint's replies; default: beside --out")
     answer.add_argument("--data", type=Path, required=True, help="data folder: eval.jsonl, mt_bench.jsonl, tasks")
     answer.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
     answer.add_argument("--seed", type=int, default=0)
@@ -186,8 +217,16 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument("--settings", required=True, help=f"Judge {settings_help}")
     pairs.add_argument("--world", help=f"World {settings_help}, for the oracle")
     pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
+    pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
+    pairs.add_argument("--seed", type=int, default=0)
     pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
     pairs.set_defaults(func=_pairs)
+
+    radar = commands.add_parser("radar", help="MT-Bench's categories of one or more models as a radar chart")
+    radar.add_argument("scores", type=Path, nargs="+", help="scores.json files written by `judge`")
+    radar.add_argument("--labels", nargs="+", help="names of the models; default: the files' folders")
+    radar.add_argument("--out", type=Path, required=True, help="chart to write: .svg, .png or .pdf")
+    radar.set_defaults(func=_radar)
     return main_parser
 
 

@@ -15,7 +15,7 @@ import yaml
 from eval.judge import Comparison, Grading, Preference
 from eval.verdicts import choice, rating
 from sso.config import Judge as JudgeSettings
-from sso.endpoint import Client, Refused
+from sso.endpoint import Client, Completion, Progress, Refused
 from sso.errors import InputError
 from sso.records import Message, iter_json_lines
 from sso.untrusted import Template
@@ -31,9 +31,14 @@ class Question(NamedTuple):
     """What is asked, how the reply is read, and what is said after a reply that cannot be read (None: the same)."""
 
     messages: list[Message]
-    read: Callable[[str], Any]
-    max_tokens: int
+    read: Callable[[Completion], Any]
+    parameters: dict[str, Any]
     again: str | None = None
+
+
+def said(read: Callable[[str], Any]) -> Callable[[Completion], Any]:
+    """``read`` of a reply's text; a reply that was cut did not come to its verdict, and may end in a quotation."""
+    return lambda completion: None if completion.finish == "length" else read(completion.text)
 
 
 def read_prompts(path: str | Path | None = None) -> dict[str, Template]:
@@ -51,9 +56,7 @@ class EndpointJudge:
 
     scale = "1-10"
 
-    def __init__(
-        self, settings: JudgeSettings, cache: Path, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, settings: JudgeSettings, cache: Path, progress: Progress | None = None) -> None:
         self.name, self.client = settings.model, Client(settings, cache, progress)
         self.prompts = read_prompts(settings.prompts)
         self.unreadable = self.refused = 0
@@ -63,7 +66,7 @@ class EndpointJudge:
 
         def question(item: Comparison, a: str, b: str) -> Question:
             prompt = self.prompts["pair-v2"].fill(question=conversation(item.prompt), answer_a=a, answer_b=b)
-            return Question(prompt, lambda reply: choice(reply, tuple(PAIR)), 2048)
+            return Question(prompt, said(lambda reply: choice(reply, tuple(PAIR))), greedy(2048))
 
         verdicts = self.ask([q for i in items for q in (question(i, i.a, i.b), question(i, i.b, i.a))], draw)
         values = [math.nan if verdict is None else PAIR[verdict] for verdict in verdicts]
@@ -75,19 +78,21 @@ class EndpointJudge:
         def question(item: Comparison, a: str, b: str) -> Question:
             fields = {"question_1": conversation(item.prompt), "answer_1": a, "answer_2": b}
             prompt = self.prompts["arena-hard-v0.1"].fill(**fields)
-            return Question(prompt, lambda reply: choice(reply, FIVE), 4096, CONTINUE)
+            return Question(prompt, said(lambda reply: choice(reply, FIVE)), greedy(4096), CONTINUE)
 
         verdicts = self.ask([q for i in items for q in (question(i, i.a, i.b), question(i, i.b, i.a))], draw)
         return list(zip(verdicts[::2], verdicts[1::2], strict=True))
 
     def grade(self, items: Sequence[Grading], draw: int = 0) -> list[float]:
         """FastChat's single-answer grade."""
-        grades = self.ask([Question(self._grading(item), rating, 2048) for item in items], draw)
+        grades = self.ask([Question(self._grading(item), said(rating), greedy(2048)) for item in items], draw)
         return [math.nan if grade is None else grade for grade in grades]
 
     def notes(self) -> dict[str, int | float]:
         """Requests sent, replies from disk, and questions without a readable verdict or refused by the endpoint."""
-        return self.client.notes() | {"unreadable": self.unreadable} | ({"refused": self.refused} if self.refused else {})
+        return (
+            self.client.notes() | {"unreadable": self.unreadable} | ({"refused": self.refused} if self.refused else {})
+        )
 
     def _grading(self, item: Grading) -> list[Message]:
         users = [m.content for m in item.messages if m.role == "user"]
@@ -109,13 +114,11 @@ class EndpointJudge:
             messages = [m.model_dump() for m in question.messages]
             for attempt in (0, 1):
                 number = 2 * draw + attempt
-                parameters = {"temperature": 0, "max_tokens": question.max_tokens, "seed": number}
                 try:
-                    completion = self.client.complete(messages, number, **parameters)
+                    completion = self.client.complete(messages, number, seed=number, **question.parameters)
                 except Refused as error:
                     return error
-                # A reply that was cut did not come to its verdict; what it holds may be a quotation.
-                found = None if completion.finish == "length" else question.read(completion.text)
+                found = question.read(completion)
                 if found is not None:
                     return found
                 if question.again:
@@ -133,6 +136,11 @@ class EndpointJudge:
         self.refused += len(refusals)
         self.unreadable += found.count(None) - len(refusals)
         return found
+
+
+def greedy(max_tokens: int) -> dict[str, Any]:
+    """How the owners of MT-Bench and Arena-Hard ask their judge."""
+    return {"temperature": 0, "max_tokens": max_tokens}
 
 
 def conversation(messages: list[Message]) -> str:

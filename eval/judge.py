@@ -5,7 +5,7 @@ Three kinds: the micro-world's oracle (exact, free), a reward model, and a model
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -16,6 +16,7 @@ from sso.errors import InputError
 from sso.records import Message
 
 if TYPE_CHECKING:
+    from sso.endpoint import Progress
     from sso.micro.oracle import Oracle
 
 TIE = 1e-9
@@ -161,9 +162,7 @@ def preference(score_a: float, score_b: float) -> float:
     return 0.5 if abs(score_a - score_b) < TIE else float(score_a > score_b)
 
 
-def make_judge(
-    settings: JudgeSettings, world: World | None, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Judge:
+def make_judge(settings: JudgeSettings, world: World | None, cache: Path, progress: "Progress | None" = None) -> Judge:
     """The judge that the settings name; ``cache`` is where a paid judge keeps its replies."""
     if settings.kind == "oracle":
         if world is None:

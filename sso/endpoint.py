@@ -25,6 +25,9 @@ from sso.tracking import without_passwords
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
+Progress = Callable[[], Callable[[int, int], None]]
+"""Makes a function of (done, total), e.g. ``lambda: sso.cli.progress("judged")``."""
+
 LONGEST_PAUSE_S = 60
 SECRET_LENGTH = 8
 """Keys shorter than this ("none", "EMPTY") are placeholders; masking them would garble honest text."""
@@ -56,8 +59,8 @@ class Completion:
 class Client:
     """Chat completions of one model; every method may be called from many threads."""
 
-    def __init__(self, settings: Endpoint, cache: Path, progress: Callable[[int, int], None] | None = None):
-        """``cache``: SQLite file of the replies; ``progress(done, total)`` is called for each item of `map`."""
+    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
+        """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
         self.settings, self.progress = settings, progress
         self.url = without_passwords(settings.base_url or "https://api.openai.com/v1")
         self.key = os.environ.get(settings.key_variable, "")
@@ -110,13 +113,13 @@ class Client:
 
         What is in flight at an error still ends and is kept.
         """
+        show = self.progress() if self.progress else lambda done, total: None
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
                 for done, future in enumerate(as_completed(futures), 1):
                     future.result()
-                    if self.progress:
-                        self.progress(done, len(futures))
+                    show(done, len(futures))
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)

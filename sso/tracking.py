@@ -54,6 +54,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def without_passwords(text: str) -> str:
+    """Text whose addresses have lost their user and password."""
     return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
 
 

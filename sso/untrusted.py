@@ -13,7 +13,7 @@ from functools import cached_property
 from sso.records import Message
 
 _CONTROL = re.compile(
-    r"<[|｜][^|｜<>\n]{1,80}[|｜]>"  # ChatML, Llama 3, DeepSeek (full-width bars), phi
+    r"<[|\uff5c][^|\uff5c<>\n]{1,80}[|\uff5c]>"  # ChatML, Llama 3, phi, DeepSeek (full-width bars)
     r"|</?s>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_turn>"  # SentencePiece models, Gemma
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"  # Llama 2, Mistral
     r"|</?(?:think|tool_call|tool_response)>"  # Qwen 3, DeepSeek

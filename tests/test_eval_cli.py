@@ -109,5 +109,7 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     files = ("--pairs", tmp_path / "pairs.jsonl", "--reference", tmp_path / "reference.safetensors")
     call("pairs", *files, "--settings", "{}", "--world", WORLD.model_dump_json(), "--out", tmp_path / "q.json")
     quality = json.loads((tmp_path / "q.json").read_text())
-    assert quality["accuracy"] | {"stderr": 0} == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3}
+    assert quality["accuracy"] == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3, "agreement": 1}
+    rows = [json.loads(line) for line in (tmp_path / "q_pairs.jsonl").read_text().splitlines()]
+    assert [row["hit"] for row in rows] == [0.5] * 3 and rows[0]["agree"] is True
     assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 3

@@ -4,11 +4,10 @@ Each conversation is one request, cached and retried like a judge's. The server 
 reproducible as the server keeps its `seed`; what was drawn once is read from the cache.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sso.config import Endpoint
-from sso.endpoint import Client
+from sso.endpoint import Client, Progress
 from sso.records import Message
 from sso.sampling import Generation
 from sso.untrusted import plain
@@ -20,7 +19,7 @@ SEED_BITS = 31
 class EndpointEngine:
     """See `sso.sampling.Engine`."""
 
-    def __init__(self, settings: Endpoint, cache: Path, progress: Callable[[int, int], None] | None = None):
+    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
         self.client = Client(settings, cache, progress)
 
     def generate(

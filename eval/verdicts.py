@@ -8,7 +8,9 @@ left must agree. The official parsers take the first match (FastChat) or refuse 
 import re
 from collections.abc import Callable
 
-_QUOTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|'[^'\n]*'|^\s*>.*$", re.S | re.M)
+_QUOTED = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|(?<!\w)'[^'\n]*'(?!\w)|^\s*>[^\n]*$", re.S | re.M
+)
 _END = r"[\s.!*_)\]}]*\Z"
 _RATING = re.compile(r"\[\[\s*(\d{1,2}(?:\.\d{1,4})?)\s*(?:/\s*10)?\s*\]\]")
 _LONE_RATING = re.compile(rf"rating\W{{0,9}}\[\s*(\d{{1,2}}(?:\.\d{{1,4}})?)\s*\]{_END}", re.I)

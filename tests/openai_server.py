@@ -30,7 +30,7 @@ SCRIPT = {
 
 
 def chance(*parts: object) -> float:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()[:6]) / 2**48
 
 
 def reply_to(body: dict, unreadable: bool) -> str:

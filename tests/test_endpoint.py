@@ -61,7 +61,7 @@ def kept(path: Path) -> int:
 
 
 def test_805_items_under_faults_and_a_kill_ask_nothing_twice(tmp_path):
-    with serving(tmp_path / "server", latency_s=0.03, faults=FAULTS) as server:
+    with serving(tmp_path / "server", latency_s=0.02, faults=FAULTS) as server:
         command = [sys.executable, "-m", "eval", *alpaca(tmp_path), *settings(server.url, retries=12)]
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -106,9 +106,8 @@ def test_a_budget_of_money_counts_reported_tokens(tmp_path):
         assert len(server.requests) == 5 and asking.notes() == {"asked": 5, "cached": 0, "cost": 0.0065}
         again = client(server.url, tmp_path, max_cost=0.0065, **prices)
         assert ask(again, "q3") and again.notes()["cached"] == 1
-    with serving(tmp_path / "silent", usage=False) as server:
-        with pytest.raises(InputError, match="reports no token usage"):
-            ask(client(server.url, tmp_path, max_cost=1, **prices), "q")
+    with serving(tmp_path / "silent", usage=False) as server, pytest.raises(InputError, match="no token usage"):
+        ask(client(server.url, tmp_path, max_cost=1, **prices), "q")
 
 
 def test_replies_are_keyed_by_all_that_shapes_them(tmp_path):
@@ -135,14 +134,14 @@ def test_parameters_of_the_settings_go_over_the_requests_own(tmp_path):
 
 
 def test_an_outage_ends_in_one_sentence(tmp_path):
-    with serving(tmp_path / "server", replies=[500, 502, 503]) as server:
-        with pytest.raises(InputError, match=r"no reply after 3 tries \(HTTP 503\)"):
-            ask(client(server.url, tmp_path, retries=2), "q")
+    down = serving(tmp_path / "server", replies=[500, 502, 503])
+    with down as server, pytest.raises(InputError, match=r"no reply after 3 tries \(HTTP 503\)"):
+        ask(client(server.url, tmp_path, retries=2), "q")
     with pytest.raises(InputError, match=r"no reply after 2 tries \(ConnectError\)"):
         ask(client("http://127.0.0.1:1/v1", tmp_path, retries=1), "q")
-    with serving(tmp_path / "slow", latency_s=0.5) as server:
-        with pytest.raises(InputError, match=r"no reply after 1 try \(ReadTimeout\)"):
-            ask(client(server.url, tmp_path, retries=0, timeout_s=0.1), "q")
+    slow = serving(tmp_path / "slow", latency_s=0.5)
+    with slow as server, pytest.raises(InputError, match=r"no reply after 1 try \(ReadTimeout\)"):
+        ask(client(server.url, tmp_path, retries=0, timeout_s=0.1), "q")
 
 
 def test_a_request_of_its_own_fault_is_not_retried(tmp_path):

@@ -115,7 +115,7 @@ class EndpointJudge:
             for attempt in (0, 1):
                 number = 2 * draw + attempt
                 try:
-                    completion = self.client.complete(messages, number, seed=number, **question.parameters)
+                    completion = self.client.complete(messages, number, **question.parameters)
                 except Refused as error:
                     return error
                 found = question.read(completion)

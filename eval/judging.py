@@ -79,7 +79,7 @@ def judge_all(judge: Judge, answers: Path, data: Path, settings: Evaluation, out
 
     if settings.pairwise:
         ours, theirs = read(answers / "answers.jsonl", Answer), read_references(files["reference"])
-        compare, rate = _alpaca_eval(judge)
+        compare, rate = _alpaca_eval(settings.judge.kind)
         rows = compare(judge, ours, theirs)
         write(out / "pairwise.jsonl", rows)
         scores["alpaca_eval2_wr"] = rate(rows)
@@ -114,11 +114,9 @@ def judge_all(judge: Judge, answers: Path, data: Path, settings: Evaluation, out
     return scores | ({"judge_spread": spread} if spread else {})
 
 
-def _alpaca_eval(judge: Judge) -> tuple[Callable[..., list[alpaca_eval.Row]], Callable[..., dict[str, Any]]]:
+def _alpaca_eval(kind: str) -> tuple[Callable[..., list[alpaca_eval.Row]], Callable[..., dict[str, Any]]]:
     """Comparison and win rate: the package's where an endpoint judges, else the judge's own comparison."""
-    from eval.endpoint_judge import EndpointJudge
-
-    if isinstance(judge, EndpointJudge):
+    if kind == "openai":
         from eval import alpaca_annotator
 
         return alpaca_annotator.annotate, alpaca_annotator.raw_win_rate

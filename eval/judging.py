@@ -55,9 +55,8 @@ def inputs(data: Path, settings: Evaluation) -> dict[str, Path]:
     """The files of a data folder that judging with these settings reads."""
     used = {"reference": references(data)} if settings.pairwise else {}
     used |= {"mt_bench": data / "mt_bench.jsonl"} if settings.mt_bench else {}
-    # The oracle and reward models need no reference answers: the micro-world has none.
-    if settings.mt_bench and settings.judge.kind == "openai":
-        used["mt_bench_reference"] = data / "mt_bench_reference.jsonl"
+    reference = data / "mt_bench_reference.jsonl"
+    used |= {"mt_bench_reference": reference} if settings.mt_bench and reference.is_file() else {}
     used |= {"arena_hard_baseline": data / "arena_hard_baseline.jsonl"} if settings.arena_hard else {}
     for path in used.values():
         if not path.is_file():
@@ -89,7 +88,9 @@ def judge_all(judge: Judge, answers: Path, data: Path, settings: Evaluation, out
         again("alpaca_eval2_wr", theirs, lambda some, draw: preferences(compare(judge, ours, some, draw=draw)))
     if settings.mt_bench:
         families = {d.id: d.family for d in mt_bench.read(files["mt_bench"])}
-        known = mt_bench.read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else None
+        known = mt_bench.read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
+        # The oracle and reward models use no reference answers.
+        known = known if settings.judge.kind == "openai" else None
         turns = read(answers / "mt_bench_answers.jsonl", Answer)
         grades = mt_bench.grade(judge, turns, families, known)
         write(out / "mt_bench.jsonl", grades)

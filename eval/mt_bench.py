@@ -107,7 +107,9 @@ def gradings(
         if references is not None and families.get(name) in REFERENCED:
             reference = references.get(name, ())
             if len(reference) < a.turn:
-                raise InputError(f"mt_bench: no reference answer to question {name!r}, turn {a.turn}; add it.")
+                raise InputError(
+                    f"mt_bench: no reference answer to question {name!r}, turn {a.turn}, in mt_bench_reference.jsonl."
+                )
         out.append(Grading([*a.prompt, Message(role="assistant", content=a.output)], reference))
     return out
 

@@ -232,9 +232,11 @@ class Judge(Endpoint):
     repeat_items: int = Field(40, ge=2)
 
     @model_validator(mode="after")
-    def _has_path(self) -> "Judge":
+    def _complete(self) -> "Judge":
         if (self.kind == "reward") != (self.path is not None):
             raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
+        if self.kind == "openai" and "model" not in self.model_fields_set:
+            raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
         return self
 
 

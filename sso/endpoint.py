@@ -25,8 +25,10 @@ from sso.tracking import without_passwords
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-Progress = Callable[[], Callable[[int, int], None]]
-"""Makes a function of (done, total), e.g. ``lambda: sso.cli.progress("judged")``."""
+Show = Callable[[int, int], None]
+"""Shows (done, total)."""
+Progress = Callable[[], Show]
+"""Makes one, e.g. ``lambda: sso.cli.progress("judged")``."""
 
 LONGEST_PAUSE_S = 60
 SECRET_LENGTH = 8
@@ -108,12 +110,12 @@ class Client:
         self.replies.put(key, about, prompt, draw, asdict(completion))
         return completion
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], show: Show | None = None) -> list[Result]:
         """``function`` of every item, ``concurrency`` at a time, in order; the first error stops the rest.
 
-        What is in flight at an error still ends and is kept.
+        What is in flight at an error still ends and is kept. ``show`` goes before the client's own ``progress``.
         """
-        show = self.progress() if self.progress else lambda done, total: None
+        show = show or (self.progress() if self.progress else lambda done, total: None)
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
@@ -130,7 +132,8 @@ class Client:
     def notes(self) -> dict[str, int | float]:
         """Requests sent and replies found on disk in this run; what the cache file has cost where prices are set."""
         notes: dict[str, int | float] = {"asked": self.sent, "cached": self.cached}
-        return notes | ({"cost": round(self._cost(), 4)} if self.settings.price_input else {})
+        priced = self.settings.price_input or self.settings.price_output
+        return notes | ({"cost": round(self._cost(), 4)} if priced else {})
 
     def _cost(self) -> float:
         spent = self.replies.spent()

@@ -123,6 +123,8 @@ def test_a_reward_model_judges_by_its_rewards(reward_model):
 def test_settings_of_a_reward_judge_name_its_folder():
     with pytest.raises(ValueError, match="`path` names the reward model"):
         JudgeSettings(kind="reward")
+    with pytest.raises(ValueError, match="needs `model`"):
+        JudgeSettings(kind="openai")
     with pytest.raises(ValueError, match="max_cost needs price_input"):
         JudgeSettings(kind="openai", model="m", max_cost=3)
 

@@ -7,7 +7,7 @@ reproducible as the server keeps its `seed`; what was drawn once is read from th
 from pathlib import Path
 
 from sso.config import Endpoint
-from sso.endpoint import Client, Progress
+from sso.endpoint import Client, Progress, Show
 from sso.records import Message
 from sso.sampling import Generation
 from sso.untrusted import plain
@@ -29,6 +29,7 @@ class EndpointEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_new_tokens: int = 256,
+        progress: Show | None = None,
     ) -> list[Generation]:
         """See `sso.sampling.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
 
@@ -46,4 +47,4 @@ class EndpointEngine:
             )
             return Generation(completion.text, completion.completion_tokens or 0, completion.finish == "stop")
 
-        return self.client.map(one, list(zip(conversations, seeds, strict=True)))
+        return self.client.map(one, list(zip(conversations, seeds, strict=True)), progress)

@@ -158,10 +158,10 @@ def _pairs(args: argparse.Namespace) -> None:
     world = read_settings(World)(args.world) if args.world else None
     end_start_up()
     inputs = {"pairs": args.pairs, "reference": args.reference}
-    with tracking.run(args.out, "data_quality", settings, inputs) as run:
+    count = args.sample or settings.pairs
+    with tracking.run(args.out, "data_quality", settings, inputs, args.seed if count else None) as run:
         cache = args.cache or args.out.with_name("judge_replies.db")
         judge = make_judge(settings, world, cache, lambda: progress("judged"))
-        count = args.sample or settings.pairs
         quality, rows = data_quality.measure(judge, args.pairs, args.reference, count, args.seed)
         write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
         _write_json(args.out, quality)

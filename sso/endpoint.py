@@ -30,6 +30,7 @@ Show = Callable[[int, int], None]
 Progress = Callable[[], Show]
 """Makes one, e.g. ``lambda: sso.cli.progress("judged")``."""
 
+OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE_S = 60
 SECRET_LENGTH = 8
 """Keys shorter than this ("none", "EMPTY") are placeholders; masking them would garble honest text."""
@@ -64,7 +65,8 @@ class Client:
     def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
         """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
         self.settings, self.progress = settings, progress
-        self.url = without_passwords(settings.base_url or "https://api.openai.com/v1")
+        self.address = settings.base_url or OPENAI
+        self.url = without_passwords(self.address)
         self.key = os.environ.get(settings.key_variable, "")
         if not self.key and urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
             raise InputError(f"{self.url}: the key is read from {settings.key_variable}, which is not set; set it.")
@@ -80,7 +82,7 @@ class Client:
             logging.getLogger(name).setLevel(logging.WARNING)
         return OpenAI(
             api_key=self.key or "none",
-            base_url=self.settings.base_url,
+            base_url=self.address,  # spelled out: the package would read OPENAI_BASE_URL too
             timeout=self.settings.timeout_s,
             max_retries=0,  # ours count for the budget, and take broken JSON for an outage too
         )

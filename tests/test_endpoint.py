@@ -257,3 +257,11 @@ def test_an_endpoint_is_answered_and_judged_by_command(tmp_path, capsys):
     chart = tmp_path / "radar.svg"
     assert main(["radar", str(tmp_path / "judged/scores.json"), "--out", str(chart)]) == 0
     assert "<svg" in chart.read_text() and main(["radar", str(data / "none.json"), "--out", str(chart)]) == 2
+
+
+def test_the_address_is_the_settings_alone(tmp_path, monkeypatch):
+    """The openai package would follow OPENAI_BASE_URL, and replies would be kept under another address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    asking = Client(Endpoint(model="m"), tmp_path / "c.db")
+    assert str(asking._openai.base_url).rstrip("/") == asking.url == "https://api.openai.com/v1"

@@ -13,11 +13,12 @@ _QUOTED = re.compile(
 )
 _END = r"[\s.!*_)\]}]*\Z"
 _RATING = re.compile(r"\[\[\s*(\d{1,2}(?:\.\d{1,4})?)\s*(?:/\s*10)?\s*\]\]")
-_LONE_RATING = re.compile(rf"rating\W{{0,9}}\[\s*(\d{{1,2}}(?:\.\d{{1,4}})?)\s*\]{_END}", re.I)
+_LONE_RATING = re.compile(rf"(?:rating\W{{0,9}}|^\s*)\[\s*(\d{{1,2}}(?:\.\d{{1,4}})?)\s*\]{_END}", re.I | re.M)
 
 
 def rating(reply: str) -> float | None:
-    """A grade of 1 to 10 as `[[7]]`; a reply that ends in `Rating: [7]` is FastChat's second form."""
+    """A grade of 1 to 10 as `[[7]]`; FastChat's second form, `[7]`, counts where it ends the reply on a line of its own or after
+    `Rating:`."""
     found = _final(reply, _RATING, float)
     if found is None and not _RATING.search(reply) and (match := _LONE_RATING.search(_after_reasoning(reply))):
         found = float(match[1])

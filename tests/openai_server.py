@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -50,6 +50,10 @@ def reply_to(body: dict, unreadable: bool) -> str:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     script, log, lock, count = SCRIPT, None, threading.Lock(), 0
+
+    def handle(self):
+        with suppress(ConnectionError):  # a client that was killed
+            super().handle()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

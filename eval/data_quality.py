@@ -10,7 +10,6 @@ each response counting once whatever its length. Reads log-probabilities from re
 
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,9 @@ import numpy as np
 
 from eval.alpaca_eval import mean_and_error
 from eval.judge import Comparison, Judge, to_json
+from eval.variance import subset
 from sso.errors import InputError
 from sso.records import Pair, read
-
-
-def sample(pairs: list[Pair], count: int | None, seed: int = 0) -> list[Pair]:
-    """``count`` of the pairs (None: all), in file order, the same for every judge."""
-    if count is None or count >= len(pairs):
-        return pairs
-    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), count))]
 
 
 def judged(judge: Judge, pairs: list[Pair], draw: int = 0) -> list[dict[str, Any]]:
@@ -83,8 +76,8 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged."""
     pairs = read(pairs_path, Pair)
-    rows = judged(judge, sample(pairs, count, seed))
-    average = _averages(reference, pairs)
+    average = _averages(reference, pairs)  # before the judge, who may want money
+    rows = judged(judge, subset(pairs, count or len(pairs), seed))
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
     quality = {
         "accuracy": accuracy(rows),

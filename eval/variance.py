@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def subset(items: Sequence[Item], count: int, seed: int = 0) -> list[Item]:
-    """``count`` items in their order, the same for every run."""
+    """``count`` items, all where there are fewer, in their order; the same for every run of a seed."""
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), min(count, len(items))))]
 
 

@@ -17,8 +17,10 @@ _LONE_RATING = re.compile(rf"(?:rating\W{{0,9}}|^\s*)\[\s*(\d{{1,2}}(?:\.\d{{1,4
 
 
 def rating(reply: str) -> float | None:
-    """A grade of 1 to 10 as `[[7]]`; FastChat's second form, `[7]`, counts where it ends the reply on a line of its own or after
-    `Rating:`."""
+    """A grade of 1 to 10 as `[[7]]`.
+
+    FastChat's second form, `[7]`, counts where it ends the reply, after `Rating:` or on a line of its own.
+    """
     found = _final(reply, _RATING, float)
     if found is None and not _RATING.search(reply) and (match := _LONE_RATING.search(_after_reasoning(reply))):
         found = float(match[1])

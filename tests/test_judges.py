@@ -306,11 +306,9 @@ def test_orders_that_disagree_are_ties_and_lower_the_agreement():
 
 def test_a_sample_of_pairs_is_seeded():
     pairs = [Pair(id=str(i), prompt="q", chosen="c", rejected="r") for i in range(50)]
-    first = data_quality.sample(pairs, 20, seed=1)
-    assert first == data_quality.sample(pairs, 20, seed=1) != data_quality.sample(pairs, 20, seed=2)
-    assert len({p.id for p in first}) == 20 and data_quality.sample(pairs, None) == pairs == data_quality.sample(
-        pairs, 99
-    )
+    first = variance.subset(pairs, 20, seed=1)
+    assert first == variance.subset(pairs, 20, seed=1) != variance.subset(pairs, 20, seed=2)
+    assert len({p.id for p in first}) == 20 and variance.subset(pairs, 99) == pairs
 
 
 def test_the_spread_of_a_repeated_judge_by_hand():

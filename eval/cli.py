@@ -6,11 +6,6 @@ repeated; `pairs` measures a set of preference pairs.
 
 import argparse
 import json
-import os
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +14,22 @@ from sso.cli import settings as read_settings
 from sso.config import Evaluation, World
 from sso.config import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.records import Answer, Query, read, write, write_text
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that takes ``out``'s place when the work is done."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+from sso.records import Answer, read, whole_folder, write, write_text
 
 
 def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def _stored_dtype(model: Path) -> str:
-    """The precision a checkpoint was saved in, as its config.json says; float32 where it does not."""
-    if not (model / "config.json").is_file():
-        raise InputError(f"{model}: no config.json; give the folder of a Hugging Face checkpoint.")
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
-
-
 def _answer(args: argparse.Namespace) -> None:
-    # Everything is local: a look-up on the hub could only cost time.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from eval import alpaca_eval, harness, mt_bench
-    from sso import tracking
+    from eval import answer, benchmarks
 
-    settings = read_settings(Evaluation)(args.settings)
-    sources = harness.find(settings.tasks, args.data)
-    queries = read(args.data / "eval.jsonl", Query) if settings.pairwise else []
-    dialogues = mt_bench.read(args.data / "mt_bench.jsonl") if settings.mt_bench else []
-    dtype = _stored_dtype(args.model)
-    name = args.name or args.model.name
-    # Only what is read of the data folder, so that the record does not depend on the rest.
-    inputs = {"model": args.model, **{s.name: s.path for s in sources}}
-    inputs |= {"eval": args.data / "eval.jsonl"} if queries else {}
-    inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if dialogues else {}
-    with tracking.run(args.out, "answer", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
-        from sso.sampling.transformers_engine import TransformersEngine
-
-        if sources:
-            import lm_eval.evaluator
-            import lm_eval.models.huggingface  # noqa: F401
-        end_start_up()
-        engine = TransformersEngine(args.model, dtype=dtype, batch_size=settings.batch_size)
-        if queries:
-            write(out / "answers.jsonl", alpaca_eval.answer(engine, queries, settings, args.seed, name))
-        if dialogues:
-            write(out / "mt_bench_answers.jsonl", mt_bench.answer(engine, dialogues, settings, args.seed, name))
-        tasks = harness.run(sources, engine.model, engine.tokenizer, settings.batch_size, settings.max_new_tokens)
-        _write_json(out / "lm_eval.json", {"tasks": tasks})
-        run.summary.update({task: result["value"] for task, result in tasks.items()})
-        for task, result in tasks.items():
-            if result["truncated"]:
-                cut = f"{result['truncated']} of {result['n']} prompts of {task}"
-                print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
+    if args.settings is None and args.suite is None:
+        raise InputError("sso-eval answer: give --settings, --suite, or both.")
+    settings = read_settings(Evaluation)(args.settings or '{"pairwise": false, "mt_bench": false, "batch_size": 8}')
+    if args.suite:
+        settings = settings.model_copy(update={"tasks": benchmarks.suite(args.suite, bool(args.endpoint))})
+    answer.answer(args.model, args.data, settings, args.seed, args.out, args.name, args.endpoint)
 
 
 def _judge(args: argparse.Namespace) -> None:
@@ -160,9 +107,11 @@ def parser() -> argparse.ArgumentParser:
     settings_help = "settings: a JSON object, or a YAML or JSON file"
 
     answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
-    answer.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
-    answer.add_argument("--data", type=Path, required=True, help="data folder: eval.jsonl, mt_bench.jsonl, tasks")
-    answer.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
+    answer.add_argument("--model", required=True, help="folder or hub name of a checkpoint; an endpoint's model name")
+    answer.add_argument("--suite", choices=["v1", "v2"], help="lm-eval's benchmarks of a paper version, as tasks")
+    answer.add_argument("--endpoint", help="base URL of an OpenAI-compatible server; its key is OPENAI_API_KEY's")
+    answer.add_argument("--data", type=Path, help="data folder: eval.jsonl, mt_bench.jsonl, micro tasks")
+    answer.add_argument("--settings", help=f"Evaluation {settings_help}; default with --suite: its tasks alone")
     answer.add_argument("--seed", type=int, default=0)
     answer.add_argument("--name", help="what the answers call the model; default: the folder's name")
     answer.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -53,9 +53,12 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     Raises InputError where worked examples are wanted and there are none, where a row's subject is unknown, or where
     a hub's data set can't be had.
     """
+    import datasets
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     benchmark = source.real
     folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder if benchmark else TASKS
@@ -132,9 +135,8 @@ def _local(source: Source, config: dict[str, Any], numbers: list[int]) -> dict[s
                 f"evaluation.mirrors.{name}.shots, or `num_fewshot: 0`."
             )
         splits[drawn] = Dataset.from_list(shots)
-    elif drawn:
-        return {"custom_dataset": lambda **_: splits, "fewshot_split": None, "num_fewshot": 0}
-    return {"custom_dataset": lambda **_: splits}
+    absent = [key for key in ("training_split", "validation_split", "fewshot_split") if config.get(key) not in splits]
+    return {"custom_dataset": lambda **_: splits} | dict.fromkeys(absent)
 
 
 def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> "LM":

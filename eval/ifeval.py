@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,9 @@ def load_checkers(instructions: Iterable[str] = ()) -> None:
         del sys.modules["nltk"]
         if real is not None:
             sys.modules["nltk"] = real
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # the language detector draws at random: the same reply, the same verdict
     if NEEDS_PUNKT.intersection(instructions):
         provide_punkt()
 
@@ -59,6 +63,10 @@ def provide_punkt() -> tempfile.TemporaryDirectory | None:
     parameters.sent_starters.update(english.SENT_STARTERS)
     parameters.ortho_context.update(english.ORTHO_CONTEXT)
     home = tempfile.TemporaryDirectory(prefix="nltk_data_")
-    save_punkt_params(parameters, f"{home.name}/tokenizers/punkt_tab/english")
-    nltk.data.path.append(home.name)
+    nltk.data.path.append(home.name)  # first: NLTK writes and reads only under its path
+    folder = Path(home.name)
+    for part in ("tokenizers", "punkt_tab"):
+        folder /= part
+        folder.mkdir(mode=0o700)  # NLTK refuses what others could write to
+    save_punkt_params(parameters, str(folder / "english"))
     return home

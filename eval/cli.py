@@ -56,8 +56,11 @@ def _judge(args: argparse.Namespace) -> None:
             write(out / "pairwise.jsonl", rows)
             scores["alpaca_eval2_wr"] = alpaca_eval.win_rate(rows)
             if args.length_controlled:
-                difficulty = alpaca_eval.read_difficulty(args.difficulty) if args.difficulty else None
-                scores["alpaca_eval2_lc"] = alpaca_eval.length_controlled({"model": rows}, difficulty)["model"]
+                from eval.length_controlled import length_controlled, read_table
+
+                lengths = [row["reference_length"] for row in rows]
+                table = read_table(args.difficulty, lengths) if args.difficulty else None
+                scores["alpaca_eval2_lc"] = length_controlled({"model": rows}, table)["model"]
             scores["length"] = alpaca_eval.mean_and_error([row["length"] for row in rows])
             if rows[0]["score"] is not None:
                 scores["oracle_score"] = alpaca_eval.mean_and_error([row["score"] for row in rows])
@@ -80,6 +83,41 @@ def _judge(args: argparse.Namespace) -> None:
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
+
+
+def _winrate(args: argparse.Namespace) -> None:
+    from eval.alpaca_eval import mean_and_error, win_rate
+    from eval.length_controlled import fit_difficulty, length_controlled, read_annotations, read_table
+    from eval.length_controlled import simulated_baselines as simulated
+
+    files = {path.stem: read_annotations(path) for path in args.annotations}
+    if len(files) < len(args.annotations):
+        raise InputError("sso-eval winrate: two files have the same name, which names the model here.")
+    lengths = {name: [row["reference_length"] for row in rows] for name, rows in files.items()}
+    if args.difficulty == "refit":
+        if len(files) < 2:
+            raise InputError("--difficulty refit: difficulties come from other models' annotations; give more files.")
+        others = {name: [rows for other, rows in files.items() if other != name] for name in files}
+        table = {name: simulated(fit_difficulty(others[name]), lengths[name]) for name in files}
+    else:
+        table = {n: read_table(args.difficulty, lengths[n]) for n in files} if args.difficulty else None
+    controlled = length_controlled(files, table)
+    rates = {
+        name: {
+            "raw": win_rate(rows),
+            "length_controlled": controlled[name],
+            "length": mean_and_error([row["length"] for row in rows])["value"],
+        }
+        for name, rows in files.items()
+    }
+    if args.out:
+        _write_json(args.out, rates)
+    for name, rate in rates.items():
+        raw, lc = rate["raw"], rate["length_controlled"]
+        print(
+            f"{name}: raw {raw['value']:.2f} ± {raw['stderr']:.2f}, length-controlled {lc['value']:.2f} ± "
+            f"{lc['stderr']:.2f} ({lc['model']}), mean length {rate['length']:.0f}, n {raw['n']}"
+        )
 
 
 def _pairs(args: argparse.Namespace) -> None:
@@ -124,10 +162,16 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
     judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
-    judge.add_argument("--difficulty", type=Path, help="CSV of instruction difficulties for it")
+    judge.add_argument("--difficulty", help="for it: CSV of difficulties, df_gamed.csv, or `hub`")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", type=Path, required=True, help="folder to write")
     judge.set_defaults(func=_judge)
+
+    winrate = commands.add_parser("winrate", help="raw and length-controlled win rates of annotation files")
+    winrate.add_argument("annotations", nargs="+", type=Path, help="alpaca_eval's annotations.json, or pairwise.jsonl")
+    winrate.add_argument("--difficulty", help="CSV of difficulties, df_gamed.csv, `hub`, or `refit` (from the others)")
+    winrate.add_argument("--out", type=Path, help="JSON file to write")
+    winrate.set_defaults(func=_winrate)
 
     pairs = commands.add_parser("pairs", help="preference accuracy and on-policyness of preference pairs")
     pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")

@@ -148,7 +148,7 @@ def _length_controlled(found: Collected, results: Path) -> None:
     annotations = {key: [row for _, row in iter_json_lines(path)] for key, path in rows.items() if path.is_file()}
     if not annotations:
         return
-    from eval.alpaca_eval import length_controlled
+    from eval.length_controlled import length_controlled
 
     for key, entry in length_controlled({str(key): value for key, value in annotations.items()}).items():
         place = next(k for k in annotations if str(k) == key)

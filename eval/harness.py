@@ -80,9 +80,6 @@ def build(source: Source, max_new_tokens: int) -> Ready:
                 raise InputError(f"{source.path}:{number + 1}: lm-eval has no task {name!r} for this row's subject.")
             rows[name].append(number)
         specs = [{"task": name, **given, **_local(source, index[name], numbers)} for name, numbers in rows.items()]
-    # GPQA shuffles its options by the global generator while the task is made.
-    state = random.getstate()
-    random.seed(SEED)
     try:
         # Tasks in a group are the way in which lm-eval lays given keys over tasks that it knows by name.
         tasks = manager.load({"group": "run", "task": specs})["tasks"]
@@ -94,10 +91,9 @@ def build(source: Source, max_new_tokens: int) -> Ready:
             f"evaluation.tasks: the data of {source.name} can't be had from the hub ({type(error).__name__}); "
             f"give a local copy: evaluation.mirrors.{name}.test."
         ) from error
-    finally:
-        random.setstate(state)
     for name, task in tasks.items():
         task.set_fewshot_seed(seed=SEED)
+        _process_once(task)
         if task.OUTPUT_TYPE == "generate_until":
             room = source.task.max_new_tokens or max_new_tokens
             task.set_config(key="generation_kwargs", value={"max_gen_toks": room}, update=True)
@@ -109,6 +105,23 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     metadata = next(iter(tasks.values())).config.metadata
     score, kept = (benchmark.score, benchmark.filter) if benchmark else (metadata["score"], metadata["filter"])
     return Ready(source, tasks, dict(rows), score, kept)
+
+
+def _process_once(task: Any) -> None:
+    """Run the task's own preparation of documents now.
+
+    lm-eval runs it at every look at them, and GPQA's shuffles the options by the global generator: without a cache on
+    disk the model would be asked one order and scored by another.
+    """
+    process = task.config.process_docs
+    if process is None:
+        return
+    state = random.getstate()
+    random.seed(SEED)
+    for split in {task.config.test_split or task.config.validation_split, task.config.fewshot_split} - {None}:
+        task.dataset[split] = process(task.dataset[split])
+    random.setstate(state)
+    task.set_config(key="process_docs", value=None)
 
 
 _ALL = ("length_constraints:number_sentences",)
@@ -159,8 +172,13 @@ def endpoint(url: str, model: str, concurrent: int, replies: Path) -> "LM":
     from lm_eval.api.model import CachingLM
     from lm_eval.models.openai_completions import LocalChatCompletion
 
+    class Chat(LocalChatCompletion):
+        def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
+            # A refusal may have no content; None would shift all later replies in the cache's list.
+            return [text or "" for text in super().parse_generations(outputs, **kwargs)]
+
     address = f"{url.rstrip('/')}/chat/completions"
-    lm = LocalChatCompletion(base_url=address, model=model, num_concurrent=concurrent, max_retries=5)
+    lm = Chat(base_url=address, model=model, num_concurrent=concurrent, max_retries=5)
     return CachingLM(lm, str(replies))
 
 
@@ -215,18 +233,27 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
                     f"evaluation.max_new_tokens: {room} new tokens of {one.source.name} leave no room for a prompt in "
                     f"the model's context of {lm.max_length}."
                 )
-    out = evaluate(
-        lm=lm,
-        task_dict={
-            "tasks": {name: task for one in ready for name, task in one.tasks.items()},
-            "groups": {},
-            "group_map": {},
-        },
-        samples=_limited(ready),
-        bootstrap_iters=0,
-        apply_chat_template=True,
-        fewshot_as_multiturn=True,
-    )
+    try:
+        out = evaluate(
+            lm=lm,
+            task_dict={
+                "tasks": {name: task for one in ready for name, task in one.tasks.items()},
+                "groups": {},
+                "group_map": {},
+            },
+            samples=_limited(ready),
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    except Exception as error:
+        if not hosted:
+            raise
+        status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+        raise InputError(
+            f"--endpoint: the server fails on {ready[0].source.name} ({type(error).__name__}"
+            f"{f', status {status}' if status else ''}); the same command later asks only what is still missing."
+        ) from error
     return {one.source.name: _result(one, out, None if hosted else partial(_too_long, lm)) for one in ready}
 
 

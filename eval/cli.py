@@ -1,11 +1,13 @@
-"""Command line of the evaluation: `sso-eval answer|judge|pairs`.
+"""Command line of the evaluation: `sso-eval answer|judge|compare|winrate|pairs`.
 
 `answer` needs the model and makes every reply; `judge` reads the replies and loads no model, so judging can be
-repeated; `pairs` measures a set of preference pairs.
+repeated; `compare` sets two such folders against each other; `winrate` reads annotation files of alpaca_eval; `pairs`
+measures a set of preference pairs.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ def _answer(args: argparse.Namespace) -> None:
 def _judge(args: argparse.Namespace) -> None:
     from eval import alpaca_eval, mt_bench
     from eval.judge import make_judge
+    from eval.statistics import mean_interval
     from sso import tracking
+    from sso.report.collect import answer_items
 
     settings = read_settings(Evaluation)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
@@ -80,6 +84,9 @@ def _judge(args: argparse.Namespace) -> None:
             }
         if judge and judge.notes():
             scores["judge"] = {"name": judge.name, **judge.notes()}
+        for name, items in answer_items(out, args.answers).items():
+            interval = mean_interval([list(items.values())])
+            scores[name] |= {"low": interval.low, "high": interval.high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
@@ -118,6 +125,20 @@ def _winrate(args: argparse.Namespace) -> None:
             f"{name}: raw {raw['value']:.2f} ± {raw['stderr']:.2f}, length-controlled {lc['value']:.2f} ± "
             f"{lc['stderr']:.2f} ({lc['model']}), mean length {rate['length']:.0f}, n {raw['n']}"
         )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from eval import compare
+
+    pairs = [(args.a, args.b), *map(tuple, args.seed or [])]
+    comparisons = compare.compare(pairs)
+    if args.out:
+        _write_json(args.out, compare.as_json(comparisons))
+    # Piped, rich would cut the table to 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(compare.as_table(comparisons, (str(args.a), str(args.b))))
 
 
 def _pairs(args: argparse.Namespace) -> None:
@@ -166,6 +187,15 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", type=Path, required=True, help="folder to write")
     judge.set_defaults(func=_judge)
+
+    compare = commands.add_parser(
+        "compare", help="which benchmarks of two arms differ, and whether by more than chance"
+    )
+    compare.add_argument("a", type=Path, help="folder of a run: of `answer`, of `judge`, or the one that holds both")
+    compare.add_argument("b", type=Path, help="the run to compare with, on the same items")
+    compare.add_argument("--seed", nargs=2, action="append", type=Path, metavar=("A", "B"), help="another seed's pair")
+    compare.add_argument("--out", type=Path, help="JSON file to write")
+    compare.set_defaults(func=_compare)
 
     winrate = commands.add_parser("winrate", help="raw and length-controlled win rates of annotation files")
     winrate.add_argument("annotations", nargs="+", type=Path, help="alpaca_eval's annotations.json, or pairwise.jsonl")

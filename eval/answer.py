@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import alpaca_eval, benchmarks, harness, mt_bench
+from eval import alpaca_eval, benchmarks, harness, mt_bench, stock
 from sso import tracking
 from sso.cli import end_start_up
 from sso.config import Evaluation
@@ -130,9 +130,20 @@ def answer(
     def ask(make: Callable[..., list[Answer]], asked: list[Any]) -> list[dict[str, Any]]:
         return [a.model_dump() for a in make(subject.engine, asked, settings, seed, name)]
 
+    def evaluate(group: list[stock.Ready]) -> dict[str, dict[str, Any]]:
+        lm, before = subject.lm, getattr(subject.lm, "model_cpu_s", 0.0)
+        start = time.process_time()
+        results = harness.run(group, lm)
+        inside = getattr(lm, "model_cpu_s", 0.0) - before
+        spent["model_cpu_s"] += inside
+        spent["harness_cpu_s"] += time.process_time() - start - inside
+        return results
+
     with tracking.run(out, "answer", settings, inputs, seed) as run, whole_folder(out) as folder:
         # All tasks are made before any runs: what is wrong with the last one is not told after hours.
-        ready = [harness.build(source, settings.max_new_tokens) for source in sources]
+        started = time.process_time()
+        ready = [stock.build(source, settings.max_new_tokens) for source in sources]
+        spent = {"harness_cpu_s": time.process_time() - started, "model_cpu_s": 0.0}
         if sources:
             import lm_eval.evaluator
             import lm_eval.models.huggingface  # noqa: F401
@@ -148,20 +159,20 @@ def answer(
         tasks = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
-            tasks |= parts.take(title, [version("lm_eval"), key], lambda group=group: harness.run(group, subject.lm))
+            tasks |= parts.take(title, [version("lm_eval"), key], lambda group=group: evaluate(group))
         for task, result in tasks.items():
             write(folder / "items" / f"{task}.jsonl", result.pop("items"))
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
         write_text(folder / "lm_eval.json", json.dumps({"tasks": tasks}, ensure_ascii=False, indent=1) + "\n")
-        run.summary.update({task: result["value"] for task, result in tasks.items()})
+        run.summary.update({task: result["value"] for task, result in tasks.items()} | (spent if tasks else {}))
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _groups(ready: list[harness.Ready]) -> dict[str, list[harness.Ready]]:
+def _groups(ready: list[stock.Ready]) -> dict[str, list[stock.Ready]]:
     """What runs in one go, by title: the micro-world's tasks together, a real benchmark alone."""
-    groups: dict[str, list[harness.Ready]] = {}
+    groups: dict[str, list[stock.Ready]] = {}
     for one in ready:
         groups.setdefault(one.source.name if one.source.real else "micro", []).append(one)
     return groups

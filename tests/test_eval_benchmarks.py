@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import benchmarks, harness
+from eval import benchmarks, harness, stock
 from eval.cli import main
 from sso.config import Backbone, Evaluation, Mirror, Task
 from sso.errors import InputError
@@ -21,6 +21,10 @@ GPQA = {
 }
 MMLU = {"subject": "anatomy", "question": "Which bone?", "choices": ["w", "x", "y", "z"], "answer": 2}
 PRO = {"question": "Which?", "options": list("abcdefghij"), "answer": "C", "category": "computer science"}
+CATEGORIES = (
+    "biology, business, chemistry, computer science, economics, engineering, health, history, law, math, other, "
+    "philosophy, physics, psychology"
+).split(", ")
 ROWS = {
     "gsm8k": {"question": "One and one?", "answer": "1 + 1 = 2\n#### 2"},
     "math": {"problem": "Solve $x=2$.", "type": "Precalculus", "solution": "So $\\boxed{2}$."},
@@ -51,8 +55,8 @@ def mirrors(tmp_path: Path) -> dict[str, Mirror]:
     return {name: Mirror(test=str(tmp_path / "mirrors" / name / "test.jsonl")) for name in ROWS}
 
 
-def ready(task: Task, mirrors: dict[str, Mirror]) -> harness.Ready:
-    return harness.build(benchmarks.find(Evaluation(tasks=[task], mirrors=mirrors), None)[0], 16)
+def ready(task: Task, mirrors: dict[str, Mirror]) -> stock.Ready:
+    return stock.build(benchmarks.find(Evaluation(tasks=[task], mirrors=mirrors), None)[0], 16)
 
 
 class Said:
@@ -116,14 +120,14 @@ def test_nothing_but_the_data_differs_from_the_stock_task(mirrors, name):
     one = ready(Task(name=name, num_fewshot=PROMPTS[name][0]), mirrors)
     ((task, made),) = one.tasks.items()
     folder = Path(lm_eval.tasks.__file__).parent / one.source.real.folder
-    stock = TaskManager(include_defaults=False, include_path=str(folder)).task_index[task].cfg
-    assert made.config.metadata["version"] == stock["metadata"]["version"]
+    theirs = TaskManager(include_defaults=False, include_path=str(folder)).task_index[task].cfg
+    assert made.config.metadata["version"] == theirs["metadata"]["version"]
     for key in ("output_type", "doc_to_text", "doc_to_choice", "description", "filter_list", "repeats"):
         ours = getattr(made.config, key)
-        if key in stock and not callable(ours):
-            assert ours == stock[key], key
-    assert [m["metric"] for m in made.config.metric_list] == [m["metric"] for m in stock["metric_list"]]
-    for key, value in stock.get("generation_kwargs", {}).items():
+        if key in theirs and not callable(ours):
+            assert ours == theirs[key], key
+    assert [m["metric"] for m in made.config.metric_list] == [m["metric"] for m in theirs["metric_list"]]
+    for key, value in theirs.get("generation_kwargs", {}).items():
         assert key == "max_gen_toks" or made.config.generation_kwargs[key] == value
 
 
@@ -166,6 +170,40 @@ def test_a_group_is_scored_by_subject_and_items_keep_the_files_order(tmp_path):
     assert [item["reply"] for item in result["items"]] == [1, 1, 1]
     assert result["subjects"] == {"mmlu_anatomy": {"value": 1.0, "n": 1}, "mmlu_virology": {"value": 0.5, "n": 2}}
     assert result["metrics"]["acc,none"] == result["value"] == pytest.approx(2 / 3)
+
+
+def test_the_hubs_data_sets_are_the_stock_ones_with_a_limit_over_all_subjects(mirrors, monkeypatch):
+    """Without a mirror lm-eval loads its own data set; here a stand-in for the hub says what was asked."""
+    import datasets
+
+    asked = []
+
+    def load(path, name=None, **_):
+        asked.append((path, name))
+        rows = {"TIGER-Lab/MMLU-Pro": [PRO | {"category": c} for c in CATEGORIES], "Idavidrein/gpqa": [GPQA] * 3}
+        rows = rows.get(path, [MMLU] * 2)
+        shots = [row | {"cot_content": "A: Let's think step by step. The answer is (C)."} for row in rows] * 5
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_list(shots if split in ("dev", "validation") else rows)
+                for split in ("train", "dev", "validation", "test")
+            }
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    pro = ready(Task(name="real_mmlu_pro"), {})
+    assert set(asked) == {("TIGER-Lab/MMLU-Pro", None)} and len(pro.tasks) == 14
+    result = harness.run([pro], Said(lambda doc: f"the answer is ({doc['answer']})"))["real_mmlu_pro"]
+    assert (result["value"], result["n"], result["n_shot"]) == (1.0, 14, 5)
+    assert "business" in pro.tasks["mmlu_pro_business"].instances[0].args[0]
+    asked.clear()
+    result = harness.run([ready(Task(name="real_gpqa", limit=2), {})], Said(lambda doc: doc["answer"]))["real_gpqa"]
+    assert asked == [("Idavidrein/gpqa", "gpqa_diamond")] and (result["value"], result["n"]) == (1.0, 2)
+    asked.clear()
+    mmlu = ready(Task(name="real_mmlu", limit=5), {})
+    assert len(asked) == 57 and {path for path, _ in asked} == {"cais/mmlu"}
+    result = harness.run([mmlu], Said(lambda doc: "C"))["real_mmlu"]
+    assert (result["n"], len(result["subjects"]), list(result["samples"])) == (5, 3, ["0", "1", "2", "3", "4"])
 
 
 def test_a_suite_is_fixed_and_an_endpoint_gets_the_generative_variants():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import benchmarks, harness
+from eval import benchmarks, harness, stock
 from sso.config import Backbone, Evaluation, Mirror, Task
 from sso.errors import InputError
 
@@ -68,7 +68,7 @@ def find(tasks: list[Task], data: Path | None = None, **mirrors: Mirror) -> list
 
 
 def run(sources: list[benchmarks.Source], model, tokenizer, batch_size: int, max_new_tokens: int) -> dict:
-    ready = [harness.build(source, max_new_tokens) for source in sources]
+    ready = [stock.build(source, max_new_tokens) for source in sources]
     results = harness.run(ready, harness.local(model, tokenizer, batch_size))
     for result in results.values():
         items = result.pop("items")
@@ -137,7 +137,7 @@ class Scripted:
 def scripted(task: str, rows: list[dict], replies: dict[str, str], shots: int | None = None) -> tuple[list, dict]:
     from lm_eval.evaluator import evaluate
 
-    ready = harness.build(benchmarks.Source(Task(name=task, num_fewshot=shots), Path("-"), rows, []), 8)
+    ready = stock.build(benchmarks.Source(Task(name=task, num_fewshot=shots), Path("-"), rows, []), 8)
     out = evaluate(lm=Scripted(replies), task_dict={"tasks": ready.tasks}, bootstrap_iters=0, apply_chat_template=True)
     name = next(iter(ready.tasks))
     samples = sorted((s for s in out["samples"][name] if s["filter"] == ready.filter), key=lambda s: s["doc_id"])

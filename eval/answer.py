@@ -118,7 +118,7 @@ def answer(
     queries = read(data / "eval.jsonl", Query) if settings.pairwise else []
     dialogues = mt_bench.read(data / "mt_bench.jsonl") if settings.mt_bench else []
     partial = out.with_name(f".{out.name}.partial")
-    subject = Model(model, settings, endpoint, partial / "replies.db")
+    subject = Model(model, settings, endpoint, partial / f"replies_{digest([endpoint, model])}.db")
     name = name or Path(model).name
     # Only what is read of the data folder, so that the record does not depend on the rest.
     inputs = {"model": subject.folder} if subject.folder else {}

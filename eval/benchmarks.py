@@ -36,7 +36,7 @@ class Benchmark:
     """One benchmark as lm-eval has it."""
 
     stock: str
-    """Stock tasks: a regular expression of their names; `{}` stands for the subject of a row."""
+    """Name of the stock task; `{}` stands for the subject where there is one task a subject."""
     folder: str
     """Where lm-eval keeps them, under lm_eval/tasks."""
     columns: tuple[str, ...]

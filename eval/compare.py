@@ -4,9 +4,8 @@ Reads what `answer` and `judge` left. One seed: p is the paired permutation test
 bootstrap's, which holds the noise of seeds too. The verdict goes by Holm's adjustment over all benchmarks shown.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +60,8 @@ def _documents(answers: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def _paired(a: Path, b: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Scores of both arms on the items that both have, by benchmark."""
+def _paired(a: Path, b: Path) -> dict[str, dict[str, tuple[float, float]]]:
+    """Scores of both arms by benchmark and item, of the items that both have."""
     (judged_a, answers_a), (judged_b, answers_b) = _folders(a), _folders(b)
     left, right = answer_items(judged_a, answers_a), answer_items(judged_b, answers_b)
     asked_a, asked_b = _documents(answers_a), _documents(answers_b)
@@ -71,12 +70,12 @@ def _paired(a: Path, b: Path) -> dict[str, tuple[list[float], list[float]]]:
         common = [item for item in left[benchmark] if item in right[benchmark]]
         for item in common:
             one, other = (asked.get(benchmark, {}).get(item) for asked in (asked_a, asked_b))
-            if one != other:
+            if one and other and one != other:
                 raise InputError(
                     f"{b}: item {item} of {benchmark} is another question than in {a}; evaluate both on one file."
                 )
         if common:
-            out[benchmark] = ([left[benchmark][i] for i in common], [right[benchmark][i] for i in common])
+            out[benchmark] = {item: (left[benchmark][item], right[benchmark][item]) for item in common}
     if not out:
         raise InputError(f"{a} and {b} have no scored item in common.")
     return out
@@ -88,11 +87,15 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
     Raises InputError where folders hold no scores, or scores of other questions.
     """
     seeds = [_paired(a, b) for a, b in pairs]
+    shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
+    if not shared:
+        raise InputError("the seeds' folders have no benchmark in common.")
     found: list[Comparison] = []
-    for benchmark in [name for name in seeds[0] if all(name in seed for seed in seeds)]:
-        a, b = [seed[benchmark][0] for seed in seeds], [seed[benchmark][1] for seed in seeds]
-        if len({len(scores) for scores in a}) > 1:
-            raise InputError(f"{benchmark}: the seeds hold different numbers of items; evaluate all on one file.")
+    for benchmark in shared:
+        items = list(seeds[0][benchmark])
+        if any(seed[benchmark].keys() != set(items) for seed in seeds):
+            raise InputError(f"{benchmark}: the seeds hold different items; evaluate all on one file.")
+        a, b = ([[seed[benchmark][item][arm] for item in items] for seed in seeds] for arm in (0, 1))
         binary = len(seeds) == 1 and {*a[0], *b[0]} <= {0.0, 100.0}
         permutation, bootstrap = permutation_p(a, b), bootstrap_p(a, b)
         found.append(
@@ -108,12 +111,12 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
             )
         )
     adjusted = holm({c.benchmark: c.p for c in found})
-    return [Comparison(**{**c.__dict__, "holm": adjusted[c.benchmark]}) for c in found]
+    return [replace(c, holm=adjusted[c.benchmark]) for c in found]
 
 
 def as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
     """Plain values, one entry a benchmark."""
-    return [json.loads(json.dumps(asdict(c))) | {"differs": c.differs} for c in comparisons]
+    return [asdict(c) | {"differs": c.differs} for c in comparisons]
 
 
 def as_table(comparisons: list[Comparison], names: tuple[str, str]) -> "Table":

@@ -9,7 +9,7 @@ import pytest
 
 from eval import benchmarks, harness, stock
 from eval.cli import main
-from sso.config import Backbone, Evaluation, Mirror, Task
+from sso.config import Evaluation, Mirror, Task
 from sso.errors import InputError
 
 GPQA = {
@@ -230,22 +230,20 @@ def test_what_is_missing_is_told_in_one_sentence_before_a_model_is_loaded(mirror
         ready(Task(name="real_mmlu", num_fewshot=0), mirrors)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    from sso.micro.models import build
-
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    for part in build(Backbone(architecture="qwen2"), seed=0):
-        part.save_pretrained(path)
-    return path
-
-
-def test_a_killed_run_repeats_no_finished_task(checkpoint, mirrors, tmp_path, monkeypatch, capsys):
+def test_a_killed_run_repeats_no_finished_task(tiny_checkpoint, mirrors, tmp_path, monkeypatch, capsys):
     names = ("real_gsm8k", "real_mmlu", "real_math")
     tasks = [{"name": name, "num_fewshot": 0, "max_new_tokens": 4} for name in names[:2]]
     settings = {"tasks": [*tasks, {"name": "real_math", "max_new_tokens": 4}], "pairwise": False, "mt_bench": False}
     settings["mirrors"] = {name: mirror.model_dump() for name, mirror in mirrors.items()}
-    call = ["answer", "--model", str(checkpoint), "--settings", json.dumps(settings), "--out", str(tmp_path / "out")]
+    call = [
+        "answer",
+        "--model",
+        str(tiny_checkpoint),
+        "--settings",
+        json.dumps(settings),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     ran, run = [], harness.run
 
     class Killed(BaseException):

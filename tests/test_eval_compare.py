@@ -89,6 +89,12 @@ def test_other_questions_and_empty_folders_are_refused(tmp_path):
         compare([(a, run_folder(tmp_path / "b", {"mmlu": [1.0, 0.0]}, doc="e"))])
     with pytest.raises(InputError, match="no scored item in common"):
         compare([(a, run_folder(tmp_path / "c", {"math": [1.0]}))])
+    longer = [run_folder(tmp_path / name, {"mmlu": [1.0, 0.0, 1.0]}) for name in ("x", "y")]
+    with pytest.raises(InputError, match="mmlu: the seeds hold different items"):
+        compare([(a, a), tuple(longer)])
+    other = run_folder(tmp_path / "o", {"math": [1.0]})
+    with pytest.raises(InputError, match="no benchmark in common"):
+        compare([(a, a), (other, other)])
     (tmp_path / "d").mkdir()
     with pytest.raises(InputError, match="neither a run's folder"):
         compare([(a, tmp_path / "d")])

@@ -4,6 +4,7 @@ Every prompt goes through the model's chat template, worked examples as turns; d
 judges, seeds or files.
 """
 
+import logging
 import math
 import sys
 import time
@@ -56,9 +57,11 @@ def endpoint(url: str, model: str, concurrent: int, replies: Path) -> "LM":
 
     class Chat(LocalChatCompletion):
         def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
-            # A refusal may have no content; None would shift all later replies in the cache's list.
+            # A refusal may have no content: an empty reply, where lm-eval would score a placeholder text.
             return [text or "" for text in super().parse_generations(outputs, **kwargs)]
 
+    # Its error lines show the headers of the failed request, the key among them.
+    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)
     address = f"{url.rstrip('/')}/chat/completions"
     lm = Chat(base_url=address, model=model, num_concurrent=concurrent, max_retries=5)
     return CachingLM(lm, str(replies))

@@ -1,16 +1,14 @@
-"""Command line of the evaluation: `sso-eval answer|judge|pairs|radar`.
+"""Command line of the evaluation: `sso-eval answer|judge|compare|winrate|pairs|radar`.
 
 `answer` needs the model (a checkpoint or an endpoint) and makes every reply; `judge` reads the replies and loads no
-evaluated model, so judging can be repeated; `pairs` measures a set of preference pairs; `radar` draws MT-Bench.
+evaluated model, so judging can be repeated; `compare` sets two such folders against each other; `winrate` reads
+annotation files of alpaca_eval; `pairs` measures a set of preference pairs; `radar` draws MT-Bench.
 """
 
 import argparse
 import json
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,90 +17,36 @@ from sso.cli import settings as read_settings
 from sso.config import Endpoint, Evaluation, World
 from sso.config import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.records import iter_json_lines, write, write_text
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that takes ``out``'s place when the work is done."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+from sso.records import iter_json_lines, whole_folder, write, write_text
 
 
 def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def _stored_dtype(model: Path) -> str:
-    """The precision a checkpoint was saved in, as its config.json says; float32 where it does not."""
-    if not (model / "config.json").is_file():
-        raise InputError(f"{model}: no config.json; give the folder of a Hugging Face checkpoint.")
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
-
-
 def _answer(args: argparse.Namespace) -> None:
-    # Everything is local: a look-up on the hub could only cost time.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from eval import alpaca_eval, arena_hard, harness, judging, mt_bench
-    from sso import tracking
+    from eval import answer, benchmarks
 
-    settings = read_settings(Evaluation)(args.settings)
-    endpoint = read_settings(Endpoint)(args.endpoint) if args.endpoint else None
-    if endpoint and settings.tasks:
-        raise InputError(f"task {settings.tasks[0].name}: lm-eval's tasks need a checkpoint; leave `tasks` empty.")
-    sources = harness.find(settings.tasks, args.data)
-    queries = judging.read_queries(args.data) if settings.pairwise else []
-    dialogues = mt_bench.read(args.data / "mt_bench.jsonl") if settings.mt_bench else []
-    questions = arena_hard.read_questions(args.data / "arena_hard.jsonl") if settings.arena_hard else []
-    dtype = None if endpoint else _stored_dtype(args.model)
-    name = args.name or (endpoint.model if endpoint else args.model.name)
-    # Only what is read of the data folder, so that the record does not depend on the rest.
-    inputs = {} if endpoint else {"model": args.model}
-    inputs |= {s.name: s.path for s in sources}
-    inputs |= {"eval": judging.queries(args.data)} if queries else {}
-    inputs |= {"mt_bench": args.data / "mt_bench.jsonl"} if dialogues else {}
-    inputs |= {"arena_hard": args.data / "arena_hard.jsonl"} if questions else {}
-    record = settings.model_dump() | ({"endpoint": endpoint.model_dump()} if endpoint else {})
-    with tracking.run(args.out, "answer", record, inputs, args.seed) as run, whole_folder(args.out) as out:
-        engine: Any
-        if endpoint:
-            from sso.sampling.endpoint_engine import EndpointEngine
+    if args.settings is None and args.suite is None:
+        raise InputError("sso-eval answer: give --settings, --suite, or both.")
+    settings = read_settings(Evaluation)(args.settings or '{"pairwise": false, "mt_bench": false, "batch_size": 8}')
+    if args.suite:
+        settings = settings.model_copy(update={"tasks": benchmarks.suite(args.suite, bool(args.endpoint))})
+    if args.model is None and not args.endpoint:
+        raise InputError("sso-eval answer: give --model, or --endpoint.")
+    cache = args.cache or args.out.with_name("answer_replies.db")
+    answer.answer(args.model, args.data, settings, args.seed, args.out, args.name, _endpoint(args), cache)
 
-            cache = args.cache or args.out.with_name("answer_replies.db")
-            engine = EndpointEngine(endpoint, cache, lambda: progress("answers"))
-        else:
-            from sso.sampling.transformers_engine import TransformersEngine
 
-            if sources:
-                import lm_eval.evaluator
-                import lm_eval.models.huggingface  # noqa: F401
-            engine = TransformersEngine(args.model, dtype=dtype, batch_size=settings.batch_size)
-        end_start_up()
-        if queries:
-            write(out / "answers.jsonl", alpaca_eval.answer(engine, queries, settings, args.seed, name))
-        if dialogues:
-            write(out / "mt_bench_answers.jsonl", mt_bench.answer(engine, dialogues, settings, args.seed, name))
-        if questions:
-            write(out / "arena_hard_answers.jsonl", arena_hard.answer(engine, questions, settings, args.seed, name))
-        tasks = {}
-        if sources:
-            tasks = harness.run(sources, engine.model, engine.tokenizer, settings.batch_size, settings.max_new_tokens)
-        _write_json(out / "lm_eval.json", {"tasks": tasks})
-        run.summary.update({task: result["value"] for task, result in tasks.items()})
-        if endpoint:
-            print(_counts("endpoint", engine.client.notes()))
-        for task, result in tasks.items():
-            if result["truncated"]:
-                cut = f"{result['truncated']} of {result['n']} prompts of {task}"
-                print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
+def _endpoint(args: argparse.Namespace) -> Endpoint | None:
+    """The endpoint that is to be evaluated: a URL with --model for the name, or whole settings."""
+    if not args.endpoint:
+        return None
+    if not args.endpoint.startswith(("http://", "https://")):
+        return read_settings(Endpoint)(args.endpoint)
+    if args.model is None:
+        raise InputError("--endpoint: a URL needs --model, the name that the server knows the model by.")
+    return Endpoint(model=args.model, base_url=args.endpoint)
 
 
 def _counts(who: str, notes: Mapping[str, float]) -> str:
@@ -110,9 +54,11 @@ def _counts(who: str, notes: Mapping[str, float]) -> str:
 
 
 def _judge(args: argparse.Namespace) -> None:
-    from eval import alpaca_eval, judging
+    from eval import judging
     from eval.judge import make_judge
+    from eval.statistics import mean_interval
     from sso import tracking
+    from sso.report.collect import answer_items
 
     settings = read_settings(Evaluation)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
@@ -128,9 +74,11 @@ def _judge(args: argparse.Namespace) -> None:
             judge = make_judge(settings.judge, world, cache, lambda: progress("judged"))
             scores |= judging.judge_all(judge, args.answers, args.data, settings, out)
         if settings.pairwise and args.length_controlled:
+            from eval.length_controlled import length_controlled, read_table
+
             rows = [row for _, row in iter_json_lines(out / "pairwise.jsonl")]
-            difficulty = alpaca_eval.read_difficulty(args.difficulty) if args.difficulty else None
-            scores["alpaca_eval2_lc"] = alpaca_eval.length_controlled({"model": rows}, difficulty)["model"]
+            table = read_table(args.difficulty, [row["reference_length"] for row in rows]) if args.difficulty else None
+            scores["alpaca_eval2_lc"] = length_controlled({"model": rows}, table)["model"]
         tasks = json.loads((args.answers / "lm_eval.json").read_text(encoding="utf-8"))["tasks"]
         for task, result in tasks.items():
             name = task.removeprefix("micro_").removeprefix("real_")
@@ -142,11 +90,63 @@ def _judge(args: argparse.Namespace) -> None:
             }
         if judge and judge.notes():
             scores["judge"] = {"name": judge.name, **judge.notes()}
+        for name, items in answer_items(out, args.answers).items():
+            interval = mean_interval([list(items.values())])
+            scores[name] |= {"low": interval.low, "high": interval.high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
         if judge and judge.notes():
             print(_counts("judge", judge.notes()))
+
+
+def _winrate(args: argparse.Namespace) -> None:
+    from eval.alpaca_eval import mean_and_error, win_rate
+    from eval.length_controlled import fit_difficulty, length_controlled, read_annotations, read_table
+    from eval.length_controlled import simulated_baselines as simulated
+
+    files = {path.stem: read_annotations(path) for path in args.annotations}
+    if len(files) < len(args.annotations):
+        raise InputError("sso-eval winrate: two files have the same name, which names the model here.")
+    lengths = {name: [row["reference_length"] for row in rows] for name, rows in files.items()}
+    if args.difficulty == "refit":
+        if len(files) < 2:
+            raise InputError("--difficulty refit: difficulties come from other models' annotations; give more files.")
+        others = {name: [rows for other, rows in files.items() if other != name] for name in files}
+        table = {name: simulated(fit_difficulty(others[name]), lengths[name]) for name in files}
+    else:
+        table = {n: read_table(args.difficulty, lengths[n]) for n in files} if args.difficulty else None
+    controlled = length_controlled(files, table)
+    rates = {
+        name: {
+            "raw": win_rate(rows),
+            "length_controlled": controlled[name],
+            "length": mean_and_error([row["length"] for row in rows])["value"],
+        }
+        for name, rows in files.items()
+    }
+    if args.out:
+        _write_json(args.out, rates)
+    for name, rate in rates.items():
+        raw, lc = rate["raw"], rate["length_controlled"]
+        print(
+            f"{name}: raw {raw['value']:.2f} ± {raw['stderr']:.2f}, length-controlled {lc['value']:.2f} ± "
+            f"{lc['stderr']:.2f} ({lc['model']}), mean length {rate['length']:.0f}, n {raw['n']}"
+        )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from eval import compare
+
+    pairs = [(args.a, args.b), *map(tuple, args.seed or [])]
+    comparisons = compare.compare(pairs)
+    if args.out:
+        _write_json(args.out, compare.as_json(comparisons))
+    # Piped, rich would cut the table to 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(compare.as_table(comparisons, (str(args.a), str(args.b))))
 
 
 def _pairs(args: argparse.Namespace) -> None:
@@ -188,12 +188,12 @@ def parser() -> argparse.ArgumentParser:
     settings_help = "settings: a JSON object, or a YAML or JSON file"
 
     answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
-    model = answer.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
-    model.add_argument("--endpoint", help=f"Endpoint {settings_help}: an OpenAI-compatible endpoint as the model")
-    answer.add_argument("--cache", type=Path, help="SQLite file of the endpoint's replies; default: beside --out")
-    answer.add_argument("--data", type=Path, required=True, help="data folder: eval.jsonl, mt_bench.jsonl, tasks")
-    answer.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
+    answer.add_argument("--model", help="folder or hub name of a checkpoint; with --endpoint URL, its model's name")
+    answer.add_argument("--suite", choices=["v1", "v2"], help="lm-eval's benchmarks of a paper version, as tasks")
+    answer.add_argument("--endpoint", help=f"an OpenAI-compatible server: its base URL, or Endpoint {settings_help}")
+    answer.add_argument("--cache", type=Path, help="SQLite file of its replies to open prompts; default: beside --out")
+    answer.add_argument("--data", type=Path, help="data folder: eval.jsonl, mt_bench.jsonl, arena_hard.jsonl, tasks")
+    answer.add_argument("--settings", help=f"Evaluation {settings_help}; default with --suite: its tasks alone")
     answer.add_argument("--seed", type=int, default=0)
     answer.add_argument("--name", help="what the answers call the model; default: the folder's name")
     answer.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -206,10 +206,25 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
     judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
-    judge.add_argument("--difficulty", type=Path, help="CSV of instruction difficulties for it")
+    judge.add_argument("--difficulty", help="for it: CSV of difficulties, df_gamed.csv, or `hub`")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", type=Path, required=True, help="folder to write")
     judge.set_defaults(func=_judge)
+
+    compare = commands.add_parser(
+        "compare", help="which benchmarks of two arms differ, and whether by more than chance"
+    )
+    compare.add_argument("a", type=Path, help="folder of a run: of `answer`, of `judge`, or the one that holds both")
+    compare.add_argument("b", type=Path, help="the run to compare with, on the same items")
+    compare.add_argument("--seed", nargs=2, action="append", type=Path, metavar=("A", "B"), help="another seed's pair")
+    compare.add_argument("--out", type=Path, help="JSON file to write")
+    compare.set_defaults(func=_compare)
+
+    winrate = commands.add_parser("winrate", help="raw and length-controlled win rates of annotation files")
+    winrate.add_argument("annotations", nargs="+", type=Path, help="alpaca_eval's annotations.json, or pairwise.jsonl")
+    winrate.add_argument("--difficulty", help="CSV of difficulties, df_gamed.csv, `hub`, or `refit` (from the others)")
+    winrate.add_argument("--out", type=Path, help="JSON file to write")
+    winrate.set_defaults(func=_winrate)
 
     pairs = commands.add_parser("pairs", help="preference accuracy and on-policyness of preference pairs")
     pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")

@@ -241,17 +241,33 @@ class Judge(Endpoint):
 
 
 class Task(Settings):
-    """An lm-eval task; `file` is a local JSON Lines mirror of its data (micro tasks find theirs by name)."""
+    """A benchmark of eval/benchmarks.py (`micro_*`, `real_*`); what is left out is the benchmark's own."""
 
     name: str
     file: str | None = None
-    limit: int | None = None
+    """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Worked examples, as turns of the chat; None: the stock task's number."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """None: `max_new_tokens` of the evaluation."""
+
+
+class Mirror(Settings):
+    """Local JSON Lines files of one benchmark; docs/evaluation.md has the columns."""
+
+    test: str
+    shots: str | None = None
+    """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
 class Evaluation(Settings):
     """Which benchmarks, and how answers are drawn."""
 
     tasks: list[Task] = []
+    mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
+    """Local files in place of the hub's data sets, by benchmark."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True

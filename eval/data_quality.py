@@ -1,5 +1,8 @@
 """Two measures of a pair set (figure 3): does the judge agree with it, and how on-policy is it.
 
+Agreement is measured on a seeded sample of the pairs, each judged in both orders. A pair counts as hit where the
+judge prefers the chosen response on the whole, as half where the orders cancel out or tie.
+
 On-policyness is what the SFT model thinks of chosen and rejected without any principle: the mean over all responses
 of exp(average log-probability per token), and the nats per token of each side. Both are averages over responses,
 each response counting once whatever its length. Reads log-probabilities from reference.safetensors; no torch.
@@ -13,17 +16,36 @@ from typing import Any
 import numpy as np
 
 from eval.alpaca_eval import mean_and_error
-from eval.judge import Judge, to_json
+from eval.judge import Comparison, Judge, to_json
+from eval.variance import subset
 from sso.errors import InputError
 from sso.records import Pair, read
 
 
-def accuracy(judge: Judge, pairs: list[Pair]) -> dict[str, Any]:
-    """Share of pairs whose chosen response the judge prefers; a tie counts half and is reported."""
-    preferences = [to_json(judge.pairwise(p.prompt, p.chosen[-1].content, p.rejected[-1].content)) for p in pairs]
-    # A swapped judge can prefer a side in one order only: .5 overall, which is a tie.
-    hits = [p if p is None else 1.0 if p > 0.5 else 0.0 if p < 0.5 else 0.5 for p in preferences]
-    return mean_and_error(hits) | {"ties": hits.count(0.5)}
+def judged(judge: Judge, pairs: list[Pair], draw: int = 0) -> list[dict[str, Any]]:
+    """One row a pair: id, the judge's preference for the chosen side shown first and second, and the hit.
+
+    None stands for an unreadable verdict; ``agree`` is None where either order is.
+    """
+    items = [Comparison(p.prompt, p.chosen[-1].content, p.rejected[-1].content) for p in pairs]
+    rows = []
+    for pair, preference in zip(pairs, judge.pairwise(items, draw), strict=True):
+        mean, (first, second) = to_json(preference.mean), map(to_json, preference)
+        # A judge that follows the position prefers each side once: 0.5 on the whole, which is a tie.
+        hit = mean if mean is None else 1.0 if mean > 0.5 else 0.0 if mean < 0.5 else 0.5
+        agree = None if None in (first, second) else first == second
+        rows.append({"id": pair.id, "hit": hit, "first": first, "second": second, "agree": agree})
+    return rows
+
+
+def accuracy(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of pairs whose chosen response the judge prefers; ties count half and are reported.
+
+    ``agreement``: share of pairs that got the same verdict in both orders, of those with two readable ones.
+    """
+    hits = [row["hit"] for row in rows]
+    agreed = mean_and_error([row["agree"] for row in rows if row["agree"] is not None])
+    return mean_and_error(hits) | {"ties": hits.count(0.5), "agreement": agreed["value"]}
 
 
 def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
@@ -49,13 +71,16 @@ def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
     return out
 
 
-def measure(judge: Judge, pairs_path: Path, reference: Path) -> dict[str, Any]:
-    """The whole of data_quality.json."""
+def measure(
+    judge: Judge, pairs_path: Path, reference: Path, count: int | None = None, seed: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged."""
     pairs = read(pairs_path, Pair)
-    average = _averages(reference, pairs)
+    average = _averages(reference, pairs)  # before the judge, who may want money
+    rows = judged(judge, subset(pairs, count or len(pairs), seed))
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
     quality = {
-        "accuracy": accuracy(judge, pairs),
+        "accuracy": accuracy(rows),
         "mean_probability": mean_and_error(np.exp(np.stack([*average.values()])).mean(0).tolist()),
         "nll_chosen": mean_and_error((-average["y+"]).tolist()),
         "nll_rejected": mean_and_error((-average["y-"]).tolist()),
@@ -66,7 +91,7 @@ def measure(judge: Judge, pairs_path: Path, reference: Path) -> dict[str, Any]:
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
     if bad:
         raise InputError(f"{reference}: {bad[0]} is not a number; the model that scored these pairs is broken.")
-    return quality | {"judge": judge.name} | judge.notes()
+    return quality | {"judge": judge.name} | judge.notes(), rows
 
 
 def _finite(value: float | None) -> bool:

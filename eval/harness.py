@@ -1,270 +1,202 @@
-"""lm-eval on a loaded model, offline: the tasks of eval/tasks on rows read from local JSON Lines files.
+"""lm-eval's tasks on a loaded model or an endpoint.
 
-A task is one YAML; its rows are handed to lm-eval in memory, so no cache, lock or hub is involved. Every
-prompt goes through the model's chat template, worked examples as turns; decoding is greedy. Knows nothing of
-judges or seeds.
-
-IFEval's checkers import NLTK and would download its `punkt_tab` data at import. Here that download is off:
-two of the 25 checkers need the data (sentence counts, capital words), none of those that the micro-world uses.
-Where one of the two is asked for, `punkt_tab` must lie on NLTK's path.
+Every prompt goes through the model's chat template, worked examples as turns; decoding is greedy. Knows nothing of
+judges, seeds or files.
 """
 
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sso.config import Task
+from eval.stock import Ready
 from sso.errors import InputError
-from sso.records import iter_json_lines
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TASKS = Path(__file__).parent / "tasks"
-COLUMNS = {
-    "gsm8k": ("question", "answer"),
-    "math": ("problem", "solution"),
-    "mmlu": ("subject", "question", "choices", "answer"),
-    "mmlu_pro": ("question", "options", "answer_index"),
-    "gpqa": ("question", "choices", "answer"),
-    "ifeval": ("key", "prompt", "instruction_id_list", "kwargs"),
-}
-"""What each benchmark's rows must have; a task is `micro_` or `real_` before one of these."""
-NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
-ROOM = 0.95
-"""Worked examples are kept where at least this share of the prompts fits into the model's context."""
 
+def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> "LM":
+    """A model in memory as lm-eval sees it; its `model_cpu_s` counts the CPU-seconds in the model itself.
 
-@dataclass(frozen=True)
-class Source:
-    """A task with the rows that it runs on."""
-
-    name: str
-    benchmark: str
-    path: Path
-    rows: list[dict[str, Any]]
-    shots: list[dict[str, Any]]
-    """Rows of train.jsonl beside a mirror, for worked examples; empty where there is none."""
-
-
-def _rows(path: Path, benchmark: str, limit: int | None) -> list[dict[str, Any]]:
-    rows = []
-    for number, row in iter_json_lines(path):
-        if missing := [column for column in COLUMNS[benchmark] if column not in row]:
-            raise InputError(f"{path}:{number}: lacks `{missing[0]}`, which the rows of {benchmark} must have.")
-        rows.append({column: row[column] for column in COLUMNS[benchmark]})
-        if len(rows) == limit:
-            break
-    if not rows:
-        raise InputError(f"{path}: holds no row.")
-    return rows
-
-
-def find(tasks: list[Task], data: Path | None) -> list[Source]:
-    """The rows of every task, checked before any model is loaded.
-
-    A task without `file` finds its rows at ``data``/<benchmark>.jsonl. Raises InputError for an unknown task,
-    a missing file, or a row without a column that the task reads.
+    Raises InputError for a tokenizer without a chat template.
     """
-    sources = []
-    for task in tasks:
-        benchmark = task.name.removeprefix("micro_").removeprefix("real_")
-        if benchmark not in COLUMNS or not (TASKS / f"{task.name}.yaml").is_file():
-            known = ", ".join(sorted(path.stem for path in TASKS.glob("*.yaml")))
-            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {known}.")
-        if task.file is None and data is None:
-            raise InputError(f"evaluation.tasks: {task.name} needs `file`, a local JSON Lines mirror of its data.")
-        path = Path(task.file) if task.file else Path(data) / f"{benchmark}.jsonl"
-        examples = path.with_name("train.jsonl")
-        has_shots = task.name.startswith("real_") and path.name != examples.name and examples.is_file()
-        shots = _rows(examples, benchmark, None) if has_shots else []
-        rows = _rows(path, benchmark, task.limit)
-        if benchmark == "ifeval":
-            _check_punkt(rows, path)
-        sources.append(Source(task.name, benchmark, path, rows, shots))
-    if len({source.name for source in sources}) < len(sources):
-        raise InputError("evaluation.tasks: a task is named twice.")
-    return sources
+    if not tokenizer.chat_template:
+        raise InputError(f"{tokenizer.name_or_path}: the checkpoint has no chat template; use one that has.")
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    for request in ("generate_until", "loglikelihood"):
+        setattr(lm, request, partial(getattr(lm, request), disable_tqdm=not sys.stderr.isatty()))
+    lm.model_cpu_s = 0.0
+
+    def timed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        out = call(*args, **kwargs)
+        lm.model_cpu_s += time.process_time() - start
+        return out
+
+    for name in ("_model_generate", "_model_call"):
+        setattr(lm, name, partial(timed, getattr(lm, name)))
+    return lm
 
 
-def _check_punkt(rows: list[dict[str, Any]], path: Path) -> None:
-    asked = NEEDS_PUNKT.intersection(i for row in rows for i in row["instruction_id_list"])
-    if not asked:
-        return
-    import nltk
+def endpoint(url: str, model: str, concurrent: int, replies: Path) -> "LM":
+    """An OpenAI-compatible chat endpoint, such as http://127.0.0.1:8000/v1; the key is OPENAI_API_KEY's.
 
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError as error:
-        raise InputError(
-            f"{path}: the checker {min(asked)} needs NLTK's punkt_tab data, which is not on this machine; "
-            "run `python -m nltk.downloader punkt_tab`, or point NLTK_DATA at a folder that has it."
-        ) from error
+    Each reply goes to the SQLite file ``replies`` as it comes: a request is not sent twice.
+    """
+    from lm_eval.api.model import CachingLM
+    from lm_eval.models.openai_completions import LocalChatCompletion
 
+    class Chat(LocalChatCompletion):
+        def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
+            # A refusal may have no content: an empty reply, where lm-eval would score a placeholder text.
+            return [text or "" for text in super().parse_generations(outputs, **kwargs)]
 
-class _LaterNltk(ModuleType):
-    """Stands in for NLTK while the checkers are imported; the real one is loaded when a checker uses it."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data" and sys.modules.get("nltk") is self:
-            return SimpleNamespace(find=lambda _: None)  # "the data is here": no download
-        import nltk
-
-        return getattr(nltk, name)
+    # Its error lines show the headers of the failed request, the key among them.
+    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)
+    address = f"{url.rstrip('/')}/chat/completions"
+    lm = Chat(base_url=address, model=model, num_concurrent=concurrent, max_retries=5)
+    return CachingLM(lm, str(replies))
 
 
-def _load_checkers() -> None:
-    """Import IFEval's checkers without the download that their import tries, and without NLTK's 2 s."""
-    real = sys.modules.get("nltk")
-    sys.modules["nltk"] = _LaterNltk("nltk")
-    try:
-        import lm_eval.tasks.ifeval.utils  # noqa: F401
-    finally:
-        del sys.modules["nltk"]
-        if real is not None:
-            sys.modules["nltk"] = real
-
-
-def _build(sources: list[Source], max_new_tokens: int) -> dict[str, Any]:
-    """lm-eval's task objects by name."""
-    from datasets import Dataset
-    from lm_eval.tasks import TaskManager
-
-    def dataset(source: Source) -> Callable[..., dict[str, Dataset]]:
-        splits = {"test": Dataset.from_list(source.rows)}
-        if source.shots:
-            splits["train"] = Dataset.from_list(source.shots)
-        return lambda **_: splits
-
-    if any(source.benchmark == "ifeval" for source in sources):
-        _load_checkers()
-    manager = TaskManager(include_defaults=False, include_path=str(TASKS))
-    configs = [
-        {"task": source.name, "custom_dataset": dataset(source)}
-        | ({"fewshot_split": None, "num_fewshot": 0} if source.name == "real_gsm8k" and not source.shots else {})
-        for source in sources
-    ]
-    # A task in a group is the way in which lm-eval lays given keys over a YAML that it knows by name.
-    loaded = manager.load({"group": "run", "task": configs})
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=1234)
-        if task.OUTPUT_TYPE == "generate_until":
-            task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
-    return loaded
-
-
-def _too_long(lm: Any, task: Any, requests: list[tuple[str, Any]]) -> int:
-    """How many of these prompts, with the option or the room for a reply that follows, exceed the context."""
+def _too_long(lm: Any, task: Any) -> int:
+    """How many of a task's prompts, with the option or the room for a reply that follows, exceed the context."""
+    requests = {i.doc_id: i.args for i in sorted(task.instances, key=lambda i: len(str(i.args[1])))}.values()
     room = task.config.generation_kwargs["max_gen_toks"] if task.OUTPUT_TYPE == "generate_until" else 0
     texts = [context if room else context + option for context, option in requests]
     encoded = lm.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return sum(len(ids) + room > lm.max_length for ids in encoded)
 
 
-def _settle_shots(lm: Any, task: Any) -> None:
-    """Drop the worked examples where too many prompts would not fit with them."""
-    shots = task.config.num_fewshot
-    if not shots:
-        return
-    requests = []
-    for doc in task.eval_docs:
-        context = task.fewshot_context(
-            doc, shots, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lm.apply_chat_template
-        )
-        requests.append((context, max(task.doc_to_choice(doc), key=len) if task.config.doc_to_choice else None))
-    task.set_fewshot_seed(seed=1234)
-    if _too_long(lm, task, requests) > (1 - ROOM) * len(requests):
-        task.set_config(key="num_fewshot", value=0)
+def _scores(samples: list[dict[str, Any]], score: str) -> list[float]:
+    """Score of each sample, whose mean is the benchmark's figure.
 
-
-def _scores(samples: list[dict[str, Any]], metadata: dict[str, Any]) -> dict[int, float]:
-    """Score of each document, whose mean is the task's value.
-
-    IFEval's value is the mean of four accuracies, two of them over instructions, not prompts. A prompt's score is
+    IFEval's figure is the mean of four accuracies, two of them over instructions, not prompts. A prompt's score is
     its term in the linearised mean (delta method), so value and standard error are those of a plain mean.
     """
-    if metadata["score"] != "ifeval":
-        return {s["doc_id"]: float(s[metadata["score"]]) for s in samples}
+    if score != "ifeval":
+        return [float(s[score]) for s in samples]
     mean_count = sum(len(s["inst_level_strict_acc"]) for s in samples) / len(samples)
-    scores = {s["doc_id"]: 0.0 for s in samples}
+    scores = [0.0] * len(samples)
     for kind in ("strict", "loose"):
         hits = [hit for s in samples for hit in s[f"inst_level_{kind}_acc"]]
         accuracy = sum(hits) / len(hits)
-        for s in samples:
+        for i, s in enumerate(samples):
             own = s[f"inst_level_{kind}_acc"]
             instructions = accuracy + (sum(own) - accuracy * len(own)) / mean_count
-            scores[s["doc_id"]] += (s[f"prompt_level_{kind}_acc"] + instructions) / 4
+            scores[i] += (s[f"prompt_level_{kind}_acc"] + instructions) / 4
     return scores
 
 
-def run(
-    sources: list[Source],
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    batch_size: int,
-    max_new_tokens: int,
-) -> dict[str, dict[str, Any]]:
-    """Run tasks on a model in memory; one entry a task.
+def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
+    """Run tasks in one go; one entry a source, by name.
 
-    metric: what is scored; value and stderr in [0, 1]; n: documents; n_shot: worked examples; version; truncated:
-    prompts cut on the left because the context is too short; metrics: every metric of lm-eval by "name,filter";
-    samples: score by document number. Raises InputError for a tokenizer without a chat template, or a model whose
-    context leaves no room for a prompt.
+    metric and filter: what is scored; value and stderr in [0, 1]; n: documents; n_shot: worked examples;
+    max_new_tokens; version: of the task in lm-eval; lm_eval: its own; truncated: prompts cut on the left because the
+    context is too short (None: an endpoint does not tell); metrics: every metric of lm-eval by "name,filter";
+    subjects: value and n of each stock task of a group; samples: score by row number; items: for each, its document's
+    digest and what the filter made of the reply. Raises InputError where the context leaves no room for a prompt.
     """
-    if not sources:
+    if not ready:
         return {}
-    if not tokenizer.chat_template:
-        raise InputError(f"{tokenizer.name_or_path}: the checkpoint has no chat template; use one that has.")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    if lm.max_length <= max_new_tokens:
-        raise InputError(
-            f"evaluation.max_new_tokens: {max_new_tokens} new tokens leave no room for a prompt in the model's "
-            f"context of {lm.max_length}."
-        )
-    for request in ("generate_until", "loglikelihood"):
-        setattr(lm, request, partial(getattr(lm, request), disable_tqdm=not sys.stderr.isatty()))
-    loaded = _build(sources, max_new_tokens)
-    for task in loaded["tasks"].values():
-        _settle_shots(lm, task)
-    out = evaluate(
-        lm=lm,
-        task_dict={"tasks": loaded["tasks"], "groups": {}, "group_map": {}},
-        bootstrap_iters=0,
-        apply_chat_template=True,
-        fewshot_as_multiturn=True,
-    )
-    results = {}
-    for name, task in loaded["tasks"].items():
-        metadata = task.config.metadata
-        samples = [s for s in out["samples"][name] if s["filter"] == metadata["filter"]]
-        scores = _scores(samples, metadata)
-        n = len(scores)
-        value = sum(scores.values()) / n
-        variance = sum((score - value) ** 2 for score in scores.values()) / (n - 1) if n > 1 else math.nan
-        longest = {i.doc_id: i.args for i in sorted(task.instances, key=lambda i: len(str(i.args[1])))}
-        results[name] = {
-            "metric": metadata["score"],
-            "value": value,
-            "stderr": math.sqrt(variance / n) if n > 1 else None,
-            "n": n,
-            "n_shot": task.config.num_fewshot or 0,
-            "version": metadata["version"],
-            "truncated": _too_long(lm, task, list(longest.values())),
-            "metrics": {
-                key: float(metric)
-                for key, metric in out["results"][name].items()
-                if "," in key and "_stderr" not in key
+    hosted = hasattr(lm, "tokenizer") and lm.tokenizer is None
+    for one in [] if hosted else ready:
+        for task in one.tasks.values():
+            room = task.config.generation_kwargs["max_gen_toks"] if task.OUTPUT_TYPE == "generate_until" else 0
+            if lm.max_length <= room:
+                raise InputError(
+                    f"evaluation.max_new_tokens: {room} new tokens of {one.source.name} leave no room for a prompt in "
+                    f"the model's context of {lm.max_length}."
+                )
+    try:
+        out = evaluate(
+            lm=lm,
+            task_dict={
+                "tasks": {name: task for one in ready for name, task in one.tasks.items()},
+                "groups": {},
+                "group_map": {},
             },
-            "samples": {str(doc): scores[doc] for doc in sorted(scores)},
+            samples=_limited(ready),
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    except Exception as error:
+        if not hosted:
+            raise
+        status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+        raise InputError(
+            f"--endpoint: the server fails on {ready[0].source.name} ({type(error).__name__}"
+            f"{f', status {status}' if status else ''}); the same command later asks only what is still missing."
+        ) from error
+    return {one.source.name: _result(one, out, None if hosted else partial(_too_long, lm)) for one in ready}
+
+
+def _limited(ready: list[Ready]) -> dict[str, list[int]] | None:
+    """The documents of each task of a hub's data set that has a limit."""
+    limited = [one for one in ready if one.source.path is None and one.source.task.limit]
+    return {name: list(range(len(one.rows[name]))) for one in limited for name in one.tasks} or None
+
+
+def _result(one: Ready, out: dict[str, Any], too_long: Callable[[Any], int] | None) -> dict[str, Any]:
+    samples, numbers = [], []
+    for name in one.tasks:
+        own = sorted((s for s in out["samples"][name] if s["filter"] == one.filter), key=lambda s: s["doc_id"])
+        samples += own
+        numbers += [one.rows[name][s["doc_id"]] for s in own]
+    scores = _scores(samples, one.score)
+    n = len(scores)
+    value = sum(scores) / n
+    variance = sum((score - value) ** 2 for score in scores) / (n - 1) if n > 1 else math.nan
+    task = next(iter(one.tasks.values()))
+    counts = {name: len(one.rows[name]) for name in one.tasks}
+    metrics = {
+        key: sum(out["results"][name][key] * count for name, count in counts.items()) / n
+        for key in out["results"][task.task_name]
+        if "," in key and "_stderr" not in key
+    }
+    items = sorted(zip(numbers, scores, samples, strict=True), key=lambda item: item[0])
+    room = task.config.generation_kwargs["max_gen_toks"] if task.OUTPUT_TYPE == "generate_until" else None
+    result = {
+        "metric": one.score,
+        "filter": one.filter,
+        "value": value,
+        "stderr": math.sqrt(variance / n) if n > 1 else None,
+        "n": n,
+        "n_shot": one.shots,
+        "max_new_tokens": room,
+        "chat_template": True,
+        "version": task.config.metadata["version"],
+        "lm_eval": version("lm_eval"),
+        "truncated": sum(too_long(t) for t in one.tasks.values()) if too_long else None,
+        "metrics": {key: float(metric) for key, metric in metrics.items()},
+        "samples": {str(number): score for number, score, _ in items},
+        "items": [
+            {"id": str(number), "doc": s["doc_hash"][:16], "score": score, "reply": _reply(s)}
+            for number, score, s in items
+        ],
+    }
+    if len(counts) > 1:
+        by = {
+            name: _scores([s for s in out["samples"][name] if s["filter"] == one.filter], one.score) for name in counts
         }
-    return results
+        result["subjects"] = {name: {"value": sum(v) / len(v), "n": len(v)} for name, v in sorted(by.items())}
+    return result
+
+
+def _reply(sample: dict[str, Any]) -> str | int:
+    """What the filter left of the reply; of several options the likeliest one's number."""
+    left = sample["filtered_resps"]
+    if isinstance(left[0], str):
+        return left[0]
+    return max(range(len(left)), key=lambda i: left[i][0])

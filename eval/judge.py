@@ -1,51 +1,116 @@
 """Judges behind one protocol: which of two answers is better, and how good one answer is.
 
-The oracle knows the micro-world exactly and costs nothing; `OpenAIJudge` asks a model behind an
-OpenAI-compatible endpoint and keeps every reply on disk. Callers know only the protocol.
+Three kinds: the micro-world's oracle (exact, free), a reward model, and a model behind an OpenAI-compatible endpoint
+(eval/endpoint_judge.py). Callers hand over all items at once and know only the protocol.
 """
 
 import math
-import os
-import re
-import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sso.config import Judge as JudgeSettings
 from sso.config import World
 from sso.errors import InputError
-from sso.records import Message, digest
+from sso.records import Message
 
 if TYPE_CHECKING:
+    from sso.endpoint import Progress
     from sso.micro.oracle import Oracle
 
 TIE = 1e-9
-"""Oracle scores closer than this are a tie: the same features summed in floating point."""
+"""Scores closer than this are a tie: the same features summed in floating point."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to one prompt."""
+
+    prompt: list[Message]
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A conversation whose last message, an assistant's, is to be graded; reference answers, one a turn, if any."""
+
+    messages: list[Message]
+    reference: tuple[str, ...] = ()
+
+
+class Preference(NamedTuple):
+    """Preference for answer a in [0, 1], with a shown first and with a shown second; NaN: no readable verdict."""
+
+    first: float
+    second: float
+
+    @property
+    def mean(self) -> float:
+        """Over the orders that could be read; NaN where neither could."""
+        known = [p for p in self if not math.isnan(p)]
+        return sum(known) / len(known) if known else math.nan
 
 
 class Judge(Protocol):
-    """Compares two answers, or grades one."""
+    """Compares two answers, or grades one. ``draw`` above 0 asks a judge that samples once more."""
 
     name: str
+    scale: str
+    """What `grade` gives: "1-10", or "reward"."""
 
-    def pairwise(self, prompt: list[Message], answer_a: str, answer_b: str) -> float:
-        """Preference for ``answer_a`` in [0, 1]; NaN where the judge's reply could not be read."""
+    def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
+        """Which answer is better, in both orders."""
 
-    def grade(self, messages: list[Message], turn: int = 1) -> float:
-        """Grade of the last assistant turn, 1 to 10; ``turn`` counts from 1. NaN as above."""
+    def five_way(self, items: Sequence[Comparison], draw: int = 0) -> list[tuple[str | None, str | None]]:
+        """Arena-Hard's labels, A>>B to B>>A, with a as assistant A and with a as assistant B; None: unreadable."""
 
-    def notes(self) -> dict[str, int]:
+    def grade(self, items: Sequence[Grading], draw: int = 0) -> list[float]:
+        """Grade of each last turn; NaN: unreadable."""
+
+    def notes(self) -> dict[str, int | float]:
         """What a reader of the scores must know, e.g. how many replies could not be read."""
 
 
-class OracleJudge:
+class ScoringJudge:
+    """A judge that scores answers one by one, the higher the better: both orders agree, and none is unreadable."""
+
+    name: str
+    scale: str
+
+    def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
+        """The score of each (prompt, answer)."""
+        raise NotImplementedError
+
+    def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
+        """1, 0 or 0.5 by the scores."""
+        values = self.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
+        both = zip(values[: len(items)], values[len(items) :], strict=True)
+        return [Preference(p, p) for p in (preference(a, b) for a, b in both)]
+
+    def five_way(self, items: Sequence[Comparison], draw: int = 0) -> list[tuple[str | None, str | None]]:
+        """Better, worse or equal; a score has no threshold for `significantly`."""
+        games = {1.0: ("A>B", "B>A"), 0.5: ("A=B", "A=B"), 0.0: ("B>A", "A>B")}
+        return [games[p.first] for p in self.pairwise(items)]
+
+    def grade(self, items: Sequence[Grading], draw: int = 0) -> list[float]:
+        """The score of the last turn."""
+        return self.scores([(i.messages[:-1], i.messages[-1].content) for i in items])
+
+    def notes(self) -> dict[str, int | float]:
+        """Nothing: every answer can be judged."""
+        return {}
+
+
+class OracleJudge(ScoringJudge):
     """The micro-world's exact oracle.
 
-    Pairwise: 1, 0 or 0.5 by the exact scores. A grade is 1 + 9 * score, not rounded: MT-Bench's whole numbers
-    are a habit of judge models, and rounding would only add noise.
+    A grade is 1 + 9 * score, not rounded: MT-Bench's whole numbers are a habit of judge models, and rounding would
+    only add noise.
     """
 
-    name = "oracle"
+    name, scale = "oracle", "1-10"
 
     def __init__(self, world: World | None = None, oracle: "Oracle | None" = None):
         if oracle is None:
@@ -54,21 +119,42 @@ class OracleJudge:
             oracle = Oracle(world or World())
         self.oracle = oracle
 
-    def score(self, prompt: list[Message], answer: str) -> float:
+    def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
         """Exact quality in [0, 1]."""
-        return self.oracle.score(prompt, answer).total
+        return [self.oracle.score(prompt, answer).total for prompt, answer in items]
 
-    def pairwise(self, prompt: list[Message], answer_a: str, answer_b: str) -> float:
-        """1, 0 or 0.5 by the exact scores."""
-        return preference(self.score(prompt, answer_a), self.score(prompt, answer_b))
-
-    def grade(self, messages: list[Message], turn: int = 1) -> float:
+    def grade(self, items: Sequence[Grading], draw: int = 0) -> list[float]:
         """1 + 9 * score of the last turn."""
-        return 1 + 9 * self.score(messages[:-1], messages[-1].content)
+        return [1 + 9 * score for score in super().grade(items)]
 
-    def notes(self) -> dict[str, int]:
-        """Nothing: every answer can be judged."""
-        return {}
+
+class RewardJudge(ScoringJudge):
+    """A Bradley-Terry reward model, as `sso-rewardbench train` saves one.
+
+    Its grade is the reward itself: a Bradley-Terry model fixes differences only, so no map to 1-10 would be honest.
+    """
+
+    scale = "reward"
+
+    def __init__(self, path: Path, batch_size: int = 16):
+        from rewardbench.score import load
+
+        self.name, self.batch_size = f"reward model {path.name}", batch_size
+        self.model, self.tokenizer = load(path)
+
+    def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
+        """Rewards; raises InputError where prompt and answer exceed the model's context."""
+        from rewardbench.score import rewards
+        from sso.chat import context_limit, encode
+
+        sequences, limit = [encode(self.tokenizer, *item) for item in items], context_limit(self.model.config)
+        for sequence, (prompt, _) in zip(sequences, items, strict=True):
+            if len(sequence) > limit:
+                raise InputError(
+                    f"{self.name}: {len(sequence)} tokens exceed its context of {limit} "
+                    f"({prompt[-1].content[:60]!r}); judge by another model, or drop the prompt."
+                )
+        return rewards(self.model, sequences, self.batch_size).tolist()
 
 
 def preference(score_a: float, score_b: float) -> float:
@@ -76,121 +162,17 @@ def preference(score_a: float, score_b: float) -> float:
     return 0.5 if abs(score_a - score_b) < TIE else float(score_a > score_b)
 
 
-PAIRWISE = """Two assistants answered the same request. Decide which answer serves the user better: does it do \
-what was asked, is it correct, clear and safe? Neither the order of the answers nor their length is a merit.
-
-[Request]
-{prompt}
-
-[Answer A]
-{a}
-
-[Answer B]
-{b}
-
-Give your reasons in a sentence or two, then close with exactly one of [[A]], [[B]] or [[tie]]."""
-
-GRADE = """Below is a conversation. Grade the assistant's last reply (turn {turn}) from 1, useless, to 10, \
-excellent: does it do what was asked, is it correct, clear and safe? Its length is no merit.
-
-{conversation}
-
-Give your reasons in a sentence or two, then close with the grade as a number in double brackets, e.g. [[7]]."""
-
-
-class Replies:
-    """Judge replies on disk, keyed by a digest; safe with several processes at once."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(path, timeout=60)
-        with self.connection:
-            self.connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-
-    def get(self, key: str) -> str | None:
-        """The reply, or None where it was never asked for."""
-        row = self.connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def put(self, key: str, reply: str) -> None:
-        """Keep a reply at once, so that a killed run pays nothing twice."""
-        with self.connection:
-            self.connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
-
-
-class OpenAIJudge:
-    """A model behind an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY alone.
-
-    Both orders of a pair are asked and averaged. A reply that cannot be read is asked for once more; if that fails
-    too the answer is NaN and counted (`notes`), and the pair's other order stands alone. The wording is this
-    project's own, so its figures are not those of AlpacaEval's or MT-Bench's judge. Temperature 0; the client
-    retries with growing pauses.
-    """
-
-    VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5}
-
-    def __init__(self, model: str, base_url: str | None, cache: Path, max_retries: int = 5):
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise InputError("judge.kind: the openai judge reads its key from OPENAI_API_KEY, which is not set.")
-        from openai import OpenAI
-
-        self.name = model
-        self.base_url = base_url
-        self.client = OpenAI(api_key=key, base_url=base_url, max_retries=max_retries)
-        self.replies = Replies(cache)
-        self.asked = self.unreadable = 0
-
-    def _ask(self, prompt: str, pattern: str) -> str | None:
-        """The last match of ``pattern`` in the model's reply; None if two replies have none."""
-        for attempt in (0, 1):
-            key = digest(["openai", self.base_url, self.name, prompt, attempt])
-            reply = self.replies.get(key)
-            if reply is None:
-                self.asked += 1
-                completion = self.client.chat.completions.create(
-                    model=self.name, messages=[{"role": "user", "content": prompt}], temperature=0, seed=attempt
-                )
-                reply = completion.choices[0].message.content or ""
-                self.replies.put(key, reply)
-            if found := re.findall(pattern, reply, re.IGNORECASE):
-                return found[-1].lower()
-        self.unreadable += 1
-        return None
-
-    def pairwise(self, prompt: list[Message], answer_a: str, answer_b: str) -> float:
-        """Mean over both orders of the verdicts that could be read."""
-        request, found = _conversation(prompt), []
-        for first, second, swapped in ((answer_a, answer_b, False), (answer_b, answer_a, True)):
-            verdict = self._ask(PAIRWISE.format(prompt=request, a=first, b=second), r"\[\[(A|B|tie)\]\]")
-            if verdict is not None:
-                found.append(1 - self.VERDICTS[verdict] if swapped else self.VERDICTS[verdict])
-        return sum(found) / len(found) if found else math.nan
-
-    def grade(self, messages: list[Message], turn: int = 1) -> float:
-        """1 to 10."""
-        prompt = GRADE.format(conversation=_conversation(messages), turn=turn)
-        grade = self._ask(prompt, r"\[\[\s*(10|[1-9](?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
-        return math.nan if grade is None else min(10.0, float(grade))
-
-    def notes(self) -> dict[str, int]:
-        """Requests sent, and questions that two replies left without a readable verdict."""
-        return {"asked": self.asked, "unreadable": self.unreadable}
-
-
-def _conversation(messages: list[Message]) -> str:
-    if len(messages) == 1:
-        return messages[0].content
-    return "\n\n".join(f"[{message.role.capitalize()}]\n{message.content}" for message in messages)
-
-
-def make_judge(settings: JudgeSettings, world: World | None, cache: Path) -> Judge:
+def make_judge(settings: JudgeSettings, world: World | None, cache: Path, progress: "Progress | None" = None) -> Judge:
     """The judge that the settings name; ``cache`` is where a paid judge keeps its replies."""
     if settings.kind == "oracle":
         if world is None:
             raise InputError("judge.kind: the oracle judges only the micro-world; give --world, or another judge.")
         return OracleJudge(world)
-    return OpenAIJudge(settings.model, settings.base_url, cache)
+    if settings.kind == "reward":
+        return RewardJudge(Path(settings.path))
+    from eval.endpoint_judge import EndpointJudge
+
+    return EndpointJudge(settings, cache, progress)
 
 
 def to_json(value: float) -> float | None:

@@ -1,21 +1,36 @@
 """MT-Bench: two-turn dialogues, each assistant turn graded 1 to 10.
 
+Questions, temperatures and grading are FastChat's; math, reasoning and coding are graded against reference answers.
 The second turn is asked after the model's own first answer. A model's score is the mean over both turns of all
 dialogues; its standard error treats a dialogue, not a turn, as the unit. Reads the micro-world's file (id, family,
 turns) and FastChat's (question_id, category, turns).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eval.alpaca_eval import mean_and_error
-from eval.judge import Judge, to_json
+from eval.judge import Grading, Judge, to_json
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Message, Record, iter_json_lines
+from sso.sampling import Engine, seed_of
 
-if TYPE_CHECKING:
-    from sso.sampling.transformers_engine import TransformersEngine
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""FastChat's, by category; other categories take the setting."""
+
+REFERENCED = ("math", "reasoning", "coding")
+"""Categories that are graded against a reference answer."""
 
 
 class Dialogue(Record):
@@ -39,50 +54,94 @@ def read(path: Path) -> list[Dialogue]:
     return dialogues
 
 
-def answer(
-    engine: "TransformersEngine", dialogues: list[Dialogue], settings: Evaluation, seed: int, model: str
-) -> list[Answer]:
-    """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues."""
-    from sso.sampling import seed_of
+def read_references(path: Path) -> dict[str, tuple[str, ...]]:
+    """Reference answers, one a turn, by question_id, from FastChat's reference_answer file."""
+    references = {}
+    for number, row in iter_json_lines(path):
+        try:
+            turns = row["choices"][0]["turns"]
+            references[str(row["question_id"])] = tuple(str(turn) for turn in turns)
+        except (LookupError, TypeError) as error:
+            raise InputError(f"{path}:{number}: no `question_id` or no `choices[0].turns`.") from error
+    return references
 
+
+def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed: int, model: str) -> list[Answer]:
+    """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues of one temperature."""
     answers: list[Answer] = []
     history: dict[str, list[Message]] = {d.id: [] for d in dialogues}
+    heat = {d.id: TEMPERATURES.get(d.family, settings.temperature) for d in dialogues}
     for turn in range(1, max(len(d.turns) for d in dialogues) + 1):
-        asked = [d for d in dialogues if len(d.turns) >= turn]
-        for d in asked:
-            history[d.id] = [*history[d.id], Message(role="user", content=d.turns[turn - 1])]
-        generations = engine.generate(
-            [history[d.id] for d in asked],
-            seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-        )
-        for d, generation in zip(asked, generations, strict=True):
-            answers.append(
-                Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, model=model, turn=turn)
+        for temperature in sorted(set(heat.values())):
+            asked = [d for d in dialogues if len(d.turns) >= turn and heat[d.id] == temperature]
+            for d in asked:
+                history[d.id] = [*history[d.id], Message(role="user", content=d.turns[turn - 1])]
+            generations = engine.generate(
+                [history[d.id] for d in asked],
+                seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
+                temperature=temperature,
+                top_p=settings.top_p,
+                max_new_tokens=settings.max_new_tokens,
             )
-            history[d.id] = [*history[d.id], Message(role="assistant", content=generation.text)]
+            for d, generation in zip(asked, generations, strict=True):
+                answers.append(
+                    Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, model=model, turn=turn)
+                )
+                history[d.id] = [*history[d.id], Message(role="assistant", content=generation.text)]
     order = {d.id: i for i, d in enumerate(dialogues)}
-    return sorted(answers, key=lambda a: (order[a.id.rpartition("/")[0]], a.turn))
+    return sorted(answers, key=lambda a: (order[_dialogue(a)], a.turn))
 
 
-def grade(judge: Judge, answers: list[Answer], families: dict[str, str]) -> list[dict[str, Any]]:
-    """One row an answer: id of the dialogue, turn, score (None: the judge's reply was unreadable), family."""
-    rows = []
+def gradings(
+    answers: list[Answer], families: Mapping[str, str], references: Mapping[str, tuple[str, ...]] | None = None
+) -> list[Grading]:
+    """What a judge is asked about each answer.
+
+    ``references`` by dialogue, for the categories that have them; None: the judge needs none (the oracle). Raises
+    InputError where one is missing: without it the figure would be another benchmark's.
+    """
+    out = []
     for a in answers:
-        name = a.id.rpartition("/")[0]
-        score = judge.grade([*a.prompt, Message(role="assistant", content=a.output)], a.turn)
-        rows.append({"id": name, "turn": a.turn, "score": to_json(score), "family": families.get(name, "")})
-    return rows
+        name = _dialogue(a)
+        reference: tuple[str, ...] = ()
+        if references is not None and families.get(name) in REFERENCED:
+            reference = references.get(name, ())
+            if len(reference) < a.turn:
+                raise InputError(
+                    f"mt_bench: no reference answer to question {name!r}, turn {a.turn}, in mt_bench_reference.jsonl."
+                )
+        out.append(Grading([*a.prompt, Message(role="assistant", content=a.output)], reference))
+    return out
+
+
+def grade(
+    judge: Judge,
+    answers: list[Answer],
+    families: Mapping[str, str],
+    references: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[dict[str, Any]]:
+    """One row an answer: id of the dialogue, turn, score (None: the judge's reply was unreadable), family."""
+    scores = judge.grade(gradings(answers, families, references))
+    return [
+        {"id": _dialogue(a), "turn": a.turn, "score": to_json(score), "family": families.get(_dialogue(a), "")}
+        for a, score in zip(answers, scores, strict=True)
+    ]
+
+
+def _dialogue(answer: Answer) -> str:
+    return answer.id.rpartition("/")[0]
 
 
 def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """value, stderr and n over dialogues; turn_1, turn_2 ... the means of each turn."""
+    """value, stderr and n over dialogues; turn_1, turn_2 ... and `categories` hold the means of each."""
     dialogues: dict[str, list[float]] = {}
     for row in rows:
         dialogues.setdefault(row["id"], []).extend([] if row["score"] is None else [row["score"]])
     out = mean_and_error([sum(s) / len(s) if s else None for s in dialogues.values()])
     for turn in sorted({row["turn"] for row in rows}):
         out[f"turn_{turn}"] = mean_and_error([r["score"] for r in rows if r["turn"] == turn])["value"]
+    out["categories"] = {
+        family: mean_and_error([r["score"] for r in rows if r["family"] == family])["value"]
+        for family in dict.fromkeys(row["family"] for row in rows)
+    }
     return out

@@ -214,29 +214,94 @@ class Reward(Settings):
     batch_size: int = 32
 
 
-class Judge(Settings):
-    """Who compares and grades answers."""
+class Endpoint(Settings):
+    """An OpenAI-compatible endpoint: a hosted model, or a local server such as vLLM's."""
 
-    kind: Literal["oracle", "openai"] = "oracle"
-    model: str = "oracle"
+    model: str
     base_url: str | None = None
+    """None: OpenAI's own."""
+    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
+    concurrency: int = Field(8, ge=1)
+    """Requests in flight at once."""
+    timeout_s: float = Field(120, gt=0)
+    retries: int = Field(6, ge=0)
+    """Of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
+    backoff_s: float = Field(0.5, ge=0)
+    """Pause before the first retry; it doubles with each, and the server's Retry-After goes before it."""
+    parameters: dict[str, Any] = {}
+    """Laid over each request's own; null takes one away: {max_tokens: null, max_completion_tokens: 4096}."""
+    max_requests: int | None = Field(None, ge=0)
+    """Budget of the cache file: requests that were sent for this endpoint and model, retries included."""
+    max_cost: float | None = Field(None, ge=0)
+    """The same in money, by the tokens that the endpoint reports; what is in flight when it is spent still ends."""
+    price_input: float = Field(0, ge=0)
+    """Per million tokens, as is `price_output`."""
+    price_output: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> "Endpoint":
+        if self.max_cost is not None and not self.price_input + self.price_output:
+            raise ValueError("max_cost needs price_input and price_output, per million tokens")
+        return self
+
+
+class Judge(Endpoint):
+    """Who compares and grades answers: the micro-world's oracle, an endpoint (`openai`), or a reward model."""
+
+    kind: Literal["oracle", "openai", "reward"] = "oracle"
+    model: str = "oracle"
+    path: str | None = None
+    """The reward model's folder."""
+    prompts: str | None = None
+    """FastChat's judge_prompts.jsonl, in place of the copy that comes with the suite."""
+    pairs: int | None = Field(None, ge=1)
+    """How many pairs of a set data quality samples; None: all. The paper: 200."""
+    repeats: int = Field(1, ge=1)
+    """More than one: a subset of the items is judged so often, and the spread is reported."""
+    repeat_items: int = Field(40, ge=2)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Judge":
+        if (self.kind == "reward") != (self.path is not None):
+            raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
+        if self.kind == "openai" and "model" not in self.model_fields_set:
+            raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
+        return self
 
 
 class Task(Settings):
-    """An lm-eval task; `file` is a local JSON Lines mirror of its data (micro tasks find theirs by name)."""
+    """A benchmark of eval/benchmarks.py (`micro_*`, `real_*`); what is left out is the benchmark's own."""
 
     name: str
     file: str | None = None
-    limit: int | None = None
+    """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Worked examples, as turns of the chat; None: the stock task's number."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """None: `max_new_tokens` of the evaluation."""
+
+
+class Mirror(Settings):
+    """Local JSON Lines files of one benchmark; docs/evaluation.md has the columns."""
+
+    test: str
+    shots: str | None = None
+    """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
 class Evaluation(Settings):
     """Which benchmarks, and how answers are drawn."""
 
     tasks: list[Task] = []
+    mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
+    """Local files in place of the hub's data sets, by benchmark."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
+    arena_hard: bool = False
     batch_size: int = 64
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -296,7 +361,8 @@ class Experiment(Settings):
             raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
-        judged = self.evaluation.pairwise or self.evaluation.mt_bench
+        asked = self.evaluation
+        judged = asked.pairwise or asked.mt_bench or asked.arena_hard
         if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self

@@ -54,7 +54,8 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _without_passwords(text: str) -> str:
+def without_passwords(text: str) -> str:
+    """Text whose addresses have lost their user and password."""
     return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
 
 
@@ -123,13 +124,13 @@ def run(
     try:
         yield current
     except BaseException as error:
-        status = {"status": "failed", "error": _without_passwords(f"{type(error).__name__}: {error}")}
+        status = {"status": "failed", "error": without_passwords(f"{type(error).__name__}: {error}")}
         raise
     finally:
         record = {
             "stage": stage,
             **status,
-            "settings": json.loads(_without_passwords(json.dumps(values, default=str))),
+            "settings": json.loads(without_passwords(json.dumps(values, default=str))),
             "seed": seed,
             "inputs": read,
             "started": started.isoformat(timespec="milliseconds"),
@@ -219,14 +220,14 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             new = _Uploader(MlflowClient(tracking_uri=uri), results, uri).upload()
-            print(f"{new} new runs in MLflow at {_without_passwords(uri)}")
+            print(f"{new} new runs in MLflow at {without_passwords(uri)}")
             return new
         except (MlflowException, OSError) as error:
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 raise  # our mistake, which waiting does not mend
-            reason = _without_passwords(str(error).splitlines()[0])[:200]
+            reason = without_passwords(str(error).splitlines()[0])[:200]
             print(
-                f"warning: MLflow at {_without_passwords(uri)} can't be used ({reason}); "
+                f"warning: MLflow at {without_passwords(uri)} can't be used ({reason}); "
                 f"`sso mlflow-sync --results {results}` uploads the records later.",
                 file=sys.stderr,
             )

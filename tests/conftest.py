@@ -24,3 +24,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real benchmark files; SSO_SHARED_DATA names their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """An untrained micro Qwen2 on disk."""
+    from sso.config import Backbone
+    from sso.micro.models import build
+
+    path = tmp_path_factory.mktemp("model") / "sft"
+    for part in build(Backbone(architecture="qwen2"), seed=0):
+        part.save_pretrained(path)
+    return path

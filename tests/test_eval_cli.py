@@ -8,21 +8,16 @@ from pathlib import Path
 import pytest
 
 from eval.cli import main
-from sso.config import Backbone, World
+from sso.config import World
 from sso.records import Answer, read
 
 WORLD = World(entities=20, eval_queries=4, benchmark_items=2)
 SETTINGS = {"tasks": [{"name": "micro_gsm8k"}, {"name": "micro_mmlu"}], "batch_size": 8, "max_new_tokens": 8}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    from sso.micro.models import build
-
-    path = tmp_path_factory.mktemp("model") / "sft"
-    for part in build(Backbone(architecture="qwen2"), seed=0):
-        part.save_pretrained(path)
-    return path
+@pytest.fixture
+def model(tiny_checkpoint) -> Path:
+    return tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +53,18 @@ def test_answer_then_judge_then_judge_again(model, data, tmp_path):
     scores = json.loads((tmp_path / "judged/scores.json").read_text())
     assert set(scores) == {"alpaca_eval2_wr", "length", "oracle_score", "mt_bench", "gsm8k", "mmlu"}
     assert scores["alpaca_eval2_wr"]["n"] == 4 and scores["mt_bench"]["n"] == 2 and scores["mmlu"]["n"] == 2
+    assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in scores.values())
     for name in ("scores.json", "pairwise.jsonl", "mt_bench.jsonl"):
         assert (tmp_path / "judged" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert (tmp_path / "judged.run.json").is_file()
+
+    difficulty = tmp_path / "difficulty.csv"
+    difficulty.write_text("index,instruction_difficulty\n" + "".join(f"{i},{i - 2}\n" for i in range(4)))
+    controlled = ("--length-controlled", "--difficulty", difficulty, "--out", tmp_path / "controlled")
+    call("judge", "--answers", tmp_path / "answers", *shared, "--world", world, *controlled)
+    scores = json.loads((tmp_path / "controlled/scores.json").read_text())
+    assert scores["alpaca_eval2_lc"]["value"] == scores["alpaca_eval2_wr"]["value"]  # four are too few to fit
+    assert scores["alpaca_eval2_lc"]["model"] == "raw"
 
     call("answer", "--model", model, *shared, "--out", tmp_path / "answers2", "--name", "sft")
     for name in ("answers.jsonl", "mt_bench_answers.jsonl", "lm_eval.json"):
@@ -109,5 +113,7 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     files = ("--pairs", tmp_path / "pairs.jsonl", "--reference", tmp_path / "reference.safetensors")
     call("pairs", *files, "--settings", "{}", "--world", WORLD.model_dump_json(), "--out", tmp_path / "q.json")
     quality = json.loads((tmp_path / "q.json").read_text())
-    assert quality["accuracy"] | {"stderr": 0} == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3}
+    assert quality["accuracy"] == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3, "agreement": 1}
+    rows = [json.loads(line) for line in (tmp_path / "q_pairs.jsonl").read_text().splitlines()]
+    assert [row["hit"] for row in rows] == [0.5] * 3 and rows[0]["agree"] is True
     assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 3

@@ -1,17 +1,13 @@
 """The lm-eval tasks on a real, tiny, untrained model: right prompts, right scoring, offline."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from eval import harness
-from sso.config import ROOT, Backbone, Task
+from eval import benchmarks, harness, stock
+from sso.config import Backbone, Evaluation, Mirror, Task
 from sso.errors import InputError
-
-SHARED = Path(os.environ.get("SSO_SHARED_DATA", ROOT.parent / "shared" / "data"))
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is missing")
 
 QUESTIONS = {
     "gsm8k": {"question": "Tova has 3 apples. How many apples?", "answer": "3 plus 2 is 5. #### 5"},
@@ -67,15 +63,29 @@ def micro(*names: str, **keys) -> list[Task]:
     return [Task(name=f"micro_{name}", **keys) for name in names]
 
 
+def find(tasks: list[Task], data: Path | None = None, **mirrors: Mirror) -> list[benchmarks.Source]:
+    return benchmarks.find(Evaluation(tasks=tasks, mirrors=mirrors), data)
+
+
+def run(sources: list[benchmarks.Source], model, tokenizer, batch_size: int, max_new_tokens: int) -> dict:
+    ready = [stock.build(source, max_new_tokens) for source in sources]
+    results = harness.run(ready, harness.local(model, tokenizer, batch_size))
+    for result in results.values():
+        items = result.pop("items")
+        assert {item["id"]: item["score"] for item in items} == result["samples"]
+        assert all(len(item["doc"]) == 16 for item in items)
+    return results
+
+
 def test_every_micro_task_runs_offline_and_twice_the_same(tiny, data, no_network):
-    sources = harness.find(micro(*QUESTIONS), data)
-    first = harness.run(sources, *tiny, batch_size=8, max_new_tokens=8)
+    sources = find(micro(*QUESTIONS), data)
+    first = run(sources, *tiny, batch_size=8, max_new_tokens=8)
     assert list(first) == [f"micro_{name}" for name in QUESTIONS]
     for result in first.values():
         assert result["n"] == 2 and result["n_shot"] == 0 and result["truncated"] == 0
         assert list(result["samples"]) == ["0", "1"]
         assert result["value"] == pytest.approx(sum(result["samples"].values()) / 2)
-    assert harness.run(sources, *tiny, batch_size=3, max_new_tokens=8) == first
+    assert run(sources, *tiny, batch_size=3, max_new_tokens=8) == first
 
 
 def test_an_option_is_scored_by_the_tokens_of_the_rendered_chat(tiny, data):
@@ -85,7 +95,7 @@ def test_an_option_is_scored_by_the_tokens_of_the_rendered_chat(tiny, data):
 
     model, tokenizer = tiny
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-    source = harness.find(micro("mmlu"), data)[0]
+    source = find(micro("mmlu"), data)[0]
     user = {"role": "user", "content": QUESTIONS["mmlu"]["question"]}
     context = lm.apply_chat_template([user])
     likelihoods = []
@@ -100,7 +110,7 @@ def test_an_option_is_scored_by_the_tokens_of_the_rendered_chat(tiny, data):
         likelihoods.append(sum(logp[len(left) - 1 + i, token].item() for i, token in enumerate(right)))
     best = max(range(4), key=likelihoods.__getitem__)
     row = {**source.rows[0], "answer": best}
-    result = harness.run([harness.Source("micro_mmlu", "mmlu", source.path, [row], [])], *tiny, 4, 8)
+    result = run([benchmarks.Source(source.task, source.path, [row], [])], *tiny, 4, 8)
     assert result["micro_mmlu"]["value"] == 1.0
 
 
@@ -124,27 +134,26 @@ class Scripted:
         return Model()
 
 
-def scripted(task: str, rows: list[dict], replies: dict[str, str]) -> list[dict]:
+def scripted(task: str, rows: list[dict], replies: dict[str, str], shots: int | None = None) -> tuple[list, dict]:
     from lm_eval.evaluator import evaluate
 
-    source = harness.Source(task, task.split("_", 1)[1], Path("-"), rows, [])
-    loaded = harness._build([source], 8)
-    out = evaluate(lm=Scripted(replies), task_dict=loaded, bootstrap_iters=0, apply_chat_template=True)
-    metadata = loaded["tasks"][task].config.metadata
-    samples = [s for s in out["samples"][task] if s["filter"] == metadata["filter"]]
-    return [harness._scores(samples, metadata), out["results"][task]]
+    ready = stock.build(benchmarks.Source(Task(name=task, num_fewshot=shots), Path("-"), rows, []), 8)
+    out = evaluate(lm=Scripted(replies), task_dict={"tasks": ready.tasks}, bootstrap_iters=0, apply_chat_template=True)
+    name = next(iter(ready.tasks))
+    samples = sorted((s for s in out["samples"][name] if s["filter"] == ready.filter), key=lambda s: s["doc_id"])
+    return harness._scores(samples, ready.score), out["results"][name]
 
 
 def test_gsm8k_reads_the_figure_after_the_marker():
     rows = [{"question": f"q{i}.", "answer": "#### 12"} for i in range(4)]
     replies = {"q0": "so 12. #### 12", "q1": "12", "q2": "#### 12.", "q3": "#### 13 #### 12"}
-    assert list(scripted("micro_gsm8k", rows, replies)[0].values()) == [1, 0, 1, 0]
+    assert scripted("micro_gsm8k", rows, replies)[0] == [1, 0, 1, 0]
 
 
 def test_math_reads_the_last_box():
     rows = [{"problem": f"q{i}.", "solution": "x is 3. \\boxed{3}"} for i in range(5)]
     replies = {"q0": "\\boxed{4} no \\boxed{3}", "q1": "3", "q2": "\\boxed{3", "q3": "\\boxed{ 3 }", "q4": "\\fbox{3}"}
-    assert list(scripted("micro_math", rows, replies)[0].values()) == [1, 0, 0, 1, 0]
+    assert scripted("micro_math", rows, replies)[0] == [1, 0, 0, 1, 0]
 
 
 def test_ifeval_is_the_mean_of_its_four_accuracies():
@@ -156,76 +165,34 @@ def test_ifeval_is_the_mean_of_its_four_accuracies():
     scores, metrics = scripted("micro_ifeval", rows, replies)
     four = [metrics[f"{level}_level_{kind}_acc,none"] for level in ("prompt", "inst") for kind in ("strict", "loose")]
     assert four == pytest.approx([1 / 3, 2 / 3, 3 / 5, 4 / 5])
-    assert sum(scores.values()) / 3 == pytest.approx(sum(four) / 4)
-
-
-@pytest.mark.parametrize("ours, stock", [("gsm8k", "gsm8k/gsm8k"), ("ifeval", "ifeval/ifeval")])
-def test_real_tasks_keep_the_stock_prompts_filters_and_metrics(ours, stock):
-    import lm_eval.tasks
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    harness._load_checkers()
-    mine = load_yaml(harness.TASKS / f"real_{ours}.yaml")
-    theirs = load_yaml(Path(lm_eval.tasks.__file__).parent / f"{stock}.yaml")
-    for key in ("doc_to_text", "doc_to_target", "filter_list", "output_type", "num_fewshot"):
-        assert mine.get(key) == theirs.get(key), key
-    assert [m["metric"] for m in mine["metric_list"]] == [m["metric"] for m in theirs["metric_list"]]
-    assert mine["metadata"]["version"] == theirs["metadata"]["version"]
+    assert sum(scores) / 3 == pytest.approx(sum(four) / 4)
 
 
 def test_bad_tasks_are_told_in_one_sentence(data):
     with pytest.raises(InputError, match=r"unknown task 'micro_gsm9k'; known: micro_gpqa, .*real_mmlu"):
-        harness.find(micro("gsm9k"), data)
+        find(micro("gsm9k"), data)
     with pytest.raises(InputError, match="no such file"):
-        harness.find(micro("gsm8k", file=str(data / "none.jsonl")), data)
+        find(micro("gsm8k", file=str(data / "none.jsonl")), data)
     (data / "math.jsonl").write_text('{"problem": "p"}\n')
     with pytest.raises(InputError, match=r"math.jsonl:1: lacks `solution`"):
-        harness.find(micro("math"), data)
-
-
-def test_a_checker_without_its_data_is_told_before_the_run(tmp_path, monkeypatch):
-    import nltk
-
-    monkeypatch.setattr(nltk.data, "path", [])
-    row = {**QUESTIONS["ifeval"], "instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{}]}
-    (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match="punkt_tab"):
-        harness.find(micro("ifeval"), tmp_path)
+        find(micro("math"), data)
 
 
 def test_room_for_the_prompt_and_a_chat_template_are_asked_for(tiny, data):
     model, tokenizer = tiny
-    sources = harness.find(micro("gsm8k"), data)
-    with pytest.raises(InputError, match="leave no room"):
-        harness.run(sources, model, tokenizer, 2, 10_000)
+    sources = find(micro("gsm8k"), data)
+    with pytest.raises(InputError, match="micro_gsm8k leave no room"):
+        run(sources, model, tokenizer, 2, 10_000)
     import copy
 
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(InputError, match="chat template"):
-        harness.run(sources, model, bare, 2, 8)
-
-
-@pytest.mark.shared_data
-@needs_shared
-def test_real_files_run_through_the_same_harness(tiny, no_network):
-    tasks = [
-        Task(name=f"real_{name}", file=str(SHARED / name / "test.jsonl"), limit=4) for name in ("gsm8k", "math", "mmlu")
-    ]
-    sources = harness.find(tasks, None)
-    assert len(sources[0].shots) == 7473
-    # IFEval's first rows with checkers that need no NLTK data.
-    rows = [json.loads(line) for line in (SHARED / "ifeval/input_data.jsonl").open()]
-    rows = [r for r in rows if not harness.NEEDS_PUNKT.intersection(r["instruction_id_list"])]
-    sources.append(harness.Source("real_ifeval", "ifeval", SHARED, rows[:4], []))
-    results = harness.run(sources, *tiny, batch_size=4, max_new_tokens=8)
-    assert {name: r["n"] for name, r in results.items()} == dict.fromkeys(results, 4)
-    # A word-level toy tokenizer spells real text in bytes: five worked examples do not fit, none are used.
-    assert results["real_gsm8k"]["n_shot"] == 0
+        run(sources, model, bare, 2, 8)
 
 
 def test_a_checker_that_uses_nltk_gets_the_real_one():
     rows = [{"key": i, "prompt": f"q{i}.", "instruction_id_list": ["length_constraints:number_words"]} for i in (0, 1)]
     rows = [r | {"kwargs": [{"relation": "at least", "num_words": 3}]} for r in rows]
     scores, _ = scripted("micro_ifeval", rows, {"q0": "one two three", "q1": "one two"})
-    assert list(scores.values()) == pytest.approx([1, 0])
+    assert scores == pytest.approx([1, 0])

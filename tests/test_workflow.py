@@ -176,6 +176,8 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
         ({"rewards": {"sso": {"arm": "sso_v1"}}}, "makes no pairs of its own"),
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
+        ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),
+        ({"evaluation": {"tasks": [{"name": "gsm8k"}]}}, "gsm8k needs a `file`"),
         ({"backbones": {"llama": {"architecture": None, "path": "/nowhere/at/all"}}}, "no such folder"),
     ],
 )

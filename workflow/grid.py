@@ -135,10 +135,15 @@ def check(experiment: Experiment) -> None:
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
     for task in experiment.evaluation.tasks:
-        if task.file is None and (experiment.world is None or not task.name.startswith("micro_")):
+        micro = task.name.startswith("micro_") and experiment.world is not None
+        if task.file is None and not micro and not task.name.startswith("real_"):
             raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
         if task.file is not None and not Path(task.file).is_file():
             raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
+    for name, mirror in experiment.evaluation.mirrors.items():
+        for file in filter(None, [mirror.test, mirror.shots]):
+            if not Path(file).is_file():
+                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
     for path in [*checkpoints, *filter(None, [experiment.principles.path])]:
         if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
@@ -518,7 +523,10 @@ class _Cell:
             {
                 **inputs,
                 "data": [self.data[name] for name in asked],
-                "mirrors": [task.file for task in settings.tasks if task.file],
+                "mirrors": [
+                    *[task.file for task in settings.tasks if task.file],
+                    *[file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file],
+                ],
             },
             run=run,
             params={"model": model, "folder": self.grid.data_folder, "settings": text(settings, without=("judge",))},

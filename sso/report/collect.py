@@ -148,7 +148,7 @@ def _length_controlled(found: Collected, results: Path) -> None:
     annotations = {key: [row for _, row in iter_json_lines(path)] for key, path in rows.items() if path.is_file()}
     if not annotations:
         return
-    from eval.alpaca_eval import length_controlled
+    from eval.length_controlled import length_controlled
 
     for key, entry in length_controlled({str(key): value for key, value in annotations.items()}).items():
         place = next(k for k in annotations if str(k) == key)
@@ -173,14 +173,15 @@ def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
     path = folder / "scores.json"
     if not path.is_file():
         return
-    items = _answer_items(folder, answers)
+    items = answer_items(folder, answers)
     for metric, entry in read_json(path).items():
         figure = _figure(entry, path, items.get(metric))
         if figure:
             yield metric, figure
 
 
-def _answer_items(folder: Path, answers: Path) -> dict[str, Items]:
+def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
+    """Scores of items by metric (percent where it is a rate), of a judged folder and its answers."""
     items: dict[str, Items] = {}
     if (folder / "pairwise.jsonl").is_file():
         rows = [row for _, row in iter_json_lines(folder / "pairwise.jsonl")]

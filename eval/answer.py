@@ -1,0 +1,200 @@
+"""Everything that one model says: lm-eval's benchmarks and the answers to open prompts, resumable, in one process.
+
+A killed run goes on where it stopped: each finished part lies beside the output folder until that is whole. The model
+is loaded when the first part that is missing needs it. Knows nothing of judges.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench, stock
+from sso import tracking
+from sso.cli import end_start_up, progress
+from sso.config import Endpoint, Evaluation
+from sso.endpoint import OPENAI
+from sso.errors import InputError
+from sso.records import Answer, digest, whole_folder, write, write_text
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+    from sso.sampling.endpoint_engine import EndpointEngine
+    from sso.sampling.transformers_engine import TransformersEngine
+
+
+class _Parts:
+    """Finished parts of an answer folder, beside it until it is whole."""
+
+    def __init__(self, folder: Path, model: Any):
+        self.folder, self.model = folder, model
+
+    def take(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
+        """A part (plain JSON) as an earlier run left it, or made now; made anew for another model, settings or data."""
+        key, path = digest([self.model, settings]), self.folder / f"{name}.json"
+        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+            print(f"{name}: taken over from the run before", file=sys.stderr)
+            return stored["part"]
+        print(f"{name} ...", file=sys.stderr)
+        start = time.monotonic()
+        part = make()
+        write_text(path, json.dumps({"key": key, "part": part}, ensure_ascii=False))
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+        return part
+
+
+class Model:
+    """A checkpoint, loaded when it is first asked, or a model behind ``endpoint``.
+
+    ``replies`` keeps those of lm-eval's benchmarks, ``cache`` those to open prompts.
+    """
+
+    def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, replies: Path, cache: Path):
+        self.name, self.settings, self.endpoint, self.replies, self.cache = name, settings, endpoint, replies, cache
+        self.folder = None if endpoint else _checkpoint(name)
+        self.dtype = _stored_dtype(self.folder) if self.folder else None
+
+    @property
+    def identity(self) -> Any:
+        """What tells it from others: sizes and times of its files, or its name and address."""
+        if self.folder is None:
+            return self.endpoint.model_dump()
+        return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.iterdir()) if p.is_file()]
+
+    @cached_property
+    def engine(self) -> "TransformersEngine | EndpointEngine":
+        """The model for open prompts."""
+        if self.endpoint:
+            from sso.sampling.endpoint_engine import EndpointEngine
+
+            return EndpointEngine(self.endpoint, self.cache, lambda: progress("answers"))
+        from sso.sampling.transformers_engine import TransformersEngine
+
+        return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
+
+    @cached_property
+    def lm(self) -> "LM":
+        """The model for lm-eval."""
+        if self.endpoint:
+            return harness.endpoint(self.endpoint.base_url or OPENAI, self.name, self.settings.batch_size, self.replies)
+        return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
+
+
+def _checkpoint(name: str) -> Path:
+    """The folder of a checkpoint: a local one, or a hub repository's, fetched without code or pickles."""
+    if Path(name).is_dir() or name.count("/") != 1 or name.startswith((".", "/")):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:
+        raise InputError(f"{name}: neither a folder nor to be had from the hub ({type(error).__name__}).") from error
+
+
+def _stored_dtype(model: Path) -> str:
+    """The precision a checkpoint was saved in, as its config.json says; float32 where it does not."""
+    if not (model / "config.json").is_file():
+        raise InputError(f"{model}: no config.json; give the folder of a Hugging Face checkpoint.")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def answer(
+    model: str | None,
+    data: Path | None,
+    settings: Evaluation,
+    seed: int,
+    out: Path,
+    name: str | None,
+    endpoint: Endpoint | None,
+    cache: Path,
+) -> None:
+    """Write the answers of the open benchmarks (*answers.jsonl), lm_eval.json and items/<task>.jsonl under ``out``.
+
+    ``data`` holds the open benchmarks' prompts and the micro-world's benchmarks. Raises InputError for bad settings or
+    files before a model is loaded.
+    """
+    if data is None and (settings.pairwise or settings.mt_bench or settings.arena_hard):
+        raise InputError("--data: give the folder of the open benchmarks' prompts, or set them to false.")
+    model = endpoint.model if endpoint else model
+    sources = benchmarks.find(settings, data, bool(endpoint))
+    if not endpoint and Path(model).is_dir() and all(source.path for source in sources):
+        # Everything is local: a look-up on the hub could only cost time.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    queries = judging.read_queries(data) if settings.pairwise else []
+    dialogues = mt_bench.read(data / "mt_bench.jsonl") if settings.mt_bench else []
+    questions = arena_hard.read_questions(data / "arena_hard.jsonl") if settings.arena_hard else []
+    partial = out.with_name(f".{out.name}.partial")
+    subject = Model(
+        model, settings, endpoint, partial / f"replies_{digest([endpoint and endpoint.base_url, model])}.db", cache
+    )
+    name = name or Path(model).name
+    # Only what is read of the data folder, so that the record does not depend on the rest.
+    inputs = {"model": subject.folder} if subject.folder else {}
+    inputs |= {s.name: s.path for s in sources if s.path}
+    inputs |= {"eval": judging.queries(data)} if queries else {}
+    inputs |= {"mt_bench": data / "mt_bench.jsonl"} if dialogues else {}
+    inputs |= {"arena_hard": data / "arena_hard.jsonl"} if questions else {}
+    record = settings.model_dump() | ({"endpoint": endpoint.model_dump()} if endpoint else {})
+    parts = _Parts(partial, [subject.identity, name, seed])
+
+    def ask(make: Callable[..., list[Answer]], asked: list[Any]) -> list[dict[str, Any]]:
+        return [a.model_dump() for a in make(subject.engine, asked, settings, seed, name)]
+
+    def evaluate(group: list[stock.Ready]) -> dict[str, dict[str, Any]]:
+        lm, before = subject.lm, getattr(subject.lm, "model_cpu_s", 0.0)
+        start = time.process_time()
+        results = harness.run(group, lm)
+        inside = getattr(lm, "model_cpu_s", 0.0) - before
+        spent["model_cpu_s"] += inside
+        spent["harness_cpu_s"] += time.process_time() - start - inside
+        return results
+
+    with tracking.run(out, "answer", record, inputs, seed) as run, whole_folder(out) as folder:
+        # All tasks are made before any runs: what is wrong with the last one is not told after hours.
+        started = time.process_time()
+        ready = [stock.build(source, settings.max_new_tokens) for source in sources]
+        spent = {"harness_cpu_s": time.process_time() - started, "model_cpu_s": 0.0}
+        if sources:
+            import lm_eval.evaluator
+            import lm_eval.models.huggingface  # noqa: F401
+        end_start_up()
+        for file, asked, make in (
+            ("answers", queries, alpaca_eval.answer),
+            ("mt_bench_answers", dialogues, mt_bench.answer),
+            ("arena_hard_answers", questions, arena_hard.answer),
+        ):
+            if asked:
+                said = [settings.temperature, settings.top_p, settings.max_new_tokens, asked]
+                rows = parts.take(file, said, lambda make=make, asked=asked: ask(make, asked))
+                write(folder / f"{file}.jsonl", rows)
+        if endpoint and (queries or dialogues or questions):
+            print("endpoint: " + ", ".join(f"{count} {what}" for what, count in subject.engine.client.notes().items()))
+        tasks = {}
+        for title, group in _groups(ready).items():
+            key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
+            tasks |= parts.take(title, [version("lm_eval"), key], lambda group=group: evaluate(group))
+        for task, result in tasks.items():
+            write(folder / "items" / f"{task}.jsonl", result.pop("items"))
+            if result["truncated"]:
+                cut = f"{result['truncated']} of {result['n']} prompts of {task}"
+                print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
+        write_text(folder / "lm_eval.json", json.dumps({"tasks": tasks}, ensure_ascii=False, indent=1) + "\n")
+        run.summary.update({task: result["value"] for task, result in tasks.items()} | (spent if tasks else {}))
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _groups(ready: list[stock.Ready]) -> dict[str, list[stock.Ready]]:
+    """What runs in one go, by title: the micro-world's tasks together, a real benchmark alone."""
+    groups: dict[str, list[stock.Ready]] = {}
+    for one in ready:
+        groups.setdefault(one.source.name if one.source.real else "micro", []).append(one)
+    return groups

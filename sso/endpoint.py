@@ -1,0 +1,240 @@
+"""Client of an OpenAI-compatible endpoint: concurrent, cached, retried, within a budget.
+
+Serves judges and evaluated models alike; knows nothing of prompts or verdicts. The key is read from the
+environment, handed to the openai package and masked wherever the other side could echo it.
+"""
+
+import json
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sso.config import Endpoint, merge
+from sso.errors import InputError
+from sso.records import digest
+from sso.replies import Replies
+from sso.tracking import without_passwords
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+Show = Callable[[int, int], None]
+"""Shows (done, total)."""
+Progress = Callable[[], Show]
+"""Makes one, e.g. ``lambda: sso.cli.progress("judged")``."""
+
+OPENAI = "https://api.openai.com/v1"
+LONGEST_PAUSE_S = 60
+SECRET_LENGTH = 8
+"""Keys shorter than this ("none", "EMPTY") are placeholders; masking them would garble honest text."""
+
+
+class Refused(InputError):
+    """The endpoint answers, but not this request (HTTP 400, 413, 422 ...): too long a prompt, filtered content."""
+
+
+class _NoReply(Exception):
+    """One attempt failed in a way that may pass; ``pause_s`` is the server's Retry-After."""
+
+    def __init__(self, reason: str, pause_s: float | None = None):
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One reply: its text, why it ended, its tokens' logprobs (as the API has them) and the reported token counts."""
+
+    text: str
+    finish: str | None
+    logprobs: list[dict[str, Any]] | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Client:
+    """Chat completions of one model; every method may be called from many threads."""
+
+    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
+        """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
+        self.settings, self.progress = settings, progress
+        self.address = settings.base_url or OPENAI
+        self.url = without_passwords(self.address)
+        self.key = os.environ.get(settings.key_variable, "")
+        if not self.key and urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise InputError(f"{self.url}: the key is read from {settings.key_variable}, which is not set; set it.")
+        self.replies = Replies(cache, self.url, settings.model)
+        self.sent = self.cached = 0
+        self._lock, self._stop = threading.Lock(), threading.Event()
+
+    @cached_property
+    def _openai(self) -> Any:
+        from openai import OpenAI
+
+        for name in ("httpx", "httpx2"):  # a line a request at INFO
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return OpenAI(
+            api_key=self.key or "none",
+            base_url=self.address,  # spelled out: the package would read OPENAI_BASE_URL too
+            timeout=self.settings.timeout_s,
+            max_retries=0,  # ours count for the budget, and take broken JSON for an outage too
+        )
+
+    def complete(self, messages: list[dict[str, str]], draw: int = 0, **parameters: Any) -> Completion:
+        """The model's reply to ``messages``, from the cache where it was asked for before.
+
+        Args:
+            messages: role and content of each turn.
+            draw: number of the draw: the same request asked again has another.
+            parameters: of the API (temperature, max_tokens, seed ...).
+
+        Raises:
+            Refused: this request is not acceptable to the endpoint.
+            InputError: the budget is spent, the key or the model is refused, or no attempt got a reply.
+        """
+        parameters = merge(parameters, self.settings.parameters)
+        prompt = digest(messages)
+        key = digest([self.url, self.settings.model, parameters, prompt, draw])
+        kept = self.replies.get(key)
+        if kept is not None:
+            with self._lock:
+                self.cached += 1
+            return Completion(**kept)
+        completion = self._ask(messages, parameters)
+        about = json.dumps(parameters, sort_keys=True, ensure_ascii=False)
+        self.replies.put(key, about, prompt, draw, asdict(completion))
+        return completion
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], show: Show | None = None) -> list[Result]:
+        """``function`` of every item, ``concurrency`` at a time, in order; the first error stops the rest.
+
+        What is in flight at an error still ends and is kept. ``show`` goes before the client's own ``progress``.
+        """
+        show = show or (self.progress() if self.progress else lambda done, total: None)
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            futures = [pool.submit(function, item) for item in items]
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    future.result()
+                    show(done, len(futures))
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                self._stop.clear()
+                raise
+        return [future.result() for future in futures]
+
+    def notes(self) -> dict[str, int | float]:
+        """Requests sent and replies found on disk in this run; what the cache file has cost where prices are set."""
+        notes: dict[str, int | float] = {"asked": self.sent, "cached": self.cached}
+        priced = self.settings.price_input or self.settings.price_output
+        return notes | ({"cost": round(self._cost(), 4)} if priced else {})
+
+    def _cost(self) -> float:
+        spent = self.replies.spent()
+        prices = self.settings.price_input, self.settings.price_output
+        return (spent.prompt_tokens * prices[0] + spent.completion_tokens * prices[1]) / 1e6
+
+    def _book(self) -> None:
+        """Count a request, or raise where the budget is spent."""
+        limit, cap = self.settings.max_requests, self.settings.max_cost
+        if cap is not None and (cost := self._cost()) >= cap:
+            raise InputError(self._spent(f"{cost:.4f} of {cap:g}", "max_cost"))
+        if not self.replies.book_request(limit):
+            raise InputError(self._spent(f"{limit} of {limit} requests", "max_requests"))
+        with self._lock:
+            self.sent += 1
+
+    def _spent(self, what: str, key: str) -> str:
+        return (
+            f"{self.settings.model}: the budget is spent ({what}); every reply is kept in {self.replies.path}: "
+            f"raise `{key}` and run the same command to go on."
+        )
+
+    def _ask(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Completion:
+        for attempt in range(self.settings.retries + 1):
+            self._book()
+            try:
+                return self._once(messages, parameters)
+            except _NoReply as error:
+                reason, pause = str(error), error.pause_s
+            if pause is None:
+                # Jitter keeps clients that failed together from coming back together.
+                pause = self.settings.backoff_s * 2**attempt * random.uniform(0.5, 1)
+            if attempt < self.settings.retries and self._stop.wait(min(pause, LONGEST_PAUSE_S)):
+                break
+        tries = f"{attempt + 1} {'tries' if attempt else 'try'}"
+        raise InputError(
+            f"{self.url}: no reply after {tries} ({reason}); every reply so far is kept in {self.replies.path}: run "
+            "the same command to go on."
+        )
+
+    def _once(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Completion:
+        import openai
+
+        try:
+            raw = self._openai.chat.completions.with_raw_response.create(
+                model=self.settings.model, messages=messages, extra_body=parameters
+            )
+            text = raw.text
+        except openai.APIStatusError as error:
+            raise self._of_status(error) from None
+        except openai.APIConnectionError as error:
+            raise _NoReply(type(error.__cause__ or error).__name__) from None
+        completion = _read(self._masked(text))
+        if completion is None:
+            raise _NoReply("the reply is no chat completion in JSON")
+        if self.settings.max_cost is not None and completion.prompt_tokens is None:
+            raise InputError(f"{self.url}: reports no token usage, so `max_cost` cannot be kept; use `max_requests`.")
+        return completion
+
+    def _of_status(self, error: Any) -> Exception:
+        """What an HTTP error means: to be tried again, this request's own fault, or the end of the run."""
+        status, said = error.status_code, self._masked(" ".join(str(error.message).split())[:300])
+        if status in (401, 403):
+            return InputError(f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}).")
+        if status == 404:
+            return InputError(f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}).")
+        if status == 429 and "insufficient_quota" in said:
+            return InputError(f"{self.url}: the account's quota is spent ({said}).")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return _NoReply(f"HTTP {status}", _seconds(error.response.headers.get("retry-after")))
+        return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
+
+    def _masked(self, text: str) -> str:
+        """Text of the other side without the key, as it stands and as JSON escapes it."""
+        if len(self.key) >= SECRET_LENGTH:
+            for form in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
+                text = text.replace(form, "***")
+        return text
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return max(0.0, float(header or ""))
+    except ValueError:  # absent, or a date
+        return None
+
+
+def _read(text: str) -> Completion | None:
+    """The first choice of a chat completion; None where the text is none."""
+    try:
+        reply = json.loads(text)
+        choice = reply["choices"][0]
+        usage = reply.get("usage") or {}
+        return Completion(
+            text=choice["message"].get("content") or "",
+            finish=choice.get("finish_reason"),
+            logprobs=(choice.get("logprobs") or {}).get("content"),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None

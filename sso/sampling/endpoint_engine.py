@@ -1,0 +1,50 @@
+"""An OpenAI-compatible endpoint as the evaluated model: the same `generate` as the local engine.
+
+Each conversation is one request, cached and retried like a judge's. The server samples, so a row's draw is only as
+reproducible as the server keeps its `seed`; what was drawn once is read from the cache.
+"""
+
+from pathlib import Path
+
+from sso.config import Endpoint
+from sso.endpoint import Client, Progress, Show
+from sso.records import Message
+from sso.sampling import Generation
+from sso.untrusted import plain
+
+SEED_BITS = 31
+"""Servers take seeds as 32-bit or as doubles; ours have 63 bits."""
+
+
+class EndpointEngine:
+    """See `sso.sampling.Engine`."""
+
+    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
+        self.client = Client(settings, cache, progress)
+
+    def generate(
+        self,
+        conversations: list[list[Message]],
+        seeds: list[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        progress: Show | None = None,
+    ) -> list[Generation]:
+        """See `sso.sampling.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
+
+        Control tokens spelled in a message are spaced out (`sso.untrusted.plain`): the server would obey them.
+        """
+
+        def one(row: tuple[list[Message], int]) -> Generation:
+            conversation, seed = row
+            completion = self.client.complete(
+                [{"role": m.role, "content": plain(m.content)} for m in conversation],
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_new_tokens,
+                seed=seed & ((1 << SEED_BITS) - 1),
+            )
+            return Generation(completion.text, completion.completion_tokens or 0, completion.finish == "stop")
+
+        return self.client.map(one, list(zip(conversations, seeds, strict=True)), progress)

@@ -1,0 +1,267 @@
+"""The endpoint client against a real HTTP server in its own process: faults, cache, budget, kill -9, secrets."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval.cli import main
+from sso.config import Endpoint
+from sso.endpoint import Client, Refused
+from sso.errors import InputError
+from sso.records import Message, write
+from sso.sampling.endpoint_engine import EndpointEngine
+from tests.openai_server import serving
+
+CANARY = "sk-canary/8c1f\"quoted'4e7d"
+ITEMS = 805
+FAULTS = {"429": 0.06, "500": 0.04, "503": 0.02, "broken": 0.04, "drop": 0.04, "garbage": 0.02}
+
+
+def client(url: str, folder: Path, **settings) -> Client:
+    return Client(Endpoint(model="m", base_url=url, **{"backoff_s": 0.01, **settings}), folder / "c.db")
+
+
+def ask(asking: Client, text: str, **parameters) -> str:
+    return asking.complete([{"role": "user", "content": text}], **parameters).text
+
+
+def alpaca(tmp_path: Path, count: int = ITEMS) -> list[str]:
+    """A folder of answers and one of AlpacaEval's data, and the judge command without its settings."""
+    rows = [{"instruction": f"Do {i}.", "output": f"theirs {i}", "generator": "reference"} for i in range(count)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/reference.json").write_text(json.dumps(rows))
+    ours = [{"id": str(i), "prompt": f"Do {i}.", "output": f"our {i}", "model": "m"} for i in range(count)]
+    write(tmp_path / "answers/answers.jsonl", ours)
+    (tmp_path / "answers/lm_eval.json").write_text('{"tasks": {}}')
+    files = ["--answers", tmp_path / "answers", "--data", tmp_path / "data", "--out", tmp_path / "judged"]
+    return ["judge", *map(str, files)]
+
+
+def settings(url: str, **judge) -> list[str]:
+    judge = {"kind": "openai", "model": "j", "base_url": url, "backoff_s": 0.01, "concurrency": 16, **judge}
+    return ["--settings", json.dumps({"mt_bench": False, "judge": judge})]
+
+
+def kept(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        return connection.execute("SELECT count(*) FROM completions").fetchone()[0]
+    except sqlite3.OperationalError:  # the table is not there yet
+        return 0
+    finally:
+        connection.close()
+
+
+def test_805_items_under_faults_and_a_kill_ask_nothing_twice(tmp_path):
+    with serving(tmp_path / "server", latency_s=0.02, faults=FAULTS) as server:
+        command = [sys.executable, "-m", "eval", *alpaca(tmp_path), *settings(server.url, retries=12)]
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while kept(tmp_path / "judge_replies.db") < ITEMS // 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert not (tmp_path / "judged").exists()
+        time.sleep(0.2)  # what the server was still at
+        before, rest = len(server.requests), ITEMS - kept(tmp_path / "judge_replies.db")
+        assert ITEMS // 4 < rest < ITEMS
+
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        after = server.requests[before:]
+        assert sum(r["fault"] is None for r in after) == rest
+        assert f"judge: {len(after)} asked, {ITEMS - rest} cached, 0 unreadable" in done.stdout
+        for name in FAULTS:
+            assert any(r["fault"] == name for r in server.requests), name
+    scores = json.loads((tmp_path / "judged/scores.json").read_text())
+    assert scores["alpaca_eval2_wr"]["n"] == ITEMS and scores["judge"]["asked"] == len(after)
+
+
+def test_a_budget_of_requests_stops_with_a_sentence_and_keeps_every_reply(tmp_path, capsys):
+    command = alpaca(tmp_path, 60)
+    with serving(tmp_path / "server") as server:
+        assert main([*command, *settings(server.url, max_requests=25)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: j: the budget is spent (25 of 25 requests)") and "max_requests" in error
+        assert len(server.requests) == 25 == kept(tmp_path / "judge_replies.db")
+        # The budget is the cache file's: running again does not spend anew.
+        assert main([*command, *settings(server.url, max_requests=25)]) == 2 and len(server.requests) == 25
+        assert main([*command, *settings(server.url, max_requests=60)]) == 0 and len(server.requests) == 60
+
+
+def test_a_budget_of_money_counts_reported_tokens(tmp_path):
+    prices = {"price_input": 10.0, "price_output": 30.0, "concurrency": 1}  # 100 and 10 tokens: 0.0013 a request
+    with serving(tmp_path / "server") as server:
+        asking = client(server.url, tmp_path, max_cost=0.0065, **prices)
+        with pytest.raises(InputError, match=r"budget is spent \(0\.0065 of 0\.0065\).*`max_cost`"):
+            asking.map(lambda i: ask(asking, f"q{i}"), range(20))
+        assert len(server.requests) == 5 and asking.notes() == {"asked": 5, "cached": 0, "cost": 0.0065}
+        again = client(server.url, tmp_path, max_cost=0.0065, **prices)
+        assert ask(again, "q3") and again.notes()["cached"] == 1
+    with serving(tmp_path / "silent", usage=False) as server, pytest.raises(InputError, match="no token usage"):
+        ask(client(server.url, tmp_path, max_cost=1, **prices), "q")
+
+
+def test_replies_are_keyed_by_all_that_shapes_them(tmp_path):
+    with serving(tmp_path / "server") as server:
+        asking = client(server.url, tmp_path)
+        for _ in range(2):
+            ask(asking, "q", temperature=0)
+            ask(asking, "q", temperature=1)
+            ask(asking, "q", temperature=0, draw=1)
+            ask(asking, "other", temperature=0)
+        ask(client(server.url, tmp_path, parameters={"top_p": 0.5}), "q", temperature=0)
+        Client(Endpoint(model="m2", base_url=server.url), tmp_path / "c.db").complete(
+            [{"role": "user", "content": "q"}], temperature=0
+        )
+        assert len(server.requests) == 6 and asking.notes() == {"asked": 4, "cached": 4}
+
+
+def test_parameters_of_the_settings_go_over_the_requests_own(tmp_path):
+    with serving(tmp_path / "server") as server:
+        over = {"max_tokens": None, "max_completion_tokens": 7}
+        ask(client(server.url, tmp_path, parameters=over), "q", max_tokens=5, temperature=0)
+        body = server.requests[0]["body"]
+    assert body["max_completion_tokens"] == 7 and "max_tokens" not in body and body["temperature"] == 0
+
+
+def test_an_outage_ends_in_one_sentence(tmp_path):
+    down = serving(tmp_path / "server", replies=[500, 502, 503])
+    with down as server, pytest.raises(InputError, match=r"no reply after 3 tries \(HTTP 503\)"):
+        ask(client(server.url, tmp_path, retries=2), "q")
+    with pytest.raises(InputError, match=r"no reply after 2 tries \(ConnectError\)"):
+        ask(client("http://127.0.0.1:1/v1", tmp_path, retries=1), "q")
+    slow = serving(tmp_path / "slow", latency_s=0.5)
+    with slow as server, pytest.raises(InputError, match=r"no reply after 1 try \(ReadTimeout\)"):
+        ask(client(server.url, tmp_path, retries=0, timeout_s=0.1), "q")
+
+
+def test_a_request_of_its_own_fault_is_not_retried(tmp_path):
+    with serving(tmp_path / "server", replies=[400, 404, 429, "fine"]) as server:
+        asking = client(server.url, tmp_path)
+        with pytest.raises(Refused, match=r"HTTP 400: .*scripted 400"):
+            ask(asking, "q")
+        with pytest.raises(InputError, match="no model 'm' there"):
+            ask(asking, "q")
+        assert ask(asking, "q") == "fine" and len(server.requests) == 4
+
+
+@pytest.mark.parametrize("where", ["error", "reply"])
+def test_the_key_is_seen_nowhere_even_where_the_server_echoes_it(where, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", CANARY)
+    caplog.set_level("DEBUG")
+    script = {"replies": [418] * 40} if where == "error" else {}
+    with serving(tmp_path / "server", key=CANARY, echo=where, **script) as server:
+        code = main([*alpaca(tmp_path, 20), *settings(server.url, key_variable="JUDGE_KEY")])
+        assert server.requests, "the server was reached with the key"
+    assert code == (2 if where == "error" else 0)
+    out = capsys.readouterr()
+    if where == "error":
+        assert "HTTP 418" in out.err and "Bearer ***" in out.err
+    forms = {CANARY, json.dumps(CANARY)[1:-1], CANARY.replace("/", "\\/"), CANARY[:16]}
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and "server" not in p.parts]
+    assert any(p.name == "judged.run.json" for p in files) and any(p.suffix == ".db" for p in files)
+    texts = [out.out, out.err, caplog.text, *(p.read_bytes().decode(errors="replace") for p in files)]
+    assert not [form for form in forms for text in texts if form in text]
+
+
+def test_a_refused_key_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong-key-wrong-key")
+    with serving(tmp_path / "server", key=CANARY) as server:
+        with pytest.raises(InputError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401\)\.$"):
+            ask(client(server.url, tmp_path), "q")
+        assert len(server.requests) == 1
+
+
+def test_a_hosted_endpoint_needs_a_key_and_a_local_one_does_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match=r"https://\*\*\*@judge\.example/v1: the key is read from OPENAI_API_KEY"):
+        client("https://me:hunter2@judge.example/v1", tmp_path)
+    with serving(tmp_path / "server") as server:
+        assert ask(client(server.url, tmp_path), "q")
+
+
+def test_a_key_in_the_settings_is_refused_without_repeating_it(capsys):
+    assert main(["answer", "--endpoint", '{"model": "m", "key_variable": "sk-se/cret"}', "--data", ".", "--settings",
+                 '{"pairwise": false, "mt_bench": false}', "--out", "x"]) == 2  # fmt: skip
+    error = capsys.readouterr().err
+    assert "`key_variable`" in error and "sk-se" not in error
+
+
+def test_an_endpoint_answers_like_an_engine(tmp_path):
+    with serving(tmp_path / "server") as server:
+        engine = EndpointEngine(Endpoint(model="m", base_url=server.url), tmp_path / "c.db")
+        asked = [[Message(role="user", content=f"q{i} <|im_end|>")] for i in range(3)]
+        first = engine.generate(asked, seeds=[2**62 + 1, 7, 8], temperature=0.7, top_p=0.8, max_new_tokens=9)
+        assert engine.generate(asked, [2**62 + 1, 7, 8], 0.7, 0.8, 9) == first
+        bodies = sorted((r["body"] for r in server.requests), key=lambda b: b["messages"][0]["content"])
+    assert [g.tokens for g in first] == [10] * 3 and all(g.finished for g in first) and len(bodies) == 3
+    assert bodies[0] == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "q0 < |im_end| >"}],
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "max_tokens": 9,
+        "seed": 1,
+    }
+
+
+def test_an_endpoint_is_answered_and_judged_by_command(tmp_path, capsys):
+    """Answers from one endpoint, judged by another: AlpacaEval, MT-Bench and Arena-Hard in their own file formats."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"instruction": f"Do {i}.", "output": f"theirs {i}", "generator": "reference"} for i in range(4)]
+    (data / "reference.json").write_text(json.dumps(rows))
+    categories = ("writing", "math", "stem")
+    write(
+        data / "mt_bench.jsonl",
+        [{"question_id": i, "category": c, "turns": ["one", "two"]} for i, c in enumerate(categories)],
+    )
+    write(data / "mt_bench_reference.jsonl", [{"question_id": 1, "choices": [{"turns": ["r one", "r two"]}]}])
+    write(data / "arena_hard.jsonl", [{"uid": f"u{i}", "prompt": f"hard {i}"} for i in range(5)])
+    answer = {"role": "assistant", "content": {"answer": "base"}}
+    write(data / "arena_hard_baseline.jsonl", [
+        {"uid": f"u{i}", "model": "gpt-4-0314", "messages": [{"role": "user", "content": f"hard {i}"}, answer]}
+        for i in range(5)
+    ])  # fmt: skip
+    with serving(tmp_path / "server") as server:
+        judge = {"kind": "openai", "model": "j", "base_url": server.url, "repeats": 3, "repeat_items": 2}
+        text = json.dumps({"arena_hard": True, "temperature": 0.9, "max_new_tokens": 32, "judge": judge})
+        shared = ["--data", str(data), "--settings", text]
+        endpoint = json.dumps({"model": "m", "base_url": server.url})
+        assert main(["answer", "--endpoint", endpoint, *shared, "--out", str(tmp_path / "answers")]) == 0
+        assert "endpoint: 15 asked, 0 cached" in capsys.readouterr().out
+        heat = {r["body"]["messages"][0]["content"]: r["body"]["temperature"] for r in server.requests}
+        assert heat["Do 0."] == 0.9 and heat["hard 0"] == 0
+        two_turns = [r["body"] for r in server.requests if len(r["body"]["messages"]) == 3]
+        assert sorted(b["temperature"] for b in two_turns) == [0, 0.1, 0.7]
+        files = ["--answers", str(tmp_path / "answers"), "--out", str(tmp_path / "judged")]
+        assert main(["judge", *files, *shared]) == 0
+        prompts = {"".join(m["content"] for m in r["body"]["messages"]) for r in server.requests[15:]}
+        assert sum("r one" in p for p in prompts) == 2 == sum("r two" in p for p in prompts) + 1
+    scores = json.loads((tmp_path / "judged/scores.json").read_text())
+    assert scores["arena_hard"]["n"] == 5 and scores["arena_hard"]["baseline"] == "gpt-4-0314"
+    assert set(scores["mt_bench"]["categories"]) == set(categories) and scores["alpaca_eval2_wr"]["n"] == 4
+    # The server's verdicts are a function of the prompt, so a repeated judge agrees with itself.
+    assert {name: (s["repeats"], s["n"], s["sd_mean"]) for name, s in scores["judge_spread"].items()} == {
+        "alpaca_eval2_wr": (3, 2, 0), "mt_bench": (3, 2, 0), "arena_hard": (3, 2, 0)
+    }  # fmt: skip
+    chart = tmp_path / "radar.svg"
+    assert main(["radar", str(tmp_path / "judged/scores.json"), "--out", str(chart)]) == 0
+    assert "<svg" in chart.read_text() and main(["radar", str(data / "none.json"), "--out", str(chart)]) == 2
+
+
+def test_the_address_is_the_settings_alone(tmp_path, monkeypatch):
+    """The openai package would follow OPENAI_BASE_URL, and replies would be kept under another address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    asking = Client(Endpoint(model="m"), tmp_path / "c.db")
+    assert str(asking._openai.base_url).rstrip("/") == asking.url == "https://api.openai.com/v1"

@@ -1,0 +1,175 @@
+"""The length-controlled win rate: by simulation, and on the official annotations against the official leaderboard."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval import alpaca_eval
+from eval.cli import main
+from eval.length_controlled import fit_difficulty, length_controlled, read_annotations, read_table, simulated_baselines
+from sso.errors import InputError
+
+
+def rows_of(preferences, lengths, reference_lengths) -> list[dict]:
+    return [
+        {"id": str(i), "preference": p, "length": a, "reference_length": b}
+        for i, (p, a, b) in enumerate(zip(preferences, lengths, reference_lengths, strict=True))
+    ]
+
+
+def simulated(theta: float, phi: float, n: int = 4000, seed: int = 0) -> list[dict]:
+    """Preferences of a judge who likes length: logit = theta - phi tanh(standardised reference - own)."""
+    rng = np.random.default_rng(seed)
+    own, reference = rng.integers(200, 400, n), rng.integers(50, 250, n)
+    gap = reference - own
+    p = 1 / (1 + np.exp(-(theta - phi * np.tanh(gap / gap.std(ddof=1)))))
+    return rows_of((rng.random(n) < p).astype(float).tolist(), own.tolist(), reference.tolist())
+
+
+def test_length_control_takes_the_length_out_and_is_deterministic():
+    rows = {"biased": simulated(0.0, 1.5), "fair": simulated(0.4, 0.0, seed=1)}
+    rates = length_controlled(rows)
+    assert alpaca_eval.win_rate(rows["biased"])["value"] > 70
+    assert abs(rates["biased"]["value"] - 50) < 3 * rates["biased"]["stderr"] < 15
+    assert rates["fair"]["value"] == pytest.approx(100 / (1 + math.exp(-0.4)), abs=3 * rates["fair"]["stderr"])
+    assert length_controlled(rows) == rates
+
+
+def test_the_error_of_the_controlled_rate_is_that_of_repeated_experiments():
+    runs = [length_controlled({"m": simulated(0.3, 1.0, 600, seed)})["m"] for seed in range(25)]
+    spread = np.std([run["value"] for run in runs], ddof=1)
+    assert np.mean([run["stderr"] for run in runs]) == pytest.approx(spread, rel=0.4)
+
+
+def test_without_length_differences_both_rates_agree():
+    rows = rows_of([1, 0, 1, 0.5] * 5, [10] * 20, [12] * 20)
+    rate = length_controlled({"m": rows})["m"]
+    assert {k: rate[k] for k in ("value", "stderr", "n")} == alpaca_eval.win_rate(rows) and rate["model"] == "raw"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, None]), st.integers(0, 500), st.integers(0, 500)), min_size=12)
+)
+def test_length_control_is_finite_for_any_annotations(triples):
+    rows = rows_of(*zip(*triples, strict=True))
+    rate = length_controlled({"m": rows})["m"]
+    known = [t for t in triples if t[0] is not None]
+    if known:
+        assert 0 <= rate["value"] <= 100 and rate["n"] == len(known)
+        assert rate["stderr"] is None or math.isfinite(rate["stderr"])
+
+
+def population(models: int, prompts: int, seed: int = 0) -> tuple[np.ndarray, list[list[dict]]]:
+    """Difficulties, and annotations of models of different strength by the benchmark's own law."""
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(0, 1.5, prompts)
+    reference = rng.integers(500, 3000, prompts)
+    files = []
+    for strength in rng.normal(-1, 1, models):
+        own = rng.integers(300, 3000, prompts)
+        gap = reference - own
+        p = 1 / (1 + np.exp(1.6 * np.tanh(gap / gap.std(ddof=1)) - hard - strength))
+        files.append(rows_of((rng.random(prompts) < p).astype(float).tolist(), own.tolist(), reference.tolist()))
+    return hard, files
+
+
+def test_difficulties_are_recovered_from_many_models_annotations():
+    hard, files = population(40, 300)
+    for row in files[0][:30]:
+        row["preference"] = None  # unread replies are left out
+    fitted = fit_difficulty(files)
+    assert np.corrcoef(fitted, hard)[0, 1] > 0.9
+    assert fitted.std() == pytest.approx(hard.std(), rel=0.15)
+    few = fit_difficulty(files[:2])
+    assert np.corrcoef(few, hard)[0, 1] < 0.8 and few.std() < 0.8 * hard.std()
+    with pytest.raises(InputError, match="same prompts"):
+        fit_difficulty([files[0], files[1][:-1]])
+
+
+def test_the_error_of_the_regularised_rate_is_that_of_repeated_experiments():
+    hard, _ = population(1, 400)
+    rng, runs = np.random.default_rng(5), []
+    reference, own = rng.integers(500, 3000, 400), rng.integers(300, 3000, 400)
+    table = simulated_baselines(hard, reference)
+    gap = reference - own
+    p = 1 / (1 + np.exp(1.6 * np.tanh(gap / gap.std(ddof=1)) - 0.8 * hard + 1))
+    for _ in range(25):
+        rows = rows_of((rng.random(400) < p).astype(float).tolist(), own.tolist(), reference.tolist())
+        runs.append(length_controlled({"m": rows}, table)["m"])
+    spread = np.std([run["value"] for run in runs], ddof=1)
+    # The error also counts the prompts as drawn, which these experiments hold fixed.
+    assert spread < np.mean([run["stderr"] for run in runs]) < 2 * spread
+    assert {run["model"] for run in runs} == {"simulated baselines"}
+
+
+def test_a_copy_of_the_hubs_file_is_used_as_it_is(tmp_path):
+    hard, (rows, *_) = population(2, 200)
+    reference = [row["reference_length"] for row in rows]
+    table = simulated_baselines(hard, reference)
+    table.frame.to_csv(tmp_path / "df_gamed.csv", index=False)
+    copy = read_table(tmp_path / "df_gamed.csv", reference)
+    assert copy.official and not table.official
+    assert np.allclose(copy.difficulty(), hard)
+    mine, theirs = (length_controlled({"m": rows}, t)["m"] for t in (table, copy))
+    assert mine["value"] == pytest.approx(theirs["value"], abs=1e-6)
+    assert (mine["model"], theirs["model"]) == ("simulated baselines", "official")
+
+
+def test_bad_difficulty_files_are_told_in_one_sentence(tmp_path):
+    path = tmp_path / "d.csv"
+    with pytest.raises(InputError, match="no such file"):
+        read_table(path, [1, 2])
+    pd.DataFrame({"index": [0]}).to_csv(path)
+    with pytest.raises(InputError, match="lacks the column `instruction_difficulty`"):
+        read_table(path, [1])
+    pd.DataFrame({"index": [0], "instruction_difficulty": [1.0]}).to_csv(path)
+    with pytest.raises(InputError, match="no difficulty of prompt 1"):
+        read_table(path, [1, 2])
+    with pytest.raises(InputError, match="can't be had"):
+        read_table("hub", [1])
+    (tmp_path / "a.json").write_text('[{"preference": 1}]')
+    with pytest.raises(InputError, match=r"a\.json: no annotations"):
+        read_annotations(tmp_path / "a.json")
+
+
+OFFICIAL = {"gemma-2b-it": "Gemma Instruct (2B)", "phi-2-sft": "Phi-2 SFT"}
+
+
+def leaderboard(folder: Path) -> dict[str, dict[str, float]]:
+    with (folder / "leaderboard.csv").open() as lines:
+        rows = {row["name"]: row for row in csv.DictReader(lines)}
+    return {model: {k: float(v) for k, v in rows[name].items() if k != "name"} for model, name in OFFICIAL.items()}
+
+
+@pytest.mark.shared_data
+def test_official_annotations_give_the_official_win_rates(shared_data, tmp_path, capsys):
+    folder = shared_data / "alpaca_eval"
+    files = [folder / f"annotations_{model}.json" for model in OFFICIAL]
+    out = tmp_path / "rates.json"
+    difficulty = folder / "instruction_difficulty.csv"
+    assert main(["winrate", *map(str, files), "--difficulty", str(difficulty), "--out", str(out)]) == 0
+    rates = json.loads(out.read_text())
+    for model, official in leaderboard(folder).items():
+        found = rates[f"annotations_{model}"]
+        assert found["raw"]["value"] == pytest.approx(official["win_rate"], abs=1e-9) and found["raw"]["n"] == 805
+        assert int(found["length"]) == official["avg_length"]
+        assert found["length_controlled"]["value"] == pytest.approx(official["length_controlled_winrate"], abs=0.06)
+    assert "annotations_phi-2-sft" in capsys.readouterr().out
+
+
+@pytest.mark.shared_data
+def test_difficulties_of_two_models_alone_are_poor_and_say_so(shared_data):
+    """What a refit from the files at hand is worth: it needs many models."""
+    folder = shared_data / "alpaca_eval"
+    files = {model: read_annotations(folder / f"annotations_{model}.json") for model in OFFICIAL}
+    official = pd.read_csv(folder / "instruction_difficulty.csv")["instruction_difficulty"]
+    fitted = fit_difficulty(list(files.values()))
+    assert 0.4 < np.corrcoef(fitted, official)[0, 1] < 0.7

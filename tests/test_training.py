@@ -196,3 +196,23 @@ def test_a_choice_made_elsewhere_is_taken_over(tmp_path):
     assert rates(Namespace(rate_from=file, settings=many)) == [0.25]
     with pytest.raises(InputError, match="need --tune"):
         rates(Namespace(rate_from=None, settings=many, tune=None, world=None, sampling=None))
+
+
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_each_step_logs_its_terms_its_speed_and_its_padding(samples, tmp_path, monkeypatch, layout):
+    monkeypatch.setattr("sso.trainer._peak_flops", lambda: 1e12)
+    _, log = run(samples, tmp_path, objective="sso_v1", epochs=1, layout=layout)
+    for contrast in ("x:y+>y-", "x+:y+>y-", "x-:yo>y+"):
+        assert {f"{contrast}/{term}" for term in ("base", "sft", "margin", "accuracy")} <= log[0].keys()
+    assert {"loss", "grad_norm", "learning_rate", "W", "tokens_per_s"} <= log[0].keys()
+    assert 0 < log[0]["mfu"] < 1
+    # A forest has none; rows of unlike length have some.
+    assert (log[0]["padding"] == 0) == (layout == "forest")
+
+
+def test_both_layouts_train_the_same_model(samples, tmp_path):
+    forest, log = run(samples, tmp_path, objective="sso_v2", layout="forest")
+    padded, other = run(samples, tmp_path, objective="sso_v2", layout="padded")
+    assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in other], rel=1e-4)
+    for a, b in zip(forest.parameters(), padded.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-4)

@@ -540,7 +540,7 @@ class _Cell:
             run=run,
             params={
                 "folder": self.grid.data_folder,
-                "settings": text(settings, "judge", "pairwise", "mt_bench"),
+                "settings": text(settings, "judge", "pairwise", "mt_bench", "arena_hard"),
                 "options": self.oracle,
             },
         )

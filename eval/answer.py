@@ -19,7 +19,6 @@ from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench
 from sso import tracking
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
-from sso.endpoint import OPENAI
 from sso.errors import InputError
 from sso.records import Answer, digest, whole_folder, write, write_text
 
@@ -51,13 +50,10 @@ class _Parts:
 
 
 class Model:
-    """A checkpoint, loaded when it is first asked, or a model behind ``endpoint``.
+    """A checkpoint, loaded when it is first asked, or a model behind ``endpoint``, whose replies ``cache`` keeps."""
 
-    ``replies`` keeps those of lm-eval's benchmarks, ``cache`` those to open prompts.
-    """
-
-    def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, replies: Path, cache: Path):
-        self.name, self.settings, self.endpoint, self.replies, self.cache = name, settings, endpoint, replies, cache
+    def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, cache: Path):
+        self.name, self.settings, self.endpoint, self.cache = name, settings, endpoint, cache
         self.folder = None if endpoint else _checkpoint(name)
         self.dtype = _stored_dtype(self.folder) if self.folder else None
 
@@ -70,7 +66,7 @@ class Model:
 
     @cached_property
     def engine(self) -> "TransformersEngine | EndpointEngine":
-        """The model for open prompts."""
+        """The model for open prompts; an endpoint's client serves lm-eval too."""
         if self.endpoint:
             from sso.sampling.endpoint_engine import EndpointEngine
 
@@ -83,7 +79,9 @@ class Model:
     def lm(self) -> "LM":
         """The model for lm-eval."""
         if self.endpoint:
-            return harness.endpoint(self.endpoint.base_url or OPENAI, self.name, self.settings.batch_size, self.replies)
+            from eval.endpoint_lm import EndpointLM
+
+            return EndpointLM(self.engine.client)
         return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
 
 
@@ -133,9 +131,7 @@ def answer(
     dialogues = mt_bench.read(data / "mt_bench.jsonl") if settings.mt_bench else []
     questions = arena_hard.read_questions(data / "arena_hard.jsonl") if settings.arena_hard else []
     partial = out.with_name(f".{out.name}.partial")
-    subject = Model(
-        model, settings, endpoint, partial / f"replies_{digest([endpoint and endpoint.base_url, model])}.db", cache
-    )
+    subject = Model(model, settings, endpoint, cache)
     name = name or Path(model).name
     # Only what is read of the data folder, so that the record does not depend on the rest.
     inputs = {"model": subject.folder} if subject.folder else {}
@@ -176,8 +172,6 @@ def answer(
                 said = [settings.temperature, settings.top_p, settings.max_new_tokens, asked]
                 rows = parts.take(file, said, lambda make=make, asked=asked: ask(make, asked))
                 write(folder / f"{file}.jsonl", rows)
-        if endpoint and (queries or dialogues or questions):
-            print("endpoint: " + ", ".join(f"{count} {what}" for what, count in subject.engine.client.notes().items()))
         tasks = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
@@ -187,6 +181,8 @@ def answer(
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
+        if endpoint:
+            print("endpoint: " + ", ".join(f"{count} {what}" for what, count in subject.engine.client.notes().items()))
         write_text(folder / "lm_eval.json", json.dumps({"tasks": tasks}, ensure_ascii=False, indent=1) + "\n")
         run.summary.update({task: result["value"] for task, result in tasks.items()} | (spent if tasks else {}))
     shutil.rmtree(partial, ignore_errors=True)

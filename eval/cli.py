@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("--model", help="folder or hub name of a checkpoint; with --endpoint URL, its model's name")
     answer.add_argument("--suite", choices=["v1", "v2"], help="lm-eval's benchmarks of a paper version, as tasks")
     answer.add_argument("--endpoint", help=f"an OpenAI-compatible server: its base URL, or Endpoint {settings_help}")
-    answer.add_argument("--cache", type=Path, help="SQLite file of its replies to open prompts; default: beside --out")
+    answer.add_argument("--cache", type=Path, help="SQLite file of an endpoint's replies; default: beside --out")
     answer.add_argument("--data", type=Path, help="data folder: eval.jsonl, mt_bench.jsonl, arena_hard.jsonl, tasks")
     answer.add_argument("--settings", help=f"Evaluation {settings_help}; default with --suite: its tasks alone")
     answer.add_argument("--seed", type=int, default=0)

@@ -1,17 +1,15 @@
-"""lm-eval's tasks on a loaded model or an endpoint.
+"""lm-eval's tasks on a loaded model or an endpoint (`endpoint_lm`).
 
 Every prompt goes through the model's chat template, worked examples as turns; decoding is greedy. Knows nothing of
 judges, seeds or files.
 """
 
-import logging
 import math
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.stock import Ready
@@ -45,26 +43,6 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
     for name in ("_model_generate", "_model_call"):
         setattr(lm, name, partial(timed, getattr(lm, name)))
     return lm
-
-
-def endpoint(url: str, model: str, concurrent: int, replies: Path) -> "LM":
-    """An OpenAI-compatible chat endpoint, such as http://127.0.0.1:8000/v1; the key is OPENAI_API_KEY's.
-
-    Each reply goes to the SQLite file ``replies`` as it comes: a request is not sent twice.
-    """
-    from lm_eval.api.model import CachingLM
-    from lm_eval.models.openai_completions import LocalChatCompletion
-
-    class Chat(LocalChatCompletion):
-        def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
-            # A refusal may have no content: an empty reply, where lm-eval would score a placeholder text.
-            return [text or "" for text in super().parse_generations(outputs, **kwargs)]
-
-    # Its error lines show the headers of the failed request, the key among them.
-    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)
-    address = f"{url.rstrip('/')}/chat/completions"
-    lm = Chat(base_url=address, model=model, num_concurrent=concurrent, max_retries=5)
-    return CachingLM(lm, str(replies))
 
 
 def _too_long(lm: Any, task: Any) -> int:
@@ -118,27 +96,18 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
                     f"evaluation.max_new_tokens: {room} new tokens of {one.source.name} leave no room for a prompt in "
                     f"the model's context of {lm.max_length}."
                 )
-    try:
-        out = evaluate(
-            lm=lm,
-            task_dict={
-                "tasks": {name: task for one in ready for name, task in one.tasks.items()},
-                "groups": {},
-                "group_map": {},
-            },
-            samples=_limited(ready),
-            bootstrap_iters=0,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-        )
-    except Exception as error:
-        if not hosted:
-            raise
-        status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-        raise InputError(
-            f"--endpoint: the server fails on {ready[0].source.name} ({type(error).__name__}"
-            f"{f', status {status}' if status else ''}); the same command later asks only what is still missing."
-        ) from error
+    out = evaluate(
+        lm=lm,
+        task_dict={
+            "tasks": {name: task for one in ready for name, task in one.tasks.items()},
+            "groups": {},
+            "group_map": {},
+        },
+        samples=_limited(ready),
+        bootstrap_iters=0,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+    )
     return {one.source.name: _result(one, out, None if hosted else partial(_too_long, lm)) for one in ready}
 
 

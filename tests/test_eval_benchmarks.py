@@ -305,19 +305,20 @@ def server():
     service.server_close()
 
 
-@pytest.mark.parametrize("concurrent", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("concurrent", [3, 1])
 def test_an_endpoint_is_asked_in_chat_form_and_nothing_twice(server, tmp_path, monkeypatch, capsys, caplog, concurrent):
     handler, url = server
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("EVALUATED_KEY", "sk-secret")
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(ROWS["gsm8k"] | {"question": f"{i} and one?"}) + "\n" for i in range(6)))
     settings = {"tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 32}], "pairwise": False}
-    settings |= {"mt_bench": False, "batch_size": concurrent, "mirrors": {"gsm8k": {"test": str(path)}}}
-    call = ["answer", "--model", "m", "--endpoint", url, "--settings", json.dumps(settings), "--out"]
+    settings |= {"mt_bench": False, "mirrors": {"gsm8k": {"test": str(path)}}}
+    hosted = json.dumps({"model": "m", "base_url": url, "concurrency": concurrent, "key_variable": "EVALUATED_KEY"})
+    call = ["answer", "--endpoint", hosted, "--settings", json.dumps(settings), "--out"]
     handler.allow = 3
     assert main([*call, str(tmp_path / "out")]) == 2
     first = capsys.readouterr()
-    assert "the server fails on real_gsm8k (" in first.err and "status 400" in first.err
+    assert f"error: {url}: refuses a request (HTTP 400" in first.err
     assert "sk-secret" not in first.err + first.out
     handler.allow = 10**6
     before = len(handler.seen)

@@ -1,0 +1,55 @@
+"""An OpenAI-compatible endpoint as lm-eval sees a model: greedy replies to chats, by the suite's own client.
+
+So the cache, the limits, the budget and the masked key are those of every other request. Chat endpoints give no
+log-likelihoods: tasks that need them are refused before this (`benchmarks.find`).
+"""
+
+import json
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from sso.endpoint import Client
+from sso.untrusted import plain
+
+STOPS = 4
+"""What the API takes at most; a reply is cut at all of them here."""
+
+
+class EndpointLM(LM):
+    """A prompt is the JSON of its messages."""
+
+    tokenizer = None
+    """Lengths are the server's to know."""
+
+    def __init__(self, client: Client):
+        super().__init__()
+        self.client = client
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.client.settings.model
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return json.dumps([{"role": m["role"], "content": plain(m["content"])} for m in chat_history])
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """See `lm_eval.api.model.LM`."""
+
+        def one(request: Instance) -> str:
+            prompt, how = request.args
+            stops = [how["until"]] if isinstance(how.get("until"), str) else how.get("until") or []
+            parameters: dict[str, Any] = {"max_tokens": how["max_gen_toks"], "temperature": how.get("temperature", 0)}
+            if stops:
+                parameters["stop"] = stops[:STOPS]
+            text = self.client.complete(json.loads(prompt), **parameters).text
+            return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+        return self.client.map(one, requests)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        raise NotImplementedError("chat endpoints give no log-likelihoods")
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError("chat endpoints give no log-likelihoods")

@@ -199,7 +199,7 @@ def _records(path: Path) -> list[Triple] | list[Pair]:
 
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
-    from sso import reference
+    from sso import distributed, reference
     from sso.chat import load_model, load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
@@ -208,7 +208,7 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length)
-    for line in made.report(training.max_length):
+    for line in made.report(training.max_length) if distributed.is_main() else ():
         print(line, file=sys.stderr)
     key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
     scores = reference.score(
@@ -221,15 +221,21 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
         training.tokens_per_batch,
         progress("reference"),
     )
-    reference.save(scores, out)
+    if distributed.is_main():
+        reference.save(scores, out)
     return scores
 
 
 def reference(args: argparse.Namespace) -> None:
     """Reference scores of the united nodes of some objectives."""
+    from sso import distributed
+
+    distributed.launch(args.settings, args.argv)
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
+        distributed.start(args.settings)
         scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
+        distributed.stop()
 
 
 def train(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from sso.distributed import deepspeed_config
 from sso.errors import InputError
 from sso.micro.models import build as build_model
 from sso.records import write
+from sso.reference import load
 from sso.sft import save
 from sso.trainer import check_engine
 from tests.conftest import REPOSITORY
@@ -75,6 +76,22 @@ def test_two_processes_give_the_run_of_one_whatever_the_engine(alone, tmp_path, 
     assert weights.keys() == known.keys()
     for name, value in known.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_score_the_reference_of_one(alone, tmp_path):
+    made = {}
+    for devices in (1, 2):
+        made[devices] = tmp_path / f"{devices}.safetensors"
+        settings = json.dumps({"dtype": "float32", "max_length": 256, "tokens_per_batch": 400, "devices": devices})
+        files = ["--model", alone / "start", "--data", alone / "triples.jsonl", "--out", made[devices]]
+        arguments = ["reference", *map(str, files), "--objectives", "sso_v1", "--settings", settings]
+        done = subprocess.run(
+            [sys.executable, "-m", "sso.cli", *arguments], capture_output=True, text=True, cwd=REPOSITORY
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load(path) for path in made.values())
+    assert one.ids == two.ids and one.key == two.key and one.tokens.equal(two.tokens)
+    torch.testing.assert_close(one.logp, two.logp, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

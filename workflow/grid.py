@@ -419,7 +419,7 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": ",".join(name for name in load_objectives() if name in wanted),
-                "settings": text(generators[0], "dtype", "max_length"),
+                "settings": text(generators[0], "dtype", "max_length", "devices"),
             },
         )
 

@@ -1,14 +1,15 @@
 """What an optimizer step of SSO v2 costs: ours, in both layouts, against trl's newest DPOTrainer.
 
-    python benchmarks/train_step.py                       both CPU shapes, 15 minutes
-    python benchmarks/train_step.py --growth              how ours grows with lengths, vocabulary and batch
+    python benchmarks/train_step.py                       both CPU shapes, 20 minutes
+    python benchmarks/train_step.py --growth              how ours grows, 10 minutes
     python benchmarks/train_step.py --device cuda --shapes 1.5b 7b --response 2048 2048
 
-One step is 4 samples of L+ and L-. trl is fed the two as rows, with losses sigmoid and sft, so both minimise the same
-sum. Each contender runs by itself in a process of its own, one after the other, over the same samples and from the
-same random weights; its figures are CPU-seconds (CUDA: seconds) of Trainer's steps after the first and the
-process's peak memory. The floor is the arithmetic that no method can leave out: 6 x weights x tokens that need them
-(contexts and distinct responses once, the head at response positions), at the measured rate of a large matmul.
+One step is 4 samples (`--batch`) of L+ and L-. trl is fed the two as rows, with losses sigmoid and sft, so both
+minimise the same sum. Each contender runs by itself in a process of its own, one after the other, over the same
+samples and from the same random weights; its figures are CPU-seconds (CUDA: seconds) of Trainer's steps after the
+first and the process's peak memory. The floor is the arithmetic that no method can leave out: 6 x weights x tokens
+that need them (contexts and distinct responses once, the head at response positions), at the measured rate of a
+large matmul.
 """
 
 import argparse
@@ -43,7 +44,6 @@ SHAPES = {
 }
 """Qwen2 models by their `SIZES`; weights are random."""
 CONTENDERS = ("trl", "trl precomputed", "ours padded", "ours forest")
-BATCH = 4
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -125,7 +125,7 @@ def run_ours(args: argparse.Namespace, model: Any, words: Any, records: list[Any
     from sso.trainer import fit, training_arguments
 
     training = Training(
-        objective="sso_v2", layout=layout, batch_size=BATCH, tokens_per_batch=args.tokens, epochs=1, max_length=32_768,
+        objective="sso_v2", layout=layout, batch_size=args.batch, tokens_per_batch=args.tokens, max_length=32_768,
         dtype="bfloat16" if args.device == "cuda" else "float32", gradient_checkpointing=args.device == "cuda",
     )  # fmt: skip
     objective, samples = build(training), tokenize(records, words, training.max_length).samples
@@ -138,7 +138,7 @@ def run_ours(args: argparse.Namespace, model: Any, words: Any, records: list[Any
         how = training_arguments(training, 5e-7, 0, Path(folder))
         trainer = fit(model, words, samples, scores, objective, how, callbacks=[steps])
     log = [row for row in trainer.state.log_history if "loss" in row]
-    return {"reference": scored / (len(records) / BATCH), "loss": log[0]["loss"], "padding": log[0]["padding"]}
+    return {"reference": scored / (len(records) / args.batch), "loss": log[0]["loss"], "padding": log[0]["padding"]}
 
 
 def run_trl(args: argparse.Namespace, model: Any, words: Any, records: list[Any], precompute: bool, steps: Any) -> Any:
@@ -160,7 +160,7 @@ def run_trl(args: argparse.Namespace, model: Any, words: Any, records: list[Any]
     with tempfile.TemporaryDirectory() as folder:
         how = DPOConfig(
             folder, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.1], beta=0.1, learning_rate=5e-7,
-            max_length=None, per_device_train_batch_size=2 * BATCH, num_train_epochs=1, report_to=[],
+            max_length=None, per_device_train_batch_size=2 * args.batch, num_train_epochs=1, report_to=[],
             save_strategy="no", logging_steps=1, precompute_ref_log_probs=precompute, use_cpu=args.device == "cpu",
             disable_tqdm=True,
             bf16=args.device == "cuda", activation_checkpointing=args.device == "cuda", warmup_steps=0.1,
@@ -221,7 +221,7 @@ def floor(args: argparse.Namespace, shape: dict[str, Any]) -> tuple[float, float
     width, head = shape["hidden_size"], shape["hidden_size"] // shape["num_attention_heads"]
     kv = head * shape["num_key_value_heads"]
     body = shape["num_hidden_layers"] * (2 * width * (width + kv) + 3 * width * shape["intermediate_size"])
-    need = 6 * (body * tokens + shape["vocab_size"] * width * scored) / (len(samples) / BATCH)
+    need = 6 * (body * tokens + shape["vocab_size"] * width * scored) / (len(samples) / args.batch)
     size, dtype = (8192, torch.bfloat16) if args.device == "cuda" else (1024, torch.float32)
     a = torch.randn(size, size, device=args.device, dtype=dtype)
     a @ a
@@ -235,7 +235,7 @@ def ask(args: argparse.Namespace, shape: str, contender: str, **changed: Any) ->
     """A contender's figures, from a process of its own."""
     given = {**vars(args), **changed}
     options = ["--contender", contender, "--shapes", shape, "--device", given["device"]]
-    for name in ("samples", "tokens", "vocabulary"):
+    for name in ("samples", "batch", "tokens", "vocabulary"):
         options += [f"--{name}", str(given[name])]
     for name in ("system", "response"):
         options += [f"--{name}", *map(str, given[name])]
@@ -268,6 +268,7 @@ def growth(args: argparse.Namespace) -> None:
         *((f"responses of {n}", {"response": [n, n]}) for n in (64, 128, 256, 512, 1024, 2048)),
         *((f"principles of {n}", {"system": [n, n]}) for n in (0, 128, 512, 1024)),
         *((f"vocabulary of {n:,}", {"vocabulary": n}) for n in (512, 8_192, 32_768, 151_936)),
+        *((f"batches of {n}", {"batch": n, "samples": 4 * n}) for n in (1, 4, 16, 64)),
         *((f"micro-batches of {n:,} tokens", {"tokens": n}) for n in (1, 2_048, 8_192)),
     ]
     print(
@@ -286,7 +287,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5m", "42m"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--samples", type=int, default=16, help="multiple of 4; the first step is not counted")
+    parser.add_argument("--samples", type=int, default=16, help="the first step is not counted")
+    parser.add_argument("--batch", type=int, default=4, help="samples a step")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of a micro-batch of ours")
     parser.add_argument("--vocabulary", type=int, default=0, help="in place of the shape's")
     parser.add_argument("--system", nargs=2, type=int, default=[80, 160], help="tokens of a principle, least and most")

@@ -129,10 +129,11 @@ def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[
 
     The fewest steps, the same for all devices, such that each micro-batch costs at most ``budget`` or is one sample;
     the largest sample goes first, to the micro-batch with the least so far. Every device can compute the whole plan,
-    so none has to be told. Micro-batches are empty only where there are fewer samples than these.
+    so none has to be told. Micro-batches are empty only where the samples do not come out even.
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    steps = max(1, -(-sum(costs) // (budget * devices)))
+    # With a bin for each sample every one is alone: more are never needed.
+    steps = min(-(-sum(costs) // (budget * devices)), -(-len(costs) // devices))
     while True:
         loads, bins = [0] * (steps * devices), [[] for _ in range(steps * devices)]
         for i in order:

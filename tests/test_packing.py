@@ -24,7 +24,8 @@ def test_a_plan_holds_every_sample_once_within_the_budget_and_alike_for_all_devi
     members = [bin_ for steps in made for bin_ in steps]
     assert sorted(i for bin_ in members for i in bin_) == list(range(len(costs)))
     assert all(sum(costs[i] for i in bin_) <= budget or len(bin_) == 1 for bin_ in members)
-    assert all(members) or len(costs) < len(members)
+    assert len(made[0]) <= -(-len(costs) // devices)
+    assert sum(not bin_ for bin_ in members) < devices
     if sum(costs) <= budget:
         assert len(made[0]) == 1
 

@@ -30,11 +30,10 @@ def rates(args: argparse.Namespace) -> list[float]:
 
 def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     """`sso train`: reference scores (read, or made beside the output), the tries, the best one saved."""
-    from sso import checkpoints, distributed
+    from sso import checkpoints, distributed, reference
     from sso.chat import describe, load_model, load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
-    from sso.records import digest
     from sso.trainer import fit, training_arguments, what_ran
 
     tries, training = rates(args), args.settings
@@ -43,9 +42,10 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     for line in made.report(training.max_length) if main else ():
         print(line, file=sys.stderr)
     distributed.start(training)
-    scores = None if objective.base.reference_free else _reference(args, tokenizer, records, made.samples, objective)
+    source = reference.make_key(args.model, tokenizer, records, training.max_length, training.dtype)
+    scores = None if objective.base.reference_free else _reference(args, made.samples, objective, tokenizer, source)
     work = args.out.with_name(f".{args.out.name}.work")
-    key = {"settings": training.model_dump(), "records": digest(records), "model": str(args.model), "seed": args.seed}
+    key = {"settings": training.model_dump(), "source": source, "seed": args.seed}
     results, best = [], None
     with checkpoints.kept(work) if main else nullcontext():
         for rate in tries:
@@ -77,13 +77,12 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     distributed.stop()
 
 
-def _reference(args: argparse.Namespace, tokenizer: Any, records: list, samples: list, objective: Any) -> Any:
+def _reference(args: argparse.Namespace, samples: list, objective: Any, tokenizer: Any, key: dict[str, str]) -> Any:
     """Reference scores, from the file that is given or made beside the output by all devices together."""
     from sso import distributed, reference
     from sso.chat import load_model
 
     training = args.settings
-    key = reference.make_key(args.model, tokenizer, records, training.max_length, training.dtype)
     if args.reference:
         return reference.load(args.reference, key)
     scores = reference.score(

@@ -49,7 +49,10 @@ def accuracy(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
-    """Average log-probability per token of y+ and y- in context x, [pairs] each, in the order of ``pairs``."""
+    """Average log-probability per token of y+ and y- in context x, [scored pairs] each, in the order of ``pairs``.
+
+    `sso reference` leaves out what is too long for a row.
+    """
     from safetensors import safe_open
 
     if not path.is_file():
@@ -59,9 +62,9 @@ def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
         logp, tokens = file.get_tensor("logp"), file.get_tensor("tokens")
     rows = {name: i for i, name in enumerate(json.loads(metadata["ids"]))}
     nodes = [tuple(node) for node in json.loads(metadata["nodes"])]
-    if missing := [p.id for p in pairs if p.id not in rows]:
-        raise InputError(f"{path}: holds no score of pair {missing[0]!r}; make it anew from these pairs.")
-    order, out = [rows[p.id] for p in pairs], {}
+    order, out = [rows[p.id] for p in pairs if p.id in rows], {}
+    if not order:
+        raise InputError(f"{path}: holds no score of pair {pairs[0].id!r} or any other; make it anew from these pairs.")
     for node in (("x", "y+"), ("x", "y-")):
         if node not in nodes:
             raise InputError(f"{path}: lacks {node[1]} in context {node[0]}; make it with the objective `pairs`.")
@@ -86,6 +89,7 @@ def measure(
         "nll_rejected": mean_and_error((-average["y-"]).tolist()),
         "length_chosen": mean_and_error(lengths["chosen"]),
         "length_rejected": mean_and_error(lengths["rejected"]),
+        "unscored_pairs": len(pairs) - len(average["y+"]),
         "equal_pairs": sum(p.chosen[-1].content == p.rejected[-1].content for p in pairs),
     }
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]

@@ -136,8 +136,13 @@ def test_data_quality_by_hand(judge, tmp_path):
     assert quality["nll_rejected"]["value"] == pytest.approx(-np.mean(averages["y-"]))
     assert quality["mean_probability"]["value"] == pytest.approx(np.exp([*averages["y+"], *averages["y-"]]).mean())
     assert quality["length_chosen"]["value"] == 2
+    assert quality["unscored_pairs"] == 0
+    # What was too long to be scored is counted, and judged all the same.
     reference_file(tmp_path / "r.safetensors", ["a", "b"], logp[:2], tokens[:2])
-    with pytest.raises(InputError, match="no score of pair 'c'"):
+    fewer, rows = data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
+    assert fewer["unscored_pairs"] == 1 and fewer["nll_chosen"]["n"] == 2 and len(rows) == 3
+    reference_file(tmp_path / "r.safetensors", ["x", "y"], logp[:2], tokens[:2])
+    with pytest.raises(InputError, match="no score of pair 'a' or any other"):
         data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
 
 

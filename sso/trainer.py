@@ -85,6 +85,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective, self.scorer = objective, scorer
         self.peak = _peak_flops()
+        self._head, self._body = _weights(self.model)
         self._sums: dict[str, float] = {}
         self._ids: list[str] = []
         self._since = time.monotonic()
@@ -172,20 +173,6 @@ class PreferenceTrainer(Trainer):
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    @property
-    def _head(self) -> int:
-        config = self.accelerator.unwrap_model(self.model).config
-        return config.vocab_size * config.hidden_size
-
-    @property
-    def _body(self) -> int:
-        """Weights that every token is multiplied with."""
-        config = self.accelerator.unwrap_model(self.model).config
-        head = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // head
-        attention = 2 * config.hidden_size * width * (head + config.num_key_value_heads)
-        return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the samples since the last call, over all devices, and the speed.
 
@@ -216,6 +203,16 @@ class PreferenceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+
+
+def _weights(model: Any) -> tuple[int, int]:
+    """Weights of the head, and those that every token is multiplied with: all but embeddings and head."""
+
+    def size(weight: Any) -> int:
+        return getattr(weight, "ds_numel", weight.numel())  # ZeRO-3 keeps a part of each here
+
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return size(head), sum(size(p) for p in model.parameters() if p is not head and p is not embedding)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -216,3 +216,15 @@ def test_both_layouts_train_the_same_model(samples, tmp_path):
     assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in other], rel=1e-4)
     for a, b in zip(forest.parameters(), padded.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-4)
+
+
+def test_a_model_of_another_kind_trains_in_padded_rows(samples, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=2048, n_embd=32, n_layer=1, n_head=2, n_positions=512, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    _, log = run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", epochs=1)
+    assert log[0]["x+:y+>y-/margin"] == pytest.approx(0, abs=1e-3) and log[0]["padding"] > 0
+    with pytest.raises(InputError, match="a gpt2 model with this config takes no forest"):
+        run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", layout="forest")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from eval.alpaca_eval import Row, mean_and_error
+from eval.alpaca_eval import Row, aligned, mean_and_error
 from eval.endpoint_judge import EndpointJudge, Question
 from eval.judge import to_json
 from sso.endpoint import Completion
@@ -45,10 +45,8 @@ def annotate(judge: EndpointJudge, answers: Sequence[Answer], references: Sequen
 
     Raises InputError where the endpoint gives no logprobs at all.
     """
-    by_id = {a.id: a for a in answers}
-    if missing := [r.id for r in references if r.id not in by_id]:
-        raise InputError(f"answers: no answer to {missing[0]!r} ({len(missing)} of {len(references)} are missing).")
-    rows = [{"instruction": _instruction(r), "output_1": r.output, "output_2": by_id[r.id].output} for r in references]
+    pairs = zip(aligned(answers, references), references, strict=True)
+    rows = [{"instruction": _instruction(r), "output_1": r.output, "output_2": a.output} for a, r in pairs]
     level = logging.root.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package imports pkg_resources

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sso.sampling.transformers_engine import TransformersEngine
 
 Row = dict[str, Any]
-"""A line of pairwise.jsonl: id, preference (1: ours wins), score, reference_score, length, reference_length."""
+"""A line of pairwise.jsonl: id, preference (1: ours wins; None: unread), score, reference_score, length and
+reference_length in characters; one a prompt, in order. Statistics of lengths need no id and no scores."""
 
 
 def mean_and_error(values: Sequence[float | None], scale: float = 1.0) -> dict[str, float | int | None]:
@@ -29,14 +30,19 @@ def mean_and_error(values: Sequence[float | None], scale: float = 1.0) -> dict[s
 
 
 def answer(
-    engine: "TransformersEngine", queries: list[Query], settings: Evaluation, seed: int, model: str
+    engine: "TransformersEngine",
+    queries: list[Query],
+    settings: Evaluation,
+    seed: int,
+    model: str,
+    purpose: str = "answer",
 ) -> list[Answer]:
-    """One sampled answer a query."""
+    """One sampled answer a query; ``purpose`` tells its seed from those of other draws."""
     from sso.sampling import seed_of
 
     generations = engine.generate(
         [query.prompt for query in queries],
-        seeds=[seed_of(seed, query.id, "answer") for query in queries],
+        seeds=[seed_of(seed, query.id, purpose) for query in queries],
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
@@ -47,15 +53,21 @@ def answer(
     ]
 
 
-def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw: int = 0) -> list[Row]:
-    """Compare each answer with the reference answer of the same id, in the order of ``references``."""
+def aligned(answers: Sequence[Answer], references: Sequence[Answer], what: str = "answers") -> list[Answer]:
+    """The answers in the order of the references of the same ids; raises InputError where one is missing."""
     by_id = {answer.id: answer for answer in answers}
     if missing := [r.id for r in references if r.id not in by_id]:
-        raise InputError(f"answers: no answer to {missing[0]!r} ({len(missing)} of {len(references)} are missing).")
-    for reference in references:
-        if by_id[reference.id].prompt != reference.prompt:
+        count = f"{len(missing)} of {len(references)} are missing"
+        raise InputError(f"{what}: no answer to {missing[0]!r} ({count}); make them.")
+    return [by_id[reference.id] for reference in references]
+
+
+def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw: int = 0) -> list[Row]:
+    """Compare each answer with the reference answer of the same id, in the order of ``references``."""
+    ours = aligned(answers, references)
+    for answer, reference in zip(ours, references, strict=True):
+        if answer.prompt != reference.prompt:
             raise InputError(f"answers: {reference.id!r} answers another prompt than the reference; make them anew.")
-    ours = [by_id[reference.id] for reference in references]
     items = [Comparison(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
     scores: list[float | None] = [None] * (2 * len(items))
     if isinstance(judge, OracleJudge):

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from eval import alpaca_eval
 from eval.judge import Comparison, Judge
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Query, iter_json_lines, read
-from sso.sampling import Engine, seed_of
+from sso.sampling import Engine
 
 BASELINE = "gpt-4-0314"
 STRONG = 3
@@ -69,27 +70,14 @@ def _has(path: Path, number: int, row: dict[str, Any], *keys: str) -> bool:
 
 def answer(engine: Engine, questions: list[Query], settings: Evaluation, seed: int, model: str) -> list[Answer]:
     """One greedy answer a question, as the benchmark draws them."""
-    generations = engine.generate(
-        [q.prompt for q in questions],
-        seeds=[seed_of(seed, q.id, "arena_hard") for q in questions],
-        temperature=0.0,
-        top_p=1.0,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    return [
-        Answer(id=q.id, prompt=q.prompt, output=g.text, model=model)
-        for q, g in zip(questions, generations, strict=True)
-    ]
+    greedy = settings.model_copy(update={"temperature": 0.0, "top_p": 1.0})
+    return alpaca_eval.answer(engine, questions, greedy, seed, model, "arena_hard")
 
 
 def comparisons(answers: list[Answer], baseline: list[Answer]) -> list[Comparison]:
     """The baseline (a) beside the answer (b) to each of the baseline's prompts."""
-    by_id = {a.id: a for a in answers}
-    if missing := [b.id for b in baseline if b.id not in by_id]:
-        raise InputError(
-            f"arena_hard: no answer to {missing[0]!r} ({len(missing)} of {len(baseline)} are missing); make them."
-        )
-    return [Comparison(by_id[b.id].prompt, b.output, by_id[b.id].output) for b in baseline]
+    ours = alpaca_eval.aligned(answers, baseline, "arena_hard")
+    return [Comparison(a.prompt, b.output, a.output) for a, b in zip(ours, baseline, strict=True)]
 
 
 def judge_games(judge: Judge, answers: list[Answer], baseline: list[Answer]) -> list[dict[str, Any]]:

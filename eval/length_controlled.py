@@ -24,14 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.alpaca_eval import Row, mean_and_error
 from sso.errors import InputError
 from sso.records import iter_json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Row = dict[str, Any]
-"""preference (1: the model wins; None: unread), length and reference_length in characters; one a prompt, in order."""
 
 GAMED = ((2402, -1.5835, 0.8335), (1136, -1.6425, 0.6836))
 """gpt4_1106_preview_verbose and _concise: mean length (leaderboard), and the official coefficients of length and
@@ -145,9 +143,7 @@ def length_controlled(
         preference = np.array([rows[i]["preference"] for i in positions], dtype=np.float64)
         gap = np.array([rows[i]["reference_length"] - rows[i]["length"] for i in positions], dtype=np.float64)
         if len(positions) < 10 or not gap.any() or gap.std() == 0:
-            error = 100 * float(preference.std(ddof=1)) / len(positions) ** 0.5 if len(positions) > 1 else None
-            value = 100 * float(preference.mean()) if len(positions) else None
-            out[model] = {"value": value, "stderr": error, "n": len(positions), "model": "raw"}
+            out[model] = mean_and_error(preference.tolist(), 100) | {"model": "raw"}
             continue
         frame = pd.DataFrame(
             {

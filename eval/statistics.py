@@ -109,9 +109,10 @@ def permutation_p(a: Samples, b: Samples, seed: int = 0, n: int = 10_000) -> flo
     """
     from scipy.stats import permutation_test
 
-    if len({len(x) for x in _differences(a, b)}) > 1:
+    by_seed = _differences(a, b)
+    if len({len(x) for x in by_seed}) > 1:
         raise ValueError("the items of all seeds must be the same")
-    differences = np.mean(_differences(a, b), axis=0)
+    differences = np.mean(by_seed, axis=0)
     differences = differences[differences != 0]  # their exchange changes nothing
     if differences.size < 2:
         return 1.0  # one item can fall either way

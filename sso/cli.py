@@ -199,7 +199,7 @@ def _records(path: Path) -> list[Triple] | list[Pair]:
 
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
-    from sso import distributed, reference
+    from sso import reference
     from sso.chat import load_model, load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
@@ -208,22 +208,10 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length)
-    for line in made.report(training.max_length) if distributed.is_main() else ():
-        print(line, file=sys.stderr)
+    made.warn(training.max_length)
     key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
-    scores = reference.score(
-        model,
-        made.samples,
-        list(nodes),
-        tokenizer.pad_token_id,
-        key,
-        training.layout,
-        training.tokens_per_batch,
-        progress("reference"),
-    )
-    if distributed.is_main():
-        reference.save(scores, out)
-    return scores
+    show = progress("reference")
+    return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 
 
 def reference(args: argparse.Namespace) -> None:
@@ -267,8 +255,7 @@ def loss(args: argparse.Namespace) -> None:
         end_start_up()
         objective, tokenizer = build(training), load_tokenizer(args.policy)
         made = tokenize(_records(args.triples), tokenizer, training.max_length)
-        for line in made.report(training.max_length):
-            print(line)
+        made.warn(training.max_length)
         pad = tokenizer.pad_token_id
         rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))
     for row in rows:

@@ -161,13 +161,18 @@ class Training(Settings):
     save_steps: int = Field(0, ge=0)
     """Optimizer steps between checkpoints for resuming; 0: none."""
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each device holds a part of the weights only."""
+        return self.engine in ("zero3", "zero3_offload", "fsdp2")
+
     @model_validator(mode="after")
     def _coherent(self) -> "Training":
         if self.label_smoothing and self.base_loss != "dpo":
             raise ValueError("label_smoothing belongs to base_loss dpo")
         if len(self.learning_rates) > 1 and (self.devices > 1 or self.engine != "ddp"):
             raise ValueError("several learning_rates are tried on one device only; give one")
-        if self.lora and self.engine in ("zero3", "zero3_offload", "fsdp2"):
+        if self.lora and self.shards_weights:
             raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
         return self
 

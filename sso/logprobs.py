@@ -112,7 +112,8 @@ def forest_logps(model: Any, batch: dict[str, Any]) -> Tensor:
             forest=batch["layout"],
             use_cache=False,
         ).logits
-    branches = each.new_zeros(int(batch["branch_of"].max()) + 1).index_add(0, batch["owner"], each)
+    # There are at most as many branches as nodes; their exact number would be waited for on CUDA.
+    branches = each.new_zeros(batch["branch_of"].numel()).index_add(0, batch["owner"], each)
     return branches[batch["branch_of"]]
 
 

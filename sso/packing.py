@@ -5,6 +5,7 @@ context. In a forest each context stands once, followed by a branch for each dis
 its own branch and the context before it, so every node is scored as if it stood alone. Knows nothing of models.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sso.attention import layout
 from sso.chat import encode_prompt, encode_response, with_system
+from sso.distributed import is_main
 from sso.errors import InputError
 from sso.objective import Node
 from sso.records import Pair, Triple
@@ -49,6 +51,11 @@ class Tokenized:
     def counts(self) -> dict[str, int]:
         """Figures for the run's record."""
         return {"samples": len(self.samples), "responses_cut": len(self.cut), "records_left_out": len(self.left_out)}
+
+    def warn(self, max_length: int) -> None:
+        """Print `report` to standard error, from the main process alone."""
+        for line in self.report(max_length) if is_main() else ():
+            print(line, file=sys.stderr)
 
     def report(self, max_length: int) -> list[str]:
         """A warning line for each thing that did not fit."""

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sso.config import Training
+from sso.distributed import is_main
 from sso.errors import InputError
 from sso.logprobs import Scorer
 from sso.objective import Node
@@ -89,6 +91,23 @@ def score(
         # The shares are disjoint and zero elsewhere.
         logp, tokens = (_sum(value, model.device) for value in (logp, tokens))
     return Reference([s.id for s in samples], list(nodes), logp, tokens, key)
+
+
+def make(
+    model: Any,
+    samples: Sequence[Sample],
+    nodes: Sequence[Node],
+    pad: int,
+    key: dict[str, str],
+    training: Training,
+    out: Path,
+    progress: Any = None,
+) -> Reference:
+    """`score` in the training's layout and batches, kept at ``out`` by the main process."""
+    scores = score(model, samples, nodes, pad, key, training.layout, training.tokens_per_batch, progress)
+    if is_main():
+        save(scores, out)
+    return scores
 
 
 def _sum(value: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sso.chat import encode_prompt, encode_response
 from sso.config import Backbone, Sft
-from sso.records import Message, iter_json_lines
+from sso.records import Message, iter_json_lines, whole_folder
 
 
 def tokens(tokenizer: Any, messages: list[Message]) -> dict[str, list[int]]:
@@ -92,10 +92,6 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
 
 def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None = None) -> None:
     """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own."""
-    import shutil
-
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    model.save_pretrained(temporary, state_dict=weights)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)

@@ -86,6 +86,7 @@ class PreferenceTrainer(Trainer):
         self.objective, self.scorer = objective, scorer
         self.peak = _peak_flops()
         self._head, self._body = _weights(self.model)
+        self._costs = {s.id: cost(s, scorer.nodes, scorer.layout) for s in self.train_dataset.samples}
         self._sums: dict[str, float] = {}
         self._ids: list[str] = []
         self._since = time.monotonic()
@@ -105,17 +106,17 @@ class PreferenceTrainer(Trainer):
         """Forward and backward of this device's micro-batches; returns its part of the mean loss."""
         model.train()
         self._ids = [sample.id for sample, _ in items]
-        costs = [cost(sample, self.scorer.nodes, self.scorer.layout) for sample, _ in items]
+        costs = [self._costs[name] for name in self._ids]
         budget, devices = self.objective.training.tokens_per_batch, self.args.world_size
         mine = plan(costs, budget, devices)[self.args.process_index]
         smallest = min(range(len(items)), key=costs.__getitem__)
         state, total = self.accelerator.gradient_state, torch.zeros((), device=self.args.device)
+        plain = self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
         for step, members in enumerate(mine, 1):
             # All devices do the same number of passes: sharded weights are gathered by all. An idle pass weighs 0.
             batch = [items[i] for i in members or [smallest]]
             last = step == len(mine)
             state._set_sync_gradients(last)
-            plain = self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
             with self.accelerator.no_sync(model) if plain and not last else nullcontext():
                 # Devices' gradients are averaged, hence the factor.
                 loss = self.sample_losses(model, batch, bool(members)).sum() * devices / len(items)

@@ -6,7 +6,6 @@ iterations take the choice over. Without a choice to make this is just training.
 
 import argparse
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,18 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     tries, training = rates(args), args.settings
     objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
     made = tokenize(records, tokenizer, training.max_length)
-    for line in made.report(training.max_length) if main else ():
-        print(line, file=sys.stderr)
+    made.warn(training.max_length)
     distributed.start(training)
     source = reference.make_key(args.model, tokenizer, records, training.max_length, training.dtype)
-    scores = None if objective.base.reference_free else _reference(args, made.samples, objective, tokenizer, source)
+    if objective.base.reference_free:
+        scores = None
+    elif args.reference:
+        scores = reference.load(args.reference, source)
+    else:
+        out = args.out.with_name(f"{args.out.name}.reference.safetensors")
+        pad, start = tokenizer.pad_token_id, load_model(args.model)
+        scores = reference.make(start, made.samples, objective.nodes, pad, source, training, out)
+        del start  # its memory is the training's
     work = args.out.with_name(f".{args.out.name}.work")
     key = {"settings": training.model_dump(), "source": source, "seed": args.seed}
     results, best = [], None
@@ -77,28 +83,6 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     distributed.stop()
 
 
-def _reference(args: argparse.Namespace, samples: list, objective: Any, tokenizer: Any, key: dict[str, str]) -> Any:
-    """Reference scores, from the file that is given or made beside the output by all devices together."""
-    from sso import distributed, reference
-    from sso.chat import load_model
-
-    training = args.settings
-    if args.reference:
-        return reference.load(args.reference, key)
-    scores = reference.score(
-        load_model(args.model),
-        samples,
-        objective.nodes,
-        tokenizer.pad_token_id,
-        key,
-        training.layout,
-        training.tokens_per_batch,
-    )
-    if distributed.is_main():
-        reference.save(scores, args.out.with_name(f"{args.out.name}.reference.safetensors"))
-    return scores
-
-
 def with_adapters(model: Any, training: Any) -> Any:
     """The model with low-rank adapters where the training asks for them: the reference is the model without."""
     if training.lora is None:
@@ -119,11 +103,11 @@ def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
     from sso.sft import save
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.objective.training.engine not in ("ddp", "zero2", "zero2_offload")
+    sharded = trainer.objective.training.shards_weights
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if is_main():
         if hasattr(model, "merge_and_unload"):
-            model, weights = model.merge_and_unload(), None
+            model = model.merge_and_unload()
         save(model, tokenizer, out, weights)
     trainer.accelerator.wait_for_everyone()
 

@@ -44,8 +44,8 @@ wildcard_constraints:
     set="[^/]+(/it[0-9]+)?",
     arm="[^/]+",
     reward="[^/]+",
-    version="v[12]",
-    t="[0-9]+",
+    guidelines="[^/]+",
+    part="preferences[^/]*",
 
 
 include: "workflow/rules/data.smk"

@@ -20,6 +20,7 @@ from sso import tracking
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
 from sso.errors import InputError
+from sso.hub import checkpoint
 from sso.records import Answer, digest, whole_folder, write, write_text
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Model:
 
     def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, cache: Path):
         self.name, self.settings, self.endpoint, self.cache = name, settings, endpoint, cache
-        self.folder = None if endpoint else _checkpoint(name)
+        self.folder = None if endpoint else checkpoint(name)
         self.dtype = _stored_dtype(self.folder) if self.folder else None
 
     @property
@@ -83,18 +84,6 @@ class Model:
 
             return EndpointLM(self.engine.client)
         return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
-
-
-def _checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: a local one, or a hub repository's, fetched without code or pickles."""
-    if Path(name).is_dir() or name.count("/") != 1 or name.startswith((".", "/")):
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except Exception as error:
-        raise InputError(f"{name}: neither a folder nor to be had from the hub ({type(error).__name__}).") from error
 
 
 def _stored_dtype(model: Path) -> str:

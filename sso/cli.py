@@ -15,8 +15,22 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sso import tracking, warm
-from sso.config import Backbone, Data, Sampling, Sft, Training, World, Writer, load, merge, read_yaml, schema
+from sso.config import (
+    Backbone,
+    Data,
+    Preferences,
+    Sampling,
+    Sft,
+    Training,
+    World,
+    Writer,
+    load,
+    merge,
+    read_yaml,
+    schema,
+)
 from sso.errors import InputError
+from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -97,15 +111,33 @@ def data(args: argparse.Namespace) -> None:
 
             run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
             return
+        from sso import hub
+
         real = Data.model_validate(given["data"])
-        queries = read(real.queries, Query)[: real.limit]
+        queries = hub.queries(real)
         if len(queries) < count:
             raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations.")
         for t in range(count):
             write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
+        write(args.out / "queries_all.jsonl", queries)
         if real.tune:
             write(args.out / "tune.jsonl", read(real.tune, Query))
+        for name, source in given.get("files", {}).items():
+            found = hub.fetch(source)
+            write_text(args.out / name, found.read_text(encoding="utf-8"))
         run.summary["queries"] = len(queries)
+
+
+def preferences(args: argparse.Namespace) -> None:
+    """A set of annotated pairs, whole or one of so many parts."""
+    from sso.preferences import load as load_pairs
+
+    with tracking.run(args.out, "preferences", args.settings, {}) as run:
+        made, counts = load_pairs(args.settings)
+        part, parts = (int(number) for number in args.part.split("/"))
+        made = made[part - 1 :: parts]
+        run.summary.update(counts | {"pairs": len(made)})
+        write(args.out, made)
 
 
 def sft(args: argparse.Namespace) -> None:
@@ -166,7 +198,7 @@ def sample(args: argparse.Namespace) -> None:
     with tracking.run(args.out, "sample", args.settings, inputs, args.seed) as run:
         from sso.sampling.transformers_engine import TransformersEngine
 
-        written = read(args.principles, Principles)
+        written = read(args.principles, Principles)[: args.limit]
         engine = TransformersEngine(args.model, dtype=args.settings.dtype, batch_size=args.settings.batch_size)
         end_start_up()
         triples, counts = draw(
@@ -301,7 +333,9 @@ def parser() -> argparse.ArgumentParser:
 
     path, required = {"type": Path}, {"type": Path, "required": True}
     seed = ("--seed", {"type": int, "default": 0})
-    out, model, source = ("--out", required), ("--model", required), ("--data", required)
+    out, source = ("--out", required), ("--data", required)
+    folder = {"type": checkpoint, "help": "folder of a checkpoint, or its name on the hub"}
+    model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
 
@@ -333,7 +367,7 @@ def parser() -> argparse.ArgumentParser:
         ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
         own(Writer),
         world,
-        ("--model", path),
+        ("--model", folder),
         seed,
         out,
     )
@@ -347,10 +381,19 @@ def parser() -> argparse.ArgumentParser:
         ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
         ("--pairs", {"choices": ["good_bad"]}),
-        ("--reference-model", path),
+        ("--limit", {"type": int, "help": "only the first so many queries"}),
+        ("--reference-model", folder),
         ("--reference-settings", {"type": settings(Training), "default": Training()}),
         ("--reference-out", path),
         seed,
+        out,
+    )
+    add(
+        "preferences",
+        preferences,
+        "a set of annotated pairs, from the hub or a file",
+        own(Preferences),
+        ("--part", {"default": "1/1", "help": "1/3: the first of three parts"}),
         out,
     )
     add(

@@ -40,12 +40,35 @@ class World(Settings):
     """Items of each lm-eval benchmark and of MT-Bench's look-alike."""
 
 
+class Preferences(Settings):
+    """A preference set: a data set of the hub or a local copy of its folder, or a JSON Lines, JSON or Parquet file."""
+
+    path: str
+    subset: str | None = None
+    """Its configuration on the hub, where it has several."""
+    split: str = "train"
+    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    revision: str | None = None
+    """A commit of the hub."""
+    limit: int | None = Field(None, ge=1)
+    """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
+    seed: int = 0
+
+
 class Data(Settings):
-    """Real input in the micro-world's place: JSON Lines with `prompt`."""
+    """Real input in the micro-world's place."""
 
     queries: str | None = None
+    """A JSON Lines file with `prompt`, or a data set's name on the hub."""
+    split: str = "train"
+    column: str = "prompt"
+    """Of a data set on the hub."""
     limit: int | None = Field(None, ge=1)
     tune: str | None = None
+    generator_queries: int | None = Field(None, ge=1)
+    """Generators train on the triples of so many first queries; None: of all. The paper: 8,000 of 60,000."""
+    preferences: Preferences | None = None
+    """Annotated pairs for arms with `data: annotated`."""
 
 
 class Backbone(Settings):
@@ -59,8 +82,12 @@ class Backbone(Settings):
     heads: int = 2
     kv_heads: int = 1
     max_length: int = 2048
+    sft: bool = False
+    """Fine-tune `path`, a base model, on `sft.data` first."""
     paper: dict[str, str] = {}
     """The paper's backbone whose figures stand beside ours, by version: {v2: Qwen2-7B-SFT}."""
+    evaluation: dict[str, Any] = {}
+    """Laid over the experiment's `evaluation` for this backbone; an arm's own is laid over both."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Backbone":
@@ -70,13 +97,30 @@ class Backbone(Settings):
 
 
 class Sft(Settings):
-    """Supervised fine-tuning from scratch on the world's corpus."""
+    """Supervised fine-tuning: of a tiny model on the world's corpus, or of a base model on `data`."""
 
     steps: int = 3300
+    """-1: as many as `epochs` make."""
+    epochs: float = Field(1, gt=0)
     batch_size: int = 32
     learning_rate: float = 5e-3
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
+    data: str | None = None
+    """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus. Below: only with `data`."""
+    split: str = "train"
+    limit: int | None = Field(None, ge=1)
+    chat_template: str | None = None
+    """For base models that have none: a checkpoint whose template and end-of-turn token are taken."""
+    max_length: int = Field(2048, ge=8)
+    """Tokens of a dialogue; longer ones are cut at the end."""
+    micro_batch_size: int = Field(1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = True
+    devices: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    save_steps: int = Field(0, ge=0)
 
 
 class Writer(Settings):
@@ -155,7 +199,9 @@ class Training(Settings):
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
     devices: int = Field(1, ge=1)
-    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    """Processes on one machine, one a device; under torchrun, its count."""
+    nodes: int = Field(1, ge=1)
+    """Machines, in a SLURM allocation of so many."""
     engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
     """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
     save_steps: int = Field(0, ge=0)
@@ -170,7 +216,7 @@ class Training(Settings):
     def _coherent(self) -> "Training":
         if self.label_smoothing and self.base_loss != "dpo":
             raise ValueError("label_smoothing belongs to base_loss dpo")
-        if len(self.learning_rates) > 1 and (self.devices > 1 or self.engine != "ddp"):
+        if len(self.learning_rates) > 1 and (self.devices * self.nodes > 1 or self.engine != "ddp"):
             raise ValueError("several learning_rates are tried on one device only; give one")
         if self.lora and self.shards_weights:
             raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
@@ -194,8 +240,14 @@ class Arm(Settings):
     generator: Training | None = None
     policy: Training | None = None
     iterations: int = Field(1, ge=1)
+    offline: bool = False
+    """Triples of all queries are drawn from the starting model and trained on once (v1, table 3)."""
+    writer: str | None = None
+    """Who writes this arm's principles: a key of `writers`; None: `principles`."""
     backbones: list[str] | None = None
     """Only on these backbones; None: on all."""
+    evaluation: dict[str, Any] = {}
+    """Laid over the backbone's and the experiment's `evaluation`."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "Arm":
@@ -203,8 +255,10 @@ class Arm(Settings):
             raise ValueError("`data: none` and a missing `policy` go together")
         if self.generator is not None and (self.data != "good_bad" or self.iterations > 1):
             raise ValueError("a `generator` needs `data: good_bad` and one iteration")
-        if self.iterations > 1 and self.data not in ("triples", "good_bad"):
-            raise ValueError("iterations need `data: triples` or `data: good_bad`")
+        if self.iterations > 1 and self.data not in ("triples", "good_bad", "annotated"):
+            raise ValueError("iterations need `data: triples`, `good_bad` or `annotated`")
+        if self.offline and (self.data != "triples" or self.iterations > 1):
+            raise ValueError("`offline` needs `data: triples` and one iteration")
         return self
 
 
@@ -303,6 +357,10 @@ class Evaluation(Settings):
     tasks: list[Task] = []
     mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
     """Local files in place of the hub's data sets, by benchmark."""
+    files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
+    """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
+    devices: int = Field(1, ge=1)
+    """GPUs of a model's answers."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
@@ -313,6 +371,27 @@ class Evaluation(Settings):
     """Of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
     judge: Judge = Judge()
+
+
+class Hardware(Settings):
+    """The machine that `sso plan` reckons with; the workflow asks for GPUs only where it is given."""
+
+    name: str = "H100-80GB"
+    gpus: int = Field(8, ge=1)
+    """On one machine."""
+    memory_gb: float = Field(80, gt=0)
+    """Of one GPU."""
+    tflops: float = Field(989, gt=0)
+    """Peak of one GPU in bfloat16, dense."""
+    bandwidth_gbs: float = Field(3350, gt=0)
+    """Of one GPU's memory."""
+    training_mfu: float = Field(0.35, gt=0, le=1)
+    """Share of the peak that training reaches."""
+    decoding_mbu: float = Field(0.5, gt=0, le=1)
+    """Share of the memory bandwidth that decoding reaches."""
+    host_memory_gb: float = Field(1000, gt=0)
+    disk_gb: float = Field(8000, gt=0)
+    price_per_gpu_hour: float = Field(0, ge=0)
 
 
 class Experiment(Settings):
@@ -326,12 +405,19 @@ class Experiment(Settings):
     backbones: dict[str, Backbone] = Field(min_length=1)
     sft: Sft | None = None
     principles: Writer = Writer()
+    writers: dict[str, Writer] = {}
+    """Other writers, which arms name."""
     sampling: Sampling = Sampling()
     trainings: dict[str, Training] = {}
     """Named settings that arms start from by `use:`."""
     arms: dict[str, Arm] = Field(min_length=1)
     rewards: dict[str, Reward] = {}
     evaluation: Evaluation = Evaluation()
+    hardware: Hardware | None = None
+    assumed: dict[str, str] = {}
+    """What the paper leaves open: key of this config -> why it has its value. The report lists them."""
+    local: dict[str, str] = {}
+    """Name of a model or data set (or hf:// file) -> where it lies here; each is replaced wherever it stands."""
     tracking_uri: str | None = None
     """MLflow; None: SQLite at results/<experiment>/mlflow.db, or MLFLOW_TRACKING_URI where that is set."""
 
@@ -340,6 +426,8 @@ class Experiment(Settings):
     def _named_settings(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if local := values.get("local"):
+            values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
         named = values.get("trainings") or {}
         for name, arm in (values.get("arms") or {}).items():
             for stage in ("generator", "policy"):
@@ -359,8 +447,26 @@ class Experiment(Settings):
             for backbone in arm.backbones or []:
                 if backbone not in self.backbones:
                     raise ValueError(f"arms.{name}.backbones: unknown backbone {backbone!r}")
+            if arm.writer is not None and arm.writer not in self.writers:
+                raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`")
+            if arm.data == "annotated" and self.world is None and self.data.preferences is None:
+                raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
+            if arm.data == "good_original" and self.data.generator_queries:
+                raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
+            for backbone in self.backbones:
+                self.evaluation_of(backbone, name)
+        kinds = {writer.kind == "policy" for writer in [self.principles, *self.writers.values()]}
+        if len(kinds) > 1:
+            raise ValueError("writers: either all principles are written by the policy itself or none")
+        known = self.model_dump()
+        for key in self.assumed:
+            if not _has(known, key):
+                raise ValueError(f"assumed.{key}: this config has no such key")
         if (self.world is None) == (self.data.queries is None):
             raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+        for name, backbone in self.backbones.items():
+            if backbone.sft and (self.sft is None or self.sft.data is None):
+                raise ValueError(f"backbones.{name}.sft needs `sft.data`, the dialogues to train on")
         scratch = [name for name, backbone in self.backbones.items() if backbone.architecture]
         if scratch and (self.world is None or self.sft is None):
             raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
@@ -371,6 +477,31 @@ class Experiment(Settings):
         if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
+
+    def evaluation_of(self, backbone: str, arm: str) -> Evaluation:
+        """The evaluation of an arm on a backbone: the experiment's with theirs laid over."""
+        over = merge(self.backbones[backbone].evaluation, self.arms[arm].evaluation)
+        if not over:
+            return self.evaluation
+        return Evaluation.model_validate(merge(self.evaluation.model_dump(), over))
+
+
+def _replaced(value: Any, names: dict[str, str]) -> Any:
+    """A config with every text that is one of ``names`` replaced; keys stay."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _has(values: Any, key: str) -> bool:
+    """Whether nested mappings have a key `a.b.c`."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,21 @@ class Data(Settings):
     """Annotated pairs for arms with `data: annotated`."""
 
 
+class Preferences(Settings):
+    """A preference set: a data set of the hub or a local copy of its folder, or a JSON Lines, JSON or Parquet file."""
+
+    path: str
+    subset: str | None = None
+    """Its configuration on the hub, where it has several."""
+    split: str = "train"
+    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    revision: str | None = None
+    """A commit of the hub."""
+    limit: int | None = Field(None, ge=1)
+    """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
+    seed: int = 0
+
+
 class Backbone(Settings):
     """A checkpoint on disk or the hub, or a tiny model trained from scratch."""
 

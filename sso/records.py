@@ -4,10 +4,12 @@
 format, so they load in any trainer. Files are written under a temporary name and renamed when whole.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,11 +99,11 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object); raises InputError that names file and line."""
+    """Yield (line number, object), of a gzipped file too; raises InputError that names file and line."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a JSON Lines file.")
-    with path.open(encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         number = 0
         try:
             for number, line in enumerate(lines, 1):
@@ -120,6 +122,8 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, value
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file.") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path}:{number + 1}: broken gzip file ({error}); fetch it again.") from error
 
 
 def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:

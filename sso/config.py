@@ -71,21 +71,6 @@ class Data(Settings):
     """Annotated pairs for arms with `data: annotated`."""
 
 
-class Preferences(Settings):
-    """A preference set: a data set of the hub or a local copy of its folder, or a JSON Lines, JSON or Parquet file."""
-
-    path: str
-    subset: str | None = None
-    """Its configuration on the hub, where it has several."""
-    split: str = "train"
-    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
-    revision: str | None = None
-    """A commit of the hub."""
-    limit: int | None = Field(None, ge=1)
-    """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
-    seed: int = 0
-
-
 class Backbone(Settings):
     """A checkpoint on disk or the hub, or a tiny model trained from scratch."""
 
@@ -404,6 +389,12 @@ class Hardware(Settings):
     """Share of the peak that training reaches."""
     decoding_mbu: float = Field(0.5, gt=0, le=1)
     """Share of the memory bandwidth that decoding reaches."""
+    prompt_tokens: int = Field(200, ge=1)
+    """Means of the queries, the guideline's system message and the responses, for tokens and hours."""
+    principle_tokens: int = Field(100, ge=0)
+    response_tokens: int = Field(350, ge=1)
+    sequences: int = Field(256, ge=1)
+    """Requests that vLLM decodes at once."""
     host_memory_gb: float = Field(1000, gt=0)
     disk_gb: float = Field(8000, gt=0)
     price_per_gpu_hour: float = Field(0, ge=0)

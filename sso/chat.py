@@ -135,7 +135,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_checkpoint(path: str | Path) -> None:
+def check_checkpoint(path: str | Path, template: bool = True) -> None:
     """Cheap check of a local checkpoint before any work: configuration, weights, chat template. No torch."""
     folder = Path(path)
     if not folder.is_dir():
@@ -144,6 +144,8 @@ def check_checkpoint(path: str | Path) -> None:
         raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint.")
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors; convert the checkpoint (pickled weights are not loaded).")
+    if not template:
+        return
     settings = folder / "tokenizer_config.json"
     inline = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
     if not inline and not (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():

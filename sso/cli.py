@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso import tracking, warm
+from sso import gpus, tracking, warm
 from sso.config import (
     Backbone,
     Data,
@@ -73,6 +73,7 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
     # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
     gc.disable()
     try:
+        gpus.claim_for_job()
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
@@ -304,6 +305,31 @@ def report(args: argparse.Namespace) -> None:
         build(experiment, args.results, args.out)
 
 
+def plan(args: argparse.Namespace) -> None:
+    """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
+    from sso.report.collect import grid_of
+
+    grid = grid_of(load(args.configfile))
+    from workflow.plan import show
+
+    show(grid, args.measured)
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """What is missing for a run, a line a problem; exit code 1 where there is one."""
+    from sso.report.collect import grid_of
+
+    grid = grid_of(load(args.configfile))
+    from workflow.doctor import problems
+
+    found = list(problems(grid))
+    for problem in found:
+        print(problem)
+    if found:
+        sys.exit(1)
+    print("nothing is missing")
+
+
 def sync(args: argparse.Namespace) -> None:
     """Records to MLflow."""
     tracking.sync(args.results, args.tracking_uri)
@@ -445,6 +471,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
     add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))
+    configfile = ("--configfile", {**required, "help": "an experiment, as Snakemake's"})
+    measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
+    add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
+    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
     add("schema", print_schema, "JSON schema of the config", ("--out", path))
     return top
 

@@ -8,6 +8,7 @@ A *cell* is one backbone with one seed. A *run* is what is evaluated: an arm, or
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
+from workflow.costs import Cost, Costs
 
 PATHS = {
     "config": "{root}/config.json",
@@ -136,8 +138,10 @@ def check(experiment: Experiment) -> None:
         if chained(experiment.arms[reward.arm]) or experiment.arms[reward.arm].data == "none":
             raise InputError(f"rewards.{name}.arm: arm {reward.arm!r} makes no pairs of its own; choose one that does.")
     queries = []
-    if experiment.data.queries is not None:
+    if experiment.data.queries is not None and Path(experiment.data.queries).is_file():
         queries = read(experiment.data.queries, Query)[: experiment.data.limit]
+    elif experiment.data.queries is not None and not is_hub_name(experiment.data.queries):
+        raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
     for task in experiment.evaluation.tasks:
@@ -151,11 +155,44 @@ def check(experiment: Experiment) -> None:
             if not Path(file).is_file():
                 raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
-    for path in [*checkpoints, *filter(None, [experiment.principles.path])]:
-        if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    writers = [writer.path for writer in (experiment.principles, *experiment.writers.values()) if writer.path]
+    for path in [*checkpoints, *writers]:
+        if not Path(path).is_dir() and not is_hub_name(path):
             raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
-        check_checkpoint(path)
+        base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
+        check_checkpoint(path, template=not base)
         check_prompts(path, queries, experiment.sampling.max_new_tokens)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text that is no path here can be OWNER/NAME on the hub."""
+    return not Path(name).exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def hub_names(experiment: Experiment) -> dict[str, str]:
+    """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
+    data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
+    models = [backbone.path for backbone in experiment.backbones.values()]
+    models += [writer.path for writer in (experiment.principles, *experiment.writers.values())]
+    sets = [data.queries, data.preferences and data.preferences.path]
+    if sft and any(backbone.sft for backbone in experiment.backbones.values()):
+        models, sets = [*models, sft.chat_template], [*sets, sft.data]
+    for reward in experiment.rewards.values():
+        models.append(getattr(reward, "base", None))
+        sets += [source.path for source in getattr(reward, "sources", None) or []]
+    found = {name: "model" for name in models if name and is_hub_name(name)}
+    found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
+    found |= {name: "file" for name in evaluation.files.values() if name.startswith("hf://")}
+    for task in evaluation.tasks:
+        name = task.name.removeprefix("real_")
+        if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
+            found[task.name] = "benchmark"
+    return found
+
+
+def local_paths(experiment: Experiment) -> list[str]:
+    """Where names of the hub were mapped to."""
+    return sorted(set(experiment.local.values()))
 
 
 def chained(arm: Arm) -> bool:
@@ -212,6 +249,31 @@ class Grid:
     def priority(self, rule: str) -> Callable[[Any], int]:
         """Priority function of a rule: the longest chain of jobs that waits for this one."""
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
+
+    def resource(self, rule: str, name: str) -> Callable[[Any], int]:
+        """Resource function of a rule: `gpu`, `mem_mb` or `runtime` (minutes, twice what the cost model says)."""
+
+        def ask(wildcards: Any) -> int:
+            if self.experiment.hardware is None:
+                return {"gpu": 0, "mem_mb": 2500, "runtime": 120}[name]
+            cost = self.cost(self.job(rule, wildcards))
+            own = {"gpu": cost.gpus, "mem_mb": 1000 * cost.host_gb, "runtime": 30 + 2 * 60 * cost.hours}
+            return math.ceil(own[name])
+
+        return ask
+
+    def threads(self, rule: str) -> Callable[[Any], int]:
+        """Threads function of a rule: four a GPU, which feed it; a job without is one process."""
+        return lambda wildcards: max(1, 4 * self.resource(rule, "gpu")(wildcards))
+
+    @cached_property
+    def costs(self) -> Costs:
+        """The cost model on the experiment's hardware."""
+        return Costs(self.experiment)
+
+    def cost(self, job: Job) -> Cost:
+        """What a job costs by the model."""
+        return self.costs.of(job.rule, job.wildcards, job.params)
 
     def environment(self, wildcards: Any) -> str | None:
         """The conda environment file of a job: None, the one that Snakemake itself runs in, which holds this project.

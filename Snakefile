@@ -17,10 +17,9 @@ from sso import warm
 from sso.errors import InputError
 from workflow import grid as grids
 
-# Every job is one single-threaded process that needs no network; the commands are those beside this Python.
+# A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 deployment = workflow.deployment_settings
 if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("conda") is None:
@@ -32,6 +31,9 @@ try:
     experiment = grids.load(files, workflow.config_settings.config)
     grids.check(experiment)
     grid = grids.Grid(experiment)
+    # Where all models and data are local, a look-up on the hub could only cost time.
+    if not grids.hub_names(experiment):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -142,16 +142,30 @@ def preferences(args: argparse.Namespace) -> None:
 
 
 def sft(args: argparse.Namespace) -> None:
-    """A tiny model from scratch."""
-    from sso.sft import train
+    """A tiny model from scratch, or a base model on dialogues."""
+    from sso import distributed
 
-    with tracking.run(
-        args.out, "sft", merge(args.backbone.model_dump(), args.settings.model_dump()), {"data": args.data}, args.seed
-    ) as run:
+    if args.settings.data:
+        from sso.fine_tune import as_training
+
+        distributed.launch(as_training(args.settings), args.argv)
+    record = merge(args.backbone.model_dump(), args.settings.model_dump())
+    inputs = {"data": args.data} if Path(args.data).is_file() else {}
+    with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 
+        if args.settings.data:
+            from sso import fine_tune
+
+            end_start_up()
+            distributed.start(as_training(args.settings))
+            run.summary.update(fine_tune.train(args.backbone, args.settings, args.seed, args.out, run.log))
+            distributed.stop()
+            return
+        from sso.sft import train
+
         end_start_up()
-        run.summary.update(train(args.backbone, args.settings, args.data, args.seed, args.out, run.log))
+        run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
 
 
 def principles(args: argparse.Namespace) -> None:
@@ -378,8 +392,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "sft",
         sft,
-        "train a tiny model from scratch",
-        source,
+        "train a tiny model from scratch, or a base model on dialogues",
+        ("--data", {"required": True, "help": "JSON Lines with `messages`, or a data set of the hub"}),
         ("--backbone", {"type": settings(Backbone), "required": True}),
         own(Sft),
         seed,

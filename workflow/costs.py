@@ -61,6 +61,7 @@ class Cost:
     """Of one job. ``gpu_hours`` counts every GPU that it holds."""
 
     gpus: int = 0
+    nodes: int = 1
     tokens: float = 0
     hours: float = 0
     memory_gb: float = 0
@@ -146,7 +147,8 @@ class Costs:
         memory = (2 * size.parameters + together * cache_bytes * 1.5) / split / 1e9 + 4
         gpus = how.devices * split
         tokens = prompts * (prompt * max(1, scored) + new)
-        return Cost(gpus, tokens, seconds / 3600 / how.devices + OVERHEAD_H, memory, 16 + 2 * size.parameters / 1e9)
+        hours = seconds / 3600 / how.devices + OVERHEAD_H
+        return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
 
     def _fit(self, size: Shape, how: Training | Sft, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
@@ -164,7 +166,8 @@ class Costs:
         each = 34 if not how.gradient_checkpointing else 2
         active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
         memory = (weights + moments + active) / 1e9 + 4
-        return Cost(count, tokens, hours + OVERHEAD_H, memory, 16 + host / 1e9, disk_gb=2 * size.parameters / 1e9)
+        disk = 2 * size.parameters / 1e9
+        return Cost(count, how.nodes, tokens, hours + OVERHEAD_H, memory, 16 + host / 1e9, disk)
 
     def _sample_tokens(self, objective: str) -> float:
         """Tokens of one sample: each context once, each response behind it once."""
@@ -228,7 +231,7 @@ class Costs:
         tokens = count * self._sample_tokens(objective)
         seconds = 2 * size.parameters * tokens / (device.tflops * 1e12 * device.training_mfu * cost_devices)
         memory = 2 * size.parameters / 1e9 + 8
-        return Cost(cost_devices, tokens, seconds / 3600 + OVERHEAD_H, memory, 16 + 2 * size.parameters / 1e9)
+        return Cost(cost_devices, 1, tokens, seconds / 3600 + OVERHEAD_H, memory, 16 + 2 * size.parameters / 1e9)
 
     def _reference(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         how = Training.model_validate(json.loads(params["settings"]))
@@ -303,4 +306,4 @@ class Costs:
 
     def _rewardbench(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         size = self.backbone(at["backbone"])
-        return Cost(1, 2985 * 2 * 550, OVERHEAD_H + 0.1, 2 * size.parameters / 1e9 + 8)
+        return Cost(1, 1, 2985 * 2 * 550, OVERHEAD_H + 0.1, 2 * size.parameters / 1e9 + 8)

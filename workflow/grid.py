@@ -251,13 +251,18 @@ class Grid:
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
 
     def resource(self, rule: str, name: str) -> Callable[[Any], int]:
-        """Resource function of a rule: `gpu`, `mem_mb` or `runtime` (minutes, twice what the cost model says)."""
+        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's)."""
 
         def ask(wildcards: Any) -> int:
             if self.experiment.hardware is None:
-                return {"gpu": 0, "mem_mb": 2500, "runtime": 120}[name]
+                return {"gpu": 0, "nodes": 1, "mem_mb": 2500, "runtime": 120}[name]
             cost = self.cost(self.job(rule, wildcards))
-            own = {"gpu": cost.gpus, "mem_mb": 1000 * cost.host_gb, "runtime": 30 + 2 * 60 * cost.hours}
+            own = {
+                "gpu": cost.gpus,
+                "nodes": cost.nodes,
+                "mem_mb": 1000 * cost.host_gb,
+                "runtime": 30 + 2 * 60 * cost.hours,
+            }
             return math.ceil(own[name])
 
         return ask

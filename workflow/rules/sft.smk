@@ -14,6 +14,7 @@ rule sft:
     threads: grid.threads("sft")
     resources:
         gpu=grid.resource("sft", "gpu"),
+        nodes=grid.resource("sft", "nodes"),
         mem_mb=grid.resource("sft", "mem_mb"),
         runtime=grid.resource("sft", "runtime"),
     conda:

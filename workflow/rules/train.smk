@@ -41,6 +41,7 @@ rule generator:
     threads: grid.threads("generator")
     resources:
         gpu=grid.resource("generator", "gpu"),
+        nodes=grid.resource("generator", "nodes"),
         mem_mb=grid.resource("generator", "mem_mb"),
         runtime=grid.resource("generator", "runtime"),
     conda:
@@ -68,6 +69,7 @@ rule policy:
     threads: grid.threads("policy")
     resources:
         gpu=grid.resource("policy", "gpu"),
+        nodes=grid.resource("policy", "nodes"),
         mem_mb=grid.resource("policy", "mem_mb"),
         runtime=grid.resource("policy", "runtime"),
     conda:

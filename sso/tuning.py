@@ -103,7 +103,7 @@ def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
     from sso.sft import save
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.objective.training.shards_weights
+    sharded = trainer.settings.shards_weights
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if is_main():
         if hasattr(model, "merge_and_unload"):

@@ -190,7 +190,39 @@ class Lora(Settings):
     target_modules: str | list[str] = "all-linear"
 
 
-class Training(Settings):
+class Optimization(Settings):
+    """How weights are trained, whatever the loss: steps, batches, precision, devices."""
+
+    epochs: float = Field(1, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(32, ge=1)
+    """Samples an optimizer step, over all devices and micro-batches."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
+    scheduler: str = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = Field(4096, ge=8)
+    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
+    gradient_checkpointing: bool = False
+    devices: int = Field(1, ge=1)
+    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    nodes: int = Field(1, ge=1)
+    """Machines, in a SLURM allocation of so many."""
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
+    save_steps: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints for resuming; 0: none."""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each device holds a part of the weights only."""
+        return self.engine in ("zero3", "zero3_offload", "fsdp2")
+
+
+class Training(Optimization):
     """One preference training of a generator or a policy. Defaults are the paper's where it states them."""
 
     use: str | None = None
@@ -213,37 +245,10 @@ class Training(Settings):
     """Weight of G (v1)."""
     learning_rates: list[float] = Field([5e-7], min_length=1)
     """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
-    epochs: float = Field(1, gt=0)
-    max_steps: int = -1
-    batch_size: int = Field(32, ge=1)
-    """Samples an optimizer step, over all devices and micro-batches."""
-    tokens_per_batch: int = Field(8192, ge=1)
-    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
-    scheduler: str = "cosine"
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_length: int = Field(4096, ge=8)
-    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
     layout: Literal["auto", "forest", "padded"] = "auto"
     """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
-    gradient_checkpointing: bool = False
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
-    devices: int = Field(1, ge=1)
-    """Processes on one machine, one a device; under torchrun, its count."""
-    nodes: int = Field(1, ge=1)
-    """Machines, in a SLURM allocation of so many."""
-    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
-    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
-    save_steps: int = Field(0, ge=0)
-    """Optimizer steps between checkpoints for resuming; 0: none."""
-
-    @property
-    def shards_weights(self) -> bool:
-        """Whether each device holds a part of the weights only."""
-        return self.engine in ("zero3", "zero3_offload", "fsdp2")
 
     @model_validator(mode="after")
     def _coherent(self) -> "Training":
@@ -295,15 +300,69 @@ class Arm(Settings):
         return self
 
 
-class Reward(Settings):
-    """A Bradley-Terry reward model on the pairs of one arm, started from the backbone's SFT model."""
+class Source(Preferences):
+    """Pairs that go into a reward model: an arm's, a preference set's (`path`), or the micro-world's annotated ones."""
+
+    path: str | None = None
+    arm: str | None = None
+    world: bool = False
+    """The micro-world's annotated set: its own procedure's responses to queries of its own, labelled by the oracle."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the mixture, beside the others' weights; the mixture is as large as the scarcest source allows."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        if (self.path is not None) + (self.arm is not None) + self.world != 1:
+            raise ValueError("a source is one of `arm`, `path` (a preference set) and `world: true`")
+        if self.weight is not None and self.limit is not None:
+            raise ValueError("a source has a `limit` or a `weight`, not both")
+        return self
+
+
+class Mixture(Settings):
+    """Which pairs a reward model is trained on."""
+
+    arm: str | None = None
+    """Short for one source, this arm's pairs."""
+    sources: list[Source] = []
+    dedupe: bool = True
+    """A prompt that an earlier source has is not taken from a later one. Pairs that repeat wholly never count twice."""
+    ngram: int = Field(13, ge=0)
+    """Pairs whose prompt shares so many words in a row with a RewardBench prompt are left out; 0: none are."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Mixture":
+        if self.arm is not None and self.sources:
+            raise ValueError("give `arm` or `sources`, not both")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("sources: all have a `weight`, or none has")
+        return self
+
+    @property
+    def parts(self) -> list[Source]:
+        """The sources, `arm` among them."""
+        return self.sources or ([Source(arm=self.arm)] if self.arm else [])
+
+
+class Reward(Mixture, Optimization):
+    """A Bradley-Terry reward model on pairs of arms and preference sets."""
 
     label: str
     method: str | None = None
-    arm: str
-    learning_rate: float = 5e-4
-    epochs: float = 2
-    batch_size: int = 32
+    """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
+    base: str | None = None
+    """A checkpoint to start from, e.g. meta-llama/Meta-Llama-3-8B-Instruct; None: the backbone's starting model."""
+    backbones: list[str] | None = None
+    """Only in these backbones' cells; None: in all that have the arms."""
+    learning_rate: float = Field(5e-4, gt=0)
+    epochs: float = Field(2, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(4096, ge=8)
+    """Tokens of a prompt with a response; longer pairs are left out, nothing is cut."""
+    margin: float = Field(0.0, ge=0)
+    """m in -log sigmoid(r_w - r_l - m), times the pair's own margin where its set has one."""
+    centering: float = Field(0.0, ge=0)
+    """Weight of (r_w + r_l)^2, which keeps rewards around zero (Eisenstein et al. 2023)."""
 
 
 class Endpoint(Settings):
@@ -398,6 +457,8 @@ class Evaluation(Settings):
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
     arena_hard: bool = False
+    rewardbench: str = "allenai/reward-bench"
+    """Where reward models are scored outside the micro-world: RewardBench on the hub, or a JSON Lines copy of it."""
     batch_size: int = 64
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -480,8 +541,16 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _references(self) -> "Experiment":
         for name, reward in self.rewards.items():
-            if reward.arm not in self.arms:
-                raise ValueError(f"rewards.{name}.arm: unknown arm {reward.arm!r}; known: {', '.join(self.arms)}")
+            if not reward.parts:
+                raise ValueError(f"rewards.{name}: give `arm` or `sources`: the pairs that it is trained on")
+            for source in reward.parts:
+                if source.arm is not None and source.arm not in self.arms:
+                    raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; known: {', '.join(self.arms)}")
+                if source.world and self.world is None:
+                    raise ValueError(f"rewards.{name}: `world: true` is the micro-world's annotated set; give a `path`")
+            for backbone in reward.backbones or []:
+                if backbone not in self.backbones:
+                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {backbone!r}")
         for name, arm in self.arms.items():
             for backbone in arm.backbones or []:
                 if backbone not in self.backbones:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sso.config import Training
+from sso.config import Optimization
 from sso.errors import InputError
 
 
@@ -22,8 +22,10 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launch(training: Training, argv: Sequence[str]) -> None:
+def launch(training: Optimization, argv: Sequence[str], module: str = "sso.cli") -> None:
     """Go on as one process a device, started by torchrun; a plain lone one, or one that a launcher started, stays.
+
+    ``module`` is the command line that ``argv`` belongs to.
 
     Raises:
         InputError: FSDP without GPUs, for which accelerate would run plain data parallelism without a word.
@@ -38,7 +40,7 @@ def launch(training: Training, argv: Sequence[str]) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, "-m", "sso.cli", *argv]
+    command = [sys.executable, "-m", module, *argv]
     if training.nodes > 1 and IN_STEP not in os.environ:
         os.environ[IN_STEP] = "1"
         step = ["srun", "--overlap", f"--nodes={training.nodes}", f"--ntasks={training.nodes}", "--ntasks-per-node=1"]
@@ -74,7 +76,7 @@ def _rendezvous(nodes: int) -> list[str]:
     return ["--nnodes", str(nodes), "--node_rank", rank, "--master_addr", head, "--master_port", str(port)]
 
 
-def start(training: Training) -> None:
+def start(training: Optimization) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
     if "WORLD_SIZE" not in os.environ:
         return
@@ -119,8 +121,8 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
-def engine_arguments(training: Training) -> dict[str, Any]:
-    """What TrainingArguments need for the training's engine. The batch is planned by PreferenceTrainer itself;
+def engine_arguments(training: Optimization) -> dict[str, Any]:
+    """What TrainingArguments need for the training's engine. The batch is planned by GlobalBatchTrainer itself;
     the size per device is what DeepSpeed's bookkeeping wants to know."""
     import torch
 

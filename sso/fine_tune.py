@@ -9,11 +9,12 @@ from typing import Any
 
 from sso import distributed
 from sso.chat import load_model, load_tokenizer
-from sso.config import Backbone, Sft, Training
+from sso.config import Backbone, Optimization, Sft
 from sso.errors import InputError
 from sso.hub import checkpoint, is_local, rows
 from sso.records import Message
 from sso.sft import arguments, tokens
+from sso.trainer import check_engine
 from sso.tuning import save_gathered
 
 
@@ -66,10 +67,10 @@ def dialogues(settings: Sft, tokenizer: Any) -> Any:
     return kept
 
 
-def as_training(settings: Sft) -> Training:
+def as_training(settings: Sft) -> Optimization:
     """What sso.distributed reads."""
     keys = ("devices", "nodes", "engine", "gradient_checkpointing", "batch_size", "dtype")
-    return Training(**{key: getattr(settings, key) for key in keys})
+    return Optimization(**{key: getattr(settings, key) for key in keys})
 
 
 def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
@@ -120,6 +121,8 @@ def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = No
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
     )
+    trainer.settings = training
+    check_engine(trainer)
     last = get_last_checkpoint(str(scratch)) if is_local(str(scratch)) else None
     result = trainer.train(resume_from_checkpoint=last)
     for row in trainer.state.log_history:

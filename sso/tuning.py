@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sso.config import Training
+from sso.config import Optimization
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write_text
 
@@ -100,10 +100,10 @@ def with_adapters(model: Any, training: Any) -> Any:
 
 def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
     """Save what was trained as a plain checkpoint: shards gathered, adapters merged. Call on every device."""
-    save_gathered(trainer, tokenizer, trainer.objective.training, out)
+    save_gathered(trainer, tokenizer, trainer.settings, out)
 
 
-def save_gathered(trainer: Any, tokenizer: Any, training: Training, out: Path) -> None:
+def save_gathered(trainer: Any, tokenizer: Any, training: Optimization, out: Path) -> None:
     """The same for any Trainer, in the precision that ``training`` computes in: half the disk of float32 masters."""
     import torch
 

@@ -79,29 +79,62 @@ class Sft(Settings):
     weight_decay: float = 0.0
 
 
-class Writer(Settings):
-    """Who writes the principles: the world's procedure, the policy itself, or a checkpoint."""
+class Decoding(Settings):
+    """Who draws text, and how (docs/engines.md)."""
 
-    kind: Literal["procedural", "policy", "checkpoint"] = "procedural"
-    path: str | None = None
-    wrapper: Literal["micro", "paper"] = "micro"
-    """How a principle becomes a system message."""
-    max_new_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 0.8
-    batch_size: int = Field(8, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-
-class Sampling(Settings):
-    """How y+, y- and yo are drawn, all three alike. Paper: temperature 0.7, top-p 0.8, 2,048 tokens."""
-
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.8, gt=0, le=1)
     max_new_tokens: int = Field(2048, ge=1)
     batch_size: int = Field(8, ge=1)
+    """Of transformers; vLLM fills its batches itself."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    devices: int = Field(1, ge=1)
+    """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which vLLM splits the model."""
+    context: int | None = Field(None, ge=8)
+    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes."""
+    endpoint: "Endpoint | None" = None
+    """The served model of `engine: endpoint`."""
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "Decoding":
+        if (self.engine == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`engine: endpoint` and the settings of an `endpoint` go together")
+        if self.tensor_parallel > 1 and self.engine != "vllm":
+            raise ValueError("`tensor_parallel` needs `engine: vllm`")
+        if self.devices > 1 and self.engine == "endpoint":
+            raise ValueError("an endpoint needs one process; its `concurrency` is what asks in parallel")
+        return self
+
+
+class Writer(Decoding):
+    """Who writes the principles: the world's procedure, the policy itself, a checkpoint, or an endpoint."""
+
+    kind: Literal["procedural", "policy", "checkpoint", "endpoint"] = "procedural"
+    path: str | None = None
+    wrapper: Literal["micro", "paper"] = "micro"
+    """How a principle becomes a system message."""
+    max_new_tokens: int = Field(256, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, values: Any) -> Any:
+        served = isinstance(values, dict) and values.get("kind") == "endpoint"
+        return {"engine": "endpoint", **values} if served else values
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> "Writer":
+        if (self.kind == "endpoint") != (self.engine == "endpoint"):
+            raise ValueError("`kind: endpoint` is the writer that an `endpoint` serves, and the only one")
+        return self
+
+
+class Sampling(Decoding):
+    """How y+, y- and yo are drawn, all three alike. Paper: temperature 0.7, top-p 0.8, 2,048 tokens."""
 
 
 class Lora(Settings):
@@ -364,6 +397,8 @@ class Experiment(Settings):
         scratch = [name for name, backbone in self.backbones.items() if backbone.architecture]
         if scratch and (self.world is None or self.sft is None):
             raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
+        if self.sampling.engine == "endpoint":
+            raise ValueError("sampling.engine: an endpoint serves one model, but arms sample from what they trained")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
         asked = self.evaluation

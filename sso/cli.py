@@ -8,7 +8,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,57 +168,63 @@ def sft(args: argparse.Namespace) -> None:
         run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
 
 
+def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> AbstractContextManager[tracking.Run]:
+    """The record of a job that may run in shards; these leave none of their own."""
+    if args.shard:
+        return nullcontext(tracking.Run())
+    given = {name: path for name, path in inputs.items() if path}
+    return tracking.run(args.out, stage, args.settings, given, args.seed)
+
+
 def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
-    queries, writer = read(args.queries, Query), args.settings
-    inputs = {"queries": args.queries, **({"model": args.model} if args.model else {})}
-    with tracking.run(args.out, "principles", writer, inputs, args.seed) as run:
-        if writer.kind == "procedural":
+    from sso.principles import write_v1, write_v2
+    from sso.sampling import seed_of, shards
+
+    queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
+    asked = len(queries) * (1 if args.version == "v1" else 2)
+    queries = shards.own(queries, args.shard)
+    with (
+        _recorded(args, "principles", queries=args.queries, model=args.model) as run,
+        nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
+    ):
+
+        def ask(conversations: list, names: list[str]) -> list[str]:
+            seeds = [seed_of(args.seed, name, "principle") for name in names]
+            show = None if args.shard else progress("principles")
+            made = engine.generate(conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, show)
+            return [g.text for g in made]
+
+        name = writer.endpoint.model if writer.endpoint else str(args.model)
+        if procedural:
             from sso.micro.principles import write as write_procedural
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
-            from sso.principles import write_v1, write_v2
-
-            ask, name = _ask(args), str(args.model)
             rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
+        if args.shard:
+            return
         run.summary["fallbacks"] = sum(r.fallback for r in rows)
         print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
         write(args.out, rows)
 
 
-def _ask(args: argparse.Namespace) -> Callable[..., list[str]]:
-    from sso.sampling import seed_of
-    from sso.sampling.transformers_engine import TransformersEngine
-
-    writer = args.settings
-    engine = TransformersEngine(args.model, dtype=writer.dtype, batch_size=writer.batch_size)
-    end_start_up()
-
-    def ask(conversations: list, names: list[str]) -> list[str]:
-        seeds = [seed_of(args.seed, name, "principle") for name in names]
-        made = engine.generate(
-            conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, progress("principles")
-        )
-        return [g.text for g in made]
-
-    return ask
-
-
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
+    from sso.sampling import shards
     from sso.sampling.triples import draw, pairs_of
 
-    inputs = {"model": args.model, "principles": args.principles}
-    with tracking.run(args.out, "sample", args.settings, inputs, args.seed) as run:
-        from sso.sampling.transformers_engine import TransformersEngine
-
-        written = read(args.principles, Principles)[: args.limit]
-        engine = TransformersEngine(args.model, dtype=args.settings.dtype, batch_size=args.settings.batch_size)
-        end_start_up()
-        triples, counts = draw(
-            engine, written, args.settings, args.wrapper, args.seed, args.responses.split(","), progress("sample")
-        )
+    written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
+    expected = len(written) * len(responses)
+    written = shards.own(written, args.shard)
+    with (
+        _recorded(args, "sample", principles=args.principles, model=args.model) as run,
+        shards.kept(args, expected, "sample") as engine,
+    ):
+        show = None if args.shard else progress("sample")
+        triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, show)
+        if args.shard:
+            return
         run.summary.update(counts)
         if args.pairs is None:
             write(args.out, triples)
@@ -378,6 +384,8 @@ def parser() -> argparse.ArgumentParser:
     model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
+    # Of the processes that share the work, which the command starts itself.
+    shard = ("--shard", {"help": argparse.SUPPRESS})
 
     def own(kind: type[BaseModel]) -> tuple[str, dict[str, Any]]:
         return "--settings", {"type": settings(kind), "required": True, "help": f"JSON or YAML file of {kind.__name__}"}
@@ -408,6 +416,7 @@ def parser() -> argparse.ArgumentParser:
         own(Writer),
         world,
         ("--model", folder),
+        shard,
         seed,
         out,
     )
@@ -415,7 +424,7 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         sample,
         "draw y+, y- and yo; with --pairs, write pairs",
-        model,
+        ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
         ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
@@ -425,6 +434,7 @@ def parser() -> argparse.ArgumentParser:
         ("--reference-model", folder),
         ("--reference-settings", {"type": settings(Training), "default": Training()}),
         ("--reference-out", path),
+        shard,
         seed,
         out,
     )

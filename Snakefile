@@ -66,9 +66,9 @@ rule all:
         grid.targets,
 
 
-# Start-up of torch and transformers is paid once: the micro-world's jobs are short.
+# Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
-    if experiment.world:
+    if experiment.hardware is None:
         warm.start()
 
 

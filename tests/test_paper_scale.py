@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sso.cli import main
 from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
 from sso.errors import InputError
 from tests.conftest import REPOSITORY
+from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
 from workflow import grid as grids
 from workflow.costs import OVERHEAD_H, Costs, Shape
@@ -330,3 +333,98 @@ def test_a_base_model_is_fine_tuned_with_a_borrowed_template(tiny_checkpoint, tm
     assert (out / "chat_template.jinja").is_file()
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (base, out))
     assert all(not before[name].equal(after[name]) for name in before if "proj" in name)
+
+
+# The whole of it on stand-ins.
+
+
+def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
+    """paper_v2.yaml with every name mapped to tiny local files, 16 queries, no GPU."""
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+
+    def lines(name: str, rows: list[dict]) -> str:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(folder / name)
+
+    queries = [{"id": f"q{i}", "prompt": f"tell me about {word}"} for i, word in enumerate("abcdefghijklmnop")]
+    pairs = [{**q, "chosen": "a good answer", "rejected": "no"} for q in queries]
+    alpaca = [{"instruction": q["prompt"], "output": "words", "generator": "gpt4_1106_preview"} for q in queries[:4]]
+    (folder / "reference.json").write_text(json.dumps(alpaca))
+    turns = [{"question_id": i, "category": "writing", "turns": ["hello", "and now"]} for i in range(3)]
+    arena = [{"uid": f"u{i}", "prompt": q["prompt"]} for i, q in enumerate(queries[:3])]
+    answers = [
+        {
+            "uid": row["uid"],
+            "model": "gpt-4-0314",
+            "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "words"}],
+        }
+        for row in arena
+    ]
+    mapped = {
+        values["data"]["queries"]: lines("queries.jsonl", queries),
+        **{
+            source: {
+                "reference": str(folder / "reference.json"),
+                "mt_bench": lines("mt_bench.jsonl", turns),
+                "mt_bench_reference": lines(
+                    "mt_bench_reference.jsonl", [{"question_id": 9, "choices": [{"turns": []}]}]
+                ),
+                "arena_hard": lines("arena.jsonl", arena),
+                "arena_hard_baseline": lines("baseline.jsonl", answers),
+            }[name]
+            for name, source in values["evaluation"]["files"].items()
+        },
+    }
+    models = [backbone["path"] for backbone in values["backbones"].values()]
+    models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
+    values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
+    values["data"] |= {"limit": 16, "generator_queries": 8}
+    values["data"]["preferences"] = {"path": lines("pairs.jsonl", pairs)}
+    small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
+    for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
+        how |= small
+    own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
+    for training in values["trainings"].values():
+        training |= {**own, "max_length": 2000}
+    gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
+    values["evaluation"] |= {
+        "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
+        "mirrors": {"gsm8k": {"test": gsm8k}},
+        "max_new_tokens": 8,
+    }
+    ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
+    for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):
+        values["arms"][name]["evaluation"] = ipo
+    values["evaluation"]["judge"] |= {"base_url": url, "pairs": 4}
+    return {**values, "experiment": "stand_ins", "hardware": None}
+
+
+NO_NETWORK = """
+import socket
+real = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        open({log!r}, "a").write(repr(address) + "\\n")
+        raise OSError("no network in this test")
+    return real(self, address)
+socket.socket.connect = connect
+"""
+
+
+@pytest.mark.slow
+def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpoint, tmp_path, monkeypatch):
+    site, tried = tmp_path / "site", tmp_path / "tried.log"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(tried)))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serving(tmp_path / "server") as server:
+        values = stand_ins(tmp_path, tiny_checkpoint, server.url)
+        assert grids.hub_names(parse(values, "c")) == {}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+        done = snakemake("--cores", "2", "--configfile", str(tmp_path / "c.yaml"), cwd=tmp_path, timeout=3000)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert not tried.exists(), tried.read_text()
+    tables = tmp_path / "results/stand_ins/report/tables"
+    rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
+    assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)

@@ -281,11 +281,17 @@ class Grid:
         return self.costs.of(job.rule, job.wildcards, job.params)
 
     def environment(self, wildcards: Any) -> str | None:
-        """The conda environment file of a job: None, the one that Snakemake itself runs in, which holds this project.
-
-        Here is the place for an engine that can't share it (vLLM): the path of a file in workflow/envs.
-        """
+        """The conda environment file of a job: None, the one that Snakemake runs in, which holds this project."""
         return None
+
+    def engine_environment(self, rule: str) -> Callable[[Any], str | None]:
+        """Environment function of a rule that draws text: vLLM's pins exclude those of this project."""
+
+        def ask(wildcards: Any) -> str | None:
+            engine = json.loads(self.job(rule, wildcards).params["settings"])["engine"]
+            return str(ROOT / "workflow" / "envs" / "vllm.yaml") if engine == "vllm" else None
+
+        return ask
 
     def names(self, rule: str, wildcard: str) -> str:
         """A regular expression that matches just the values of a wildcard which a rule's jobs have."""

@@ -17,7 +17,7 @@ rule principles:
         mem_mb=grid.resource("principles", "mem_mb"),
         runtime=grid.resource("principles", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("principles")
     params:
         version=grid.param("principles", "version"),
         settings=grid.param("principles", "settings"),

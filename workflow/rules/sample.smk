@@ -17,7 +17,7 @@ rule sample:
         mem_mb=grid.resource("sample", "mem_mb"),
         runtime=grid.resource("sample", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("sample")
     params:
         model=grid.param("sample", "model"),
         settings=grid.param("sample", "settings"),
@@ -84,7 +84,7 @@ rule generated_pairs:
         mem_mb=grid.resource("generated_pairs", "mem_mb"),
         runtime=grid.resource("generated_pairs", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("generated_pairs")
     params:
         generator=grid.param("generated_pairs", "generator"),
         model=grid.param("generated_pairs", "model"),

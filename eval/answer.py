@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sso.sampling.endpoint_engine import EndpointEngine
     from sso.sampling.transformers_engine import TransformersEngine
+    from sso.sampling.vllm_engine import VLLMEngine
 
 
 class _Parts:
@@ -66,12 +67,16 @@ class Model:
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.iterdir()) if p.is_file()]
 
     @cached_property
-    def engine(self) -> "TransformersEngine | EndpointEngine":
+    def engine(self) -> "TransformersEngine | EndpointEngine | VLLMEngine":
         """The model for open prompts; an endpoint's client serves lm-eval too."""
         if self.endpoint:
             from sso.sampling.endpoint_engine import EndpointEngine
 
             return EndpointEngine(self.endpoint, self.cache, lambda: progress("answers"))
+        if self.settings.engine == "vllm":
+            from sso.sampling.vllm_engine import VLLMEngine
+
+            return VLLMEngine.of(self.lm.model, self.lm.tokenizer)  # two would not fit a GPU
         from sso.sampling.transformers_engine import TransformersEngine
 
         return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
@@ -83,6 +88,8 @@ class Model:
             from eval.endpoint_lm import EndpointLM
 
             return EndpointLM(self.engine.client)
+        if self.settings.engine == "vllm":
+            return harness.vllm(self.folder, self.dtype, self.settings)
         return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
 
 

@@ -123,7 +123,18 @@ class Sft(Settings):
     save_steps: int = Field(0, ge=0)
 
 
-class Decoding(Settings):
+class Vllm(Settings):
+    """How vLLM holds a model."""
+
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which vLLM splits the model."""
+    context: int | None = Field(None, ge=8)
+    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes."""
+
+
+class Decoding(Vllm):
     """Who draws text, and how (docs/engines.md)."""
 
     engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
@@ -135,12 +146,6 @@ class Decoding(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     devices: int = Field(1, ge=1)
     """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""
-    tensor_parallel: int = Field(1, ge=1)
-    """GPUs over which vLLM splits the model."""
-    context: int | None = Field(None, ge=8)
-    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
-    gpu_memory: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that vLLM takes."""
     endpoint: "Endpoint | None" = None
     """The served model of `engine: endpoint`."""
 
@@ -443,9 +448,10 @@ class Mirror(Settings):
     """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
-class Evaluation(Settings):
+class Evaluation(Vllm):
     """Which benchmarks, and how answers are drawn."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
     tasks: list[Task] = []
     mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
     """Local files in place of the hub's data sets, by benchmark."""

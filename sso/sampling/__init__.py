@@ -60,7 +60,7 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path | None
     if settings.engine == "vllm":
         from sso.sampling.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model, settings.dtype, settings.tensor_parallel, settings.context, settings.gpu_memory)
+        return VLLMEngine(model, settings.dtype, settings)
     from sso.sampling.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, dtype=settings.dtype, batch_size=settings.batch_size)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
-from sso import warm
+from sso import lifeline, warm
 from sso.errors import InputError
 from workflow import grid as grids
 
@@ -21,6 +21,7 @@ from workflow import grid as grids
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+lifeline.name_workflow()
 
 deployment = workflow.deployment_settings
 if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("conda") is None:
@@ -32,6 +33,8 @@ try:
     experiment = grids.load(files, workflow.config_settings.config)
     grids.check(experiment)
     grid = grids.Grid(experiment)
+    if locked := lifeline.explain_lock(Path(grid.root), sys.argv[1:]):
+        print(f"note: {locked}", file=sys.stderr)
 except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -64,8 +67,9 @@ rule all:
         grid.targets,
 
 
-# Start-up of torch and transformers is paid once: the micro-world's jobs are short.
+# One run a folder. Start-up of torch and transformers is paid once: the micro-world's jobs are short.
 onstart:
+    lifeline.hold(Path(grid.root))
     if experiment.world:
         warm.start()
 

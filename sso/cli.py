@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso import tracking, warm
+from sso import lifeline, tracking, warm
 from sso.config import Backbone, Data, Sampling, Sft, Training, World, Writer, load, merge, read_yaml, schema
 from sso.errors import InputError
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
@@ -53,6 +53,7 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
 
 def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
+    lifeline.follow()
     code = warm.forward(parser.prog, argv)
     if code is not None:
         return code

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso import gpus, tracking, warm
+from sso import gpus, lifeline, tracking, warm
 from sso.config import (
     Backbone,
     Data,
@@ -67,6 +67,7 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
 
 def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
+    lifeline.follow()
     code = warm.forward(parser.prog, argv)
     if code is not None:
         return code

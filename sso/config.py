@@ -457,8 +457,6 @@ class Evaluation(Vllm):
     """Local files in place of the hub's data sets, by benchmark."""
     files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
-    devices: int = Field(1, ge=1)
-    """GPUs of a model's answers."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True

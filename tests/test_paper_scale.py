@@ -100,6 +100,17 @@ def test_every_assumed_value_is_a_key_of_the_config():
         parse({**values, "assumed": {"trainings.none": "?"}}, "c")
 
 
+def test_what_vllm_draws_runs_in_its_own_environment():
+    grid = paper("v2")
+    at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
+    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
+    for rule, names in keys.items():
+        cell = [] if rule == "principles" else ["backbone", "seed"]
+        wildcards = {name: at[name] for name in [*cell, *names]}
+        assert grid.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
+        assert grid.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+
+
 # Costs.
 
 
@@ -391,6 +402,8 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
         "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
         "mirrors": {"gsm8k": {"test": gsm8k}},
         "max_new_tokens": 8,
+        "engine": "transformers",
+        "batch_size": 8,
     }
     ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
     for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):

@@ -261,8 +261,8 @@ class Costs:
     def _evaluate(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         arm = at["run"].partition("/")[0]
         settings = self.experiment.evaluation_of(at["backbone"], arm)
-        engine = getattr(settings, "engine", "transformers")
-        how = Decoding(engine=engine, batch_size=settings.batch_size, dtype="bfloat16")
+        split = settings.tensor_parallel
+        how = Decoding(engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=split)
         size, total = self.backbone(at["backbone"]), Cost()
         asked = [BENCHMARKS[task.name] for task in settings.tasks if task.name in BENCHMARKS]
         asked += [
@@ -274,7 +274,7 @@ class Costs:
             part = self._decode(size, how, items, prompt, new, scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
-        total.gpus = settings.devices if asked else 0
+        total.gpus = split if asked else 0
         return total
 
     def _judge(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:

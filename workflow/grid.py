@@ -293,6 +293,12 @@ class Grid:
 
         return ask
 
+    def command(self, rule: str, module: str) -> Callable[[Any], str]:
+        """Command function of a rule that draws text: in vLLM's environment the project is not installed, but found."""
+        script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
+        environment = self.engine_environment(rule)
+        return lambda wildcards: f"python -m {module}" if environment(wildcards) else script
+
     def names(self, rule: str, wildcard: str) -> str:
         """A regular expression that matches just the values of a wildcard which a rule's jobs have."""
         values = sorted({job.wildcards[wildcard] for job in self.jobs.values() if job.rule == rule})
@@ -672,7 +678,7 @@ class _Cell:
             params={
                 "model": model,
                 "folder": self.grid.data_folder,
-                "settings": text(settings, without=("judge", "files", "devices")),
+                "settings": text(settings, without=("judge", "files")),
             },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []

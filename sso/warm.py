@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sso import lifeline
+
 MODULES = {"sso": "sso.cli", "sso-eval": "eval.cli", "sso-rewardbench": "rewardbench.cli"}
 PRELOAD = (
     "deepspeed",
@@ -40,7 +42,7 @@ _POLL = 0.05
 def start() -> None:
     """Start a server for the commands of this process and its children."""
     path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), "socket"))  # the folder is this user's alone
-    subprocess.Popen([sys.executable, "-m", "sso.warm", path], stdin=subprocess.DEVNULL)
+    subprocess.Popen([sys.executable, "-m", "sso.warm", path, str(os.getpid())], stdin=subprocess.DEVNULL)
     os.environ["SSO_WARM"] = path
 
 
@@ -72,6 +74,7 @@ def forward(program: str, argv: Sequence[str] | None) -> int | None:
 
 def _child(request: dict, outputs: Sequence[int]) -> int:
     """Run one command as if it had been started by itself."""
+    lifeline.die_with_parent()
     for number, output in zip((1, 2), outputs, strict=True):
         os.dup2(output, number)
         os.close(output)
@@ -106,11 +109,11 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     return json.loads(body), outputs
 
 
-def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
-    """Answer until the starting process is gone."""
+def serve(path: str, preload: Sequence[str] = PRELOAD, parent: int | None = None) -> None:
+    """Answer until the starting process, ``parent``, is gone."""
     import gc
 
-    parent = os.getppid()
+    parent = parent or os.getppid()
     # Ctrl-C goes to the whole group: the jobs end by it, the server when its parent has.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
@@ -173,4 +176,4 @@ def _reap(selector: selectors.BaseSelector, children: dict[socket.socket, int]) 
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], parent=int(sys.argv[2]))

@@ -29,9 +29,11 @@ def count(grid: grids.Grid) -> Counter:
     return Counter(job.rule for job in grid.jobs.values())
 
 
-def snakemake(*arguments: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
+def snakemake(
+    *arguments: str, cwd: Path, python: str = sys.executable, timeout: int = 600
+) -> subprocess.CompletedProcess:
     command = [python, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(cwd), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 def planned(result: subprocess.CompletedProcess) -> set[str]:

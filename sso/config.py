@@ -38,6 +38,8 @@ class World(Settings):
     eval_queries: int = Field(1200, ge=1)
     benchmark_items: int = Field(300, ge=1)
     """Items of each lm-eval benchmark and of MT-Bench's look-alike."""
+    annotated_pairs: int = Field(1024, ge=1)
+    """Pairs of the annotated preference set, which the paper's Skywork set is to the arms' pairs: 80k to 60k."""
 
 
 class Preferences(Settings):

@@ -246,6 +246,14 @@ def pairs(args: argparse.Namespace) -> None:
         write(args.out, made)
 
 
+def export(args: argparse.Namespace) -> None:
+    """Pairs as a folder for the hub."""
+    from sso.export import made_by, write_folder
+
+    with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
+        run.summary["pairs"] = write_folder(args.pairs, args.out)
+
+
 def _records(path: Path) -> list[Triple] | list[Pair]:
     """Triples or pairs, told apart by the first line's keys."""
     _, first = next(iter_json_lines(path), (0, {}))
@@ -454,6 +462,13 @@ def parser() -> argparse.ArgumentParser:
         ("--triples", required),
         ("--kind", {"choices": ["good_bad", "good_original", "annotated"], "required": True}),
         world,
+        out,
+    )
+    add(
+        "export",
+        export,
+        "pairs as a folder for the hub: parquet and a dataset card",
+        ("--pairs", required),
         out,
     )
     add(

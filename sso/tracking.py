@@ -26,6 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sso import cards
 from sso.config import ROOT
 from sso.distributed import is_main
 from sso.records import digest, file_digest, write_text
@@ -145,6 +146,7 @@ def run(
             "metrics": current.metrics,
         }
         write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
+    cards.write(out, record)
 
 
 def _artifacts(out: Path) -> list[str]:

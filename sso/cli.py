@@ -29,7 +29,7 @@ from sso.config import (
     read_yaml,
     schema,
 )
-from sso.errors import InputError
+from sso.errors import InputError, of_machine
 from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
@@ -78,8 +78,11 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from sso import cards
 from sso.config import ROOT
 from sso.distributed import is_main
+from sso.errors import of_machine, printable
 from sso.records import digest, file_digest, write_text
 
 SUFFIX = ".run.json"
@@ -125,8 +126,11 @@ def run(
     try:
         yield current
     except BaseException as error:
-        status = {"status": "failed", "error": without_passwords(f"{type(error).__name__}: {error}")}
-        raise
+        told = of_machine(error, out) or error
+        status = {"status": "failed", "error": printable(without_passwords(f"{type(told).__name__}: {told}"))}
+        if told is error:
+            raise
+        raise told from error
     finally:
         record = {
             "stage": stage,
@@ -145,7 +149,9 @@ def run(
             "artifacts": _artifacts(Path(out)),
             "metrics": current.metrics,
         }
-        write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
+        # Where the work's own writing failed, its error is the one to tell.
+        with suppress(OSError) if "error" in status else nullcontext():
+            write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
     cards.write(out, record)
 
 

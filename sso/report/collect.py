@@ -58,6 +58,14 @@ class Collected:
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
+    def version(self, name: str, of: str) -> str:
+        """Of an arm, or of the arms whose pairs a reward model reads; else that of the experiment's first arm."""
+        arms = self.experiment.arms
+        if of == "arms":
+            return arms[name].version
+        own = [source.arm for source in self.experiment.rewards[name].parts if source.arm]
+        return arms[own[0]].version if own else next(iter(arms.values())).version
+
     def frame(self) -> "pd.DataFrame":
         """One row a figure, columns COLUMNS, in the grid's order."""
         import pandas as pd
@@ -68,7 +76,7 @@ class Collected:
             about = rewards[key.arm] if key.metric.startswith("rewardbench") else arms[key.arm]
             rows.append(
                 (
-                    arms[about.arm].version if key.metric.startswith("rewardbench") else about.version,
+                    self.version(key.arm, "rewards" if key.metric.startswith("rewardbench") else "arms"),
                     key.backbone,
                     key.arm,
                     about.method,
@@ -207,6 +215,10 @@ def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
         return
     values = read_json(path)
     items = _pair_items(reference)
+    judged = path.with_name(f"{path.stem}_pairs.jsonl")
+    if judged.is_file():
+        hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
+        items["accuracy"] = {name: hit for name, hit in hits.items() if hit is not None}
     both = [values.get(key) for key in ("nll_chosen", "nll_rejected")]
     if all(entry is not None for entry in both):
         each = [_figure(entry, path) for entry in both]

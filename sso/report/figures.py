@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sso.report.tables import Estimate, Measured, header
+from sso.report.measured import Estimate, Measured
+from sso.report.tables import header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -119,7 +119,8 @@ def test_training_memory_and_hours_by_hand():
     size = Shape(8e9, 32, 4096, 1024, 128_000)
     how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
     cost = costs._fit(size, how, 1e9, 4096)
-    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600 + OVERHEAD_H)
+    assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
+    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
     # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
     states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
@@ -130,7 +131,7 @@ def test_decoding_reads_the_weights_once_a_step():
     costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
     size = Shape(8e9, 32, 4096, 0, 128_000)
     cost = costs._decode(size, Decoding(engine="vllm"), 10, 0, 100)
-    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600 + OVERHEAD_H)
+    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600)
 
 
 def test_plan_warns_of_what_cannot_fit():

@@ -261,7 +261,7 @@ class Grid:
                 "gpu": cost.gpus,
                 "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": 30 + 2 * 60 * cost.hours,
+                "runtime": 30 + 2 * 60 * cost.wall_hours,
             }
             return math.ceil(own[name])
 

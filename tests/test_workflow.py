@@ -50,7 +50,7 @@ def test_smoke_has_every_rule_of_micro():
 
 
 def test_micro_has_the_jobs_that_its_arms_ask_for():
-    arms = load(CONFIG / "micro.yaml").arms.values()
+    arms, rewards = load(CONFIG / "micro.yaml").arms.values(), len(load(CONFIG / "micro.yaml").rewards)
     on_pairs = sum(arm.policy is not None and arm.version == "v2" for arm in arms)
     made = sum(arm.generator is not None for arm in arms)
     # Two backbones, each: base, the arms on pairs, and v1's two of three iterations.
@@ -68,8 +68,9 @@ def test_micro_has_the_jobs_that_its_arms_ask_for():
         "policy": 2 * (on_pairs + 2 * 3),
         "evaluate": 2 * (1 + on_pairs + 2 * 3),
         "judge": 2 * (1 + on_pairs + 2 * 3),
-        "reward_model": 2 * 2,
-        "rewardbench": 2 * 2,
+        "mixture": 2 * rewards,
+        "reward_model": 2 * rewards,
+        "rewardbench": 2 * rewards,
         "report": 1,
         "mlflow": 1,
     }
@@ -175,7 +176,7 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
     ("given", "sentence"),
     [
         ({"arms": {"a b": {"label": "x", "data": "none"}}}, "names a folder"),
-        ({"rewards": {"sso": {"arm": "sso_v1"}}}, "makes no pairs of its own"),
+        ({"rewards": {"sso": {"arm": "base"}}}, "makes no pairs"),
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
         ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),

@@ -11,7 +11,7 @@ from workflow.grid import Grid
 
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
-    "judge", "data_quality", "reward_model", "rewardbench",
+    "judge", "data_quality", "mixture", "reward_model", "rewardbench",
 )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def seconds(results: Path) -> dict[str, float]:
     """Wall seconds by rule of a finished run, from its records."""
     spent: dict[str, float] = defaultdict(float)
     root = results.name
-    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model"}
+    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         stage = record["stage"]

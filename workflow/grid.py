@@ -728,7 +728,7 @@ class _Cell:
                 "bench": bench,
             },
         )
-        about = {"label", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones"}
+        about = {"label", "version", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones"}
         start = reward.base or self.start
         model = self.add(
             "reward_model",

@@ -36,7 +36,7 @@ def warnings(grid: Grid) -> Iterator[str]:
                 f"{rule}: about {memory:.0f} GB on a GPU of {device.memory_gb:.0f} GB; take zero3, more devices, "
                 "tensor_parallel, gradient_checkpointing or fewer tokens_per_batch."
             )
-        if gpus > device.gpus and rule not in ("generator", "policy", "sft"):
+        if gpus > device.gpus and rule not in ("generator", "policy", "sft", "reward_model"):
             yield f"{rule}: wants {gpus} GPUs of {device.gpus}; lower its `devices`."
         if host > device.host_memory_gb:
             yield f"{rule}: about {host:.0f} GB of memory on a host of {device.host_memory_gb:.0f} GB."

@@ -68,7 +68,7 @@ class Collected:
             about = rewards[key.arm] if key.metric.startswith("rewardbench") else arms[key.arm]
             rows.append(
                 (
-                    arms[about.arm].version if key.metric.startswith("rewardbench") else about.version,
+                    about.version,
                     key.backbone,
                     key.arm,
                     about.method,

@@ -8,6 +8,7 @@ from pathlib import Path
 from sso import preferences, records, tracking
 from sso.cli import end_start_up, run_cli, settings
 from sso.config import Judge, Mixture, Reward, World
+from sso.hub import checkpoint
 
 
 class RewardSettings(Reward):
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     mix.set_defaults(func=_mix)
 
     train = commands.add_parser("train", help="train a Bradley-Terry reward model on preference pairs")
-    train.add_argument("--model", required=True, help="checkpoint to start from, e.g. the SFT model")
+    train.add_argument("--model", type=checkpoint, required=True, help="checkpoint to start from, e.g. the SFT model")
     train.add_argument("--pairs", type=Path, required=True, help="a preference set as a file")
     train.add_argument(
         "--settings", type=settings(RewardSettings), required=True, help="a JSON object or a YAML file of Reward"
@@ -113,10 +114,10 @@ def parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="score a reward model, a policy or a judge on RewardBench")
     who = score.add_mutually_exclusive_group(required=True)
-    who.add_argument("--model", help="reward model")
-    who.add_argument("--policy", help="DPO policy, by its implicit reward against --reference")
+    who.add_argument("--model", type=checkpoint, help="reward model")
+    who.add_argument("--policy", type=checkpoint, help="DPO policy, by its implicit reward against --reference")
     who.add_argument("--judge", type=settings(Judge), help="a JSON object or a YAML file of Judge")
-    score.add_argument("--reference", help="the model that the policy's training started from")
+    score.add_argument("--reference", type=checkpoint, help="the model that the policy's training started from")
     score.add_argument("--world", type=settings(World), help="for the oracle")
     score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
     score.add_argument("--batch-size", type=int, default=64)

@@ -355,6 +355,8 @@ class Reward(Mixture, Optimization):
     """A Bradley-Terry reward model on pairs of arms and preference sets."""
 
     label: str
+    version: Literal["v1", "v2"] = "v2"
+    """Of the paper, in whose table it stands."""
     method: str | None = None
     """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
     base: str | None = None

@@ -62,6 +62,22 @@ def test_each_table_has_its_jobs(version, table, arms, backbones, expected):
     assert judged(paper(version), arms, backbones) == expected
 
 
+@pytest.mark.parametrize(
+    ("version", "backbone", "expected"), [("v2", "llama3_instruct", 7), ("v1", "llama31_instruct", 3)]
+)
+def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expected):
+    grid = paper(version)
+    jobs = [job for job in grid.jobs.values() if job.rule in ("mixture", "reward_model", "rewardbench")]
+    assert {job.wildcards["backbone"] for job in jobs} == {backbone} and len(jobs) == 3 * expected
+    mixed = next(j for j in jobs if j.rule == "mixture" and j.wildcards["reward"] == "skywork_sso")
+    sources = json.loads(mixed.params["settings"])["sources"]
+    assert sources[0]["path"] == "Skywork/Skywork-Reward-Preference-80K-v0.2" and sources[0]["limit"] == 80_000
+    # v1's SSO has pairs in the triples of three iterations.
+    assert sum(source["limit"] for source in sources[1:]) == 60_000 and len(sources) == {"v2": 2, "v1": 4}[version]
+    names = grids.hub_names(grid.experiment)
+    assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"] == names["allenai/reward-bench"] == "dataset"
+
+
 def test_generators_train_on_8k_queries_and_policies_on_60k():
     grid = paper("v2")
     drawn = grid.jobs["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
@@ -387,6 +403,15 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
             for name, source in values["evaluation"]["files"].items()
         },
     }
+    subsets = ("alpacaeval-easy", "llmbar-natural", "refusals-offensive", "math-prm")
+    bench = [
+        {"id": f"b{i}", "subset": s, "prompt": s, "chosen": "yes", "rejected": "no"} for i, s in enumerate(subsets)
+    ]
+    skywork = [{**pair, "prompt": f"what is {pair['prompt']}"} for pair in pairs]
+    mapped |= {
+        values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
+        values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
+    }
     models = [backbone["path"] for backbone in values["backbones"].values()]
     models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
     values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
@@ -398,6 +423,8 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
     own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
     for training in values["trainings"].values():
         training |= {**own, "max_length": 2000}
+    for reward in values["rewards"].values():
+        reward |= {**own, "batch_size": 8}
     gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
     values["evaluation"] |= {
         "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
@@ -442,3 +469,4 @@ def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpo
     tables = tmp_path / "results/stand_ins/report/tables"
     rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
     assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Sft, Training
+from sso.config import ROOT, Decoding, Experiment, Hardware, Optimization, Sft, Training
 from sso.errors import InputError
 from sso.objective import load_objectives
 
@@ -160,7 +160,7 @@ class Costs:
         hours = seconds / 3600 / how.devices
         return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
 
-    def _fit(self, size: Shape, how: Training | Sft, tokens: float, micro: int) -> Cost:
+    def _fit(self, size: Shape, how: Optimization | Sft, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
         device, count = self.hardware, how.devices * how.nodes
         flops = (8 if how.gradient_checkpointing else 6) * size.parameters * tokens
@@ -307,18 +307,17 @@ class Costs:
         return Cost(requests=requests, money=money, hours=requests * 8 / judge.concurrency / 3600)
 
     def _reward_model(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
-        how, device = json.loads(params["settings"]), self.hardware
-        training = Training(
-            engine=how.get("engine", "ddp"),
-            devices=how.get("devices", 1),
-            gradient_checkpointing=how.get("gradient_checkpointing", False),
-        )
-        sizes = [source.get("size") or self._queries("") for source in how.get("sources") or [{}]]
-        tokens = how["epochs"] * sum(sizes) * 2 * (device.prompt_tokens + device.response_tokens)
-        return self._fit(self.backbone(at["backbone"]), training, tokens, 8192)
+        reward, device = self.experiment.rewards[at["reward"]], self.hardware
+        pairs = sum(source.limit or self._queries("") for source in reward.parts)
+        tokens = reward.epochs * pairs * 2 * (device.prompt_tokens + device.response_tokens)
+        return self._fit(self._scored(at), reward, tokens, reward.tokens_per_batch)
+
+    def _scored(self, at: Mapping[str, str]) -> Shape:
+        base = self.experiment.rewards[at["reward"]].base
+        return self.shape(base) if base else self.backbone(at["backbone"])
 
     def _rewardbench(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
-        size = self.backbone(at["backbone"])
+        size = self._scored(at)
         tokens = 2985 * 2 * 550 if not self.experiment.world else 2 * 500 * 45
         hours = 2 * size.parameters * tokens / (self.hardware.tflops * 1e12 * self.hardware.training_mfu) / 3600
         return Cost(1, 1, tokens, hours, 2 * size.parameters / 1e9 + 8)

@@ -11,7 +11,7 @@ from workflow.grid import Grid
 
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
-    "judge", "data_quality", "reward_model", "rewardbench",
+    "judge", "data_quality", "mixture", "reward_model", "rewardbench",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def warnings(grid: Grid) -> Iterator[str]:
                 f"{rule}: about {memory:.0f} GB on a GPU of {device.memory_gb:.0f} GB; take zero3, more devices, "
                 "tensor_parallel, gradient_checkpointing or fewer tokens_per_batch."
             )
-        if gpus > device.gpus and rule not in ("generator", "policy", "sft"):
+        if gpus > device.gpus and rule not in ("generator", "policy", "sft", "reward_model"):
             yield f"{rule}: wants {gpus} GPUs of {device.gpus}; lower its `devices`."
         if host > device.host_memory_gb:
             yield f"{rule}: about {host:.0f} GB of memory on a host of {device.host_memory_gb:.0f} GB."
@@ -104,7 +104,7 @@ def seconds(results: Path) -> dict[str, float]:
     """Wall seconds by rule of a finished run, from its records."""
     spent: dict[str, float] = defaultdict(float)
     root = results.name
-    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model"}
+    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         stage = record["stage"]

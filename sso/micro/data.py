@@ -205,7 +205,7 @@ def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     sets["reference"] = reference(writer, sets["eval"])
     sets["tune_reference"] = reference(writer, sets["tune"])
     sets |= benchmarks(writer, world.benchmark_items, taken)
-    sets["preferences"] = annotated(writer, world.annotated_pairs, taken)
+    sets["annotated"] = annotated(writer, world.annotated_pairs, taken)
     sets["sft"] = list(sft(writer, world.sft_examples))
     for name, rows in sets.items():
         write(out / f"{name}.jsonl", rows)

@@ -132,9 +132,22 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:  # also numbers and nesting that Python does not take
                 said = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(":")[0]
                 raise InputError(f"{path}:{number}: not valid JSON ({said}); every line must be one object.") from error
+            if b"\\u" in line and not _is_text(value):
+                raise InputError(
+                    f"{path}:{number}: half a character (a lone surrogate, \\ud800 to \\udfff); remove it."
+                )
             if not isinstance(value, dict):
                 raise InputError(f"{path}:{number}: a {type(value).__name__}, but every line must be a JSON object.")
             yield number, value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether JSON holds whole characters only, so that it can be written again."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
@@ -223,5 +236,7 @@ def file_digest(path: str | Path) -> str:
     path, digester = Path(path), hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         digester.update(file.name.encode())
-        digester.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digester.update(block)
     return digester.hexdigest()[:16]

@@ -78,7 +78,7 @@ def strike(folder: Path, job: grids.Job, target: str, delay: float, environment:
             os.kill(pid, signal.SIGKILL)
     process.wait(300)
     # Nobody is left to write when the next run begins.
-    until(lambda: not processes.marked(environment), 10)
+    until(lambda: not processes.marked(environment), 10, lambda: (target, processes.marked(environment)))
     if struck and target in ("group", "snakemake"):
         subprocess.run(snakemake(folder, "--unlock"), cwd=folder, capture_output=True, check=True)
     return bool(struck)

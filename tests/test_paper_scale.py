@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rewardbench.score import read_weights
 from sso.cli import main
 from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
 from sso.errors import InputError
@@ -76,6 +77,11 @@ def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expect
     assert sum(source["limit"] for source in sources[1:]) == 60_000 and len(sources) == {"v2": 2, "v1": 4}[version]
     names = grids.hub_names(grid.experiment)
     assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"] == names["allenai/reward-bench"] == "dataset"
+
+
+@pytest.mark.parametrize(("version", "expected"), [("v2", 7), ("v1", 3)])
+def test_reward_tables_have_their_models(version, expected):
+    assert count(paper(version))["reward_model"] == count(paper(version))["rewardbench"] == expected
 
 
 def test_generators_train_on_8k_queries_and_policies_on_60k():
@@ -166,7 +172,7 @@ def test_plan_warns_of_what_cannot_fit():
 def test_fewer_arms_cost_less():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
-    some = totals(grids.Grid(parse({**values, "arms": arms, "assumed": {}}, "c")))
+    some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
     assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
 
 
@@ -412,6 +418,12 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
         values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
         values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
     }
+    bench = [
+        {"id": str(i), "subset": subset, "prompt": "hello", "chosen": f"yes {i}", "rejected": "no"}
+        for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
+    ]
+    mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
+    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines("skywork.jsonl", pairs)
     models = [backbone["path"] for backbone in values["backbones"].values()]
     models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
     values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
@@ -421,8 +433,10 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
     for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
         how |= small
     own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
-    for training in values["trainings"].values():
+    for training in [*values["trainings"].values(), *values["rewards"].values()]:
         training |= {**own, "max_length": 2000}
+    for reward in values["rewards"].values():
+        reward["ngram"] = 0  # prompts of a few words share them with the benchmark's
     for reward in values["rewards"].values():
         reward |= {**own, "batch_size": 8}
     gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
@@ -469,4 +483,5 @@ def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpo
     tables = tmp_path / "results/stand_ins/report/tables"
     rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
     assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
     assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7

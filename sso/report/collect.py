@@ -112,8 +112,8 @@ def grid_of(experiment: Experiment) -> Any:
     return Grid(experiment)
 
 
-def collect(experiment: Experiment, results: Path) -> Collected:
-    """All figures under ``results``, the folder of this experiment."""
+def collect(experiment: Experiment, results: Path, length_controlled: bool = True) -> Collected:
+    """All figures under ``results``, the folder of this experiment; length-controlled ones take seconds to fit."""
     grid, found = grid_of(experiment), Collected(experiment)
 
     def place(path: str) -> Path:
@@ -138,7 +138,8 @@ def collect(experiment: Experiment, results: Path) -> Collected:
         for metric, figure in figures:
             figure.source = Path(figure.source).relative_to(results).as_posix()
             found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
-    _length_controlled(found, results)
+    if length_controlled:
+        _length_controlled(found, results)
     for job in grid.jobs.values():
         if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
             count = parameter_count(place(job.output))

@@ -179,16 +179,24 @@ def terminal(measured: Measured, made: Table) -> "list[RenderableType]":
     parts: list[RenderableType] = [escape(f"{made.spec['title']}. {header(measured)}")]
     for backbone, rows in made.rows.items():
         if rows:
-            grid = Grid(title=escape(backbone), title_justify="left")
+            paper = made.paper_backbone[backbone]
+            grid = Grid(title=escape(backbone + (f"; paper: {paper}" if paper else "")), title_justify="left")
+            shown = list(dict.fromkeys(metric for metric, _ in columns(made, backbone)))
             grid.add_column("")
-            for column in columns(made, backbone):
-                style = "dim" if column[1] == "paper" else None
-                grid.add_column(escape(column_name(measured, made, backbone, column)), justify="right", style=style)
-            for line in lines(measured, made, backbone):
-                grid.add_row(*map(escape, line))
+            for metric in shown:
+                grid.add_column(escape(column_name(measured, made, backbone, (metric, "ours"))), justify="right")
+            for row in rows:
+                grid.add_row(escape(row.label), *(escape(_stacked(measured, row, metric)) for metric in shown))
             parts.append(grid)
         parts += [escape(f"{backbone}: {note}" if not rows else note) for note in notes(measured, made, backbone)]
     return [*parts, escape(" ".join([*closing(measured, made), *([LEGEND] if made.applies else [])]))]
+
+
+def _stacked(measured: Measured, row: Row, metric: str) -> str:
+    """Ours over the paper's figure, which keeps a table narrow."""
+    digits = measured.content["metrics"][metric]["digits"]
+    ours = cell(row.cells[metric], digits, len(measured.experiment.seeds)).replace(" [", "\n[")
+    return ours + (f"\npaper {printed(row, metric, digits)}" if metric in row.printed else "")
 
 
 def table_csv(measured: Measured, made: Table) -> str:

@@ -362,6 +362,13 @@ def doctor(args: argparse.Namespace) -> None:
     print("nothing is missing")
 
 
+def table(args: argparse.Namespace) -> None:
+    """One table of a run."""
+    from sso.report.show import find, show
+
+    show(*find(args.experiment, args.config, args.results), args.version, args.table, args.format)
+
+
 def sync(args: argparse.Namespace) -> None:
     """Records to MLflow."""
     tracking.sync(args.results, args.tracking_uri)
@@ -513,6 +520,17 @@ def parser() -> argparse.ArgumentParser:
         *(("--" + name.replace("_", "-"), {"type": kind}) for name, kind in LOSS_OPTIONS.items()),
     )
     add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
+    add(
+        "table",
+        table,
+        "print one of the paper's tables with the figures of a run",
+        ("--experiment", {"help": "a folder in results/"}),
+        ("--config", {**path, "help": "the experiment's config file, in place of --experiment"}),
+        ("--results", {**path, "help": "the experiment's folder; default: results/<experiment>"}),
+        ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
+        ("--table", {"required": True, "help": "its number in the paper, or figure3, instruct_full, llama3_full"}),
+        ("--format", {"choices": ["terminal", "markdown", "latex", "csv"], "default": "terminal"}),
+    )
     add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))
     configfile = ("--configfile", {**required, "help": "an experiment, as Snakemake's"})
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}

@@ -18,6 +18,8 @@ from sso.report import claims, measured, render, tables
 from sso.report.collect import Figure, Key, collect, grid_of
 
 ITEMS = 40
+CHARTS = ("figure3", "ablation", "ablation_v1", "v1_iterations")
+"""What can be drawn without training records and categories."""
 TASKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
 RATE = {"base": 0.5, "pbaa": 0.55, "sso": 0.7, "good_original": 0.525}
 """Wins of 40 in the synthetic tree; other arms get 0.6, later iterations more."""
@@ -154,8 +156,8 @@ def test_everything_is_written(built):
         for name in (*measured.specs()["tables"], "claims", "comparisons")
         for kind in ("md", "csv", *(["tex"] if name in measured.specs()["tables"] else []))
     }
-    charts = {f"figures/{name}.{kind}" for name in ("figure3", "ablation", "v1_iterations") for kind in ("png", "svg")}
-    assert names == every | charts | {"results.csv", "report.md", "provenance.json"}
+    charts = {f"figures/{name}.{kind}" for name in CHARTS for kind in ("png", "svg")}
+    assert names == every | charts | {"results.csv", "report.md", "report.html", "provenance.json"}
 
 
 def test_results_csv_is_long_and_names_its_sources(built):
@@ -306,7 +308,7 @@ def test_equal_results_give_equal_bytes(built, tmp_path):
     dump(other / "qwen2/s0/sft.run.json", {"stage": "sft", "wall_s": 99.0, "git_commit": "other"})
     report.build(made, other, tmp_path / "report")
     first, second = files_of(out), files_of(tmp_path / "report")
-    timed = {"report.md", "provenance.json"}
+    timed = {"report.md", "report.html", "provenance.json"}
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name] and name not in timed] == []
     assert second["report.md"] != first["report.md"]

@@ -15,9 +15,9 @@ def build(experiment: Experiment, results: Path, out: Path) -> None:
     """Write the report of what lies under ``results`` (the experiment's folder) to ``out``, whole or not at all.
 
     results.csv, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
-    provenance.json and report.md only.
+    provenance.json, report.md and report.html only.
     """
-    from sso.report import claims, figures, render, tables
+    from sso.report import claims, figures, page, render, samples, tables
     from sso.report.collect import collect
     from sso.report.measured import Measured
 
@@ -47,6 +47,10 @@ def build(experiment: Experiment, results: Path, out: Path) -> None:
         records.write_text(folder / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         shown = {name: text for name, text in pages.items() if name not in made or made[name].applies}
         records.write_text(folder / "report.md", _page(experiment, shown, drawn, provenance))
+        charts = {name: (folder / f"figures/{name}.svg").read_text(encoding="utf-8") for name in drawn}
+        read = samples.collect(experiment, results)
+        html = page.html(measured, made, claimed, found, charts, read, provenance)
+        records.write_text(folder / "report.html", html)
         shutil.rmtree(out, ignore_errors=True)
         folder.replace(out)
 
@@ -83,6 +87,9 @@ def _page(experiment: Experiment, pages: dict[str, str], drawn: Sequence[str], p
         parts.append(f"## {CHARTS[name][0]}\n\n![{CHARTS[name][0]}](figures/{name}.png)\n")
     dirty = " (with uncommitted changes)" if provenance["git_dirty"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    if experiment.assumed:
+        parts.append("## Assumed, where the paper is silent\n")
+        parts.append("".join(f"- `{key}`: {why}\n" for key, why in experiment.assumed.items()))
     parts.append("## Provenance\n")
     parts.append(
         f"- config digest {provenance['config_digest']}, seeds {', '.join(map(str, provenance['seeds']))}\n"

@@ -55,6 +55,8 @@ class Collected:
     iterations: dict[str, list[int]] = field(default_factory=dict)
     """Arm -> its iterations, [0] for an arm without."""
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    categories: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """Means by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise queries."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
@@ -110,8 +112,8 @@ def grid_of(experiment: Experiment) -> Any:
     return Grid(experiment)
 
 
-def collect(experiment: Experiment, results: Path) -> Collected:
-    """All figures under ``results``, the folder of this experiment."""
+def collect(experiment: Experiment, results: Path, length_controlled: bool = True) -> Collected:
+    """All figures under ``results``, the folder of this experiment; length-controlled ones take seconds to fit."""
     grid, found = grid_of(experiment), Collected(experiment)
 
     def place(path: str) -> Path:
@@ -127,6 +129,8 @@ def collect(experiment: Experiment, results: Path) -> Collected:
             known = found.iterations.setdefault(arm, [])
             known += [int(iteration or 0)] if int(iteration or 0) not in known else []
             figures = _judged(path, place(job.inputs["answers"]))
+            for metric, means in _categories(path, place(grid.data_files.get("eval", grid.root))):
+                found.categories[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = means
         elif job.rule == "data_quality":
             figures = _data_quality(path, place(job.inputs["reference"]))
         else:
@@ -134,14 +138,15 @@ def collect(experiment: Experiment, results: Path) -> Collected:
         for metric, figure in figures:
             figure.source = Path(figure.source).relative_to(results).as_posix()
             found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
-    _length_controlled(found, results)
+    if length_controlled:
+        _length_controlled(found, results)
     for job in grid.jobs.values():
         if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
             count = parameter_count(place(job.output))
             if count:
                 found.parameters[job.wildcards["backbone"]] = count
     records = sorted(path for path in results.rglob("*.run.json") if "mlartifacts" not in path.parts)
-    found.jobs = [read_json(path) for path in records]
+    found.jobs = [{**read_json(path), "path": path.relative_to(results).as_posix()} for path in records]
     return found
 
 
@@ -186,6 +191,25 @@ def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
         figure = _figure(entry, path, items.get(metric))
         if figure:
             yield metric, figure
+
+
+def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The metric that is split by category, and its means; nothing where there are less than three."""
+    scores = folder / "scores.json"
+    if not scores.is_file():
+        return
+    means = (read_json(scores).get("mt_bench") or {}).get("categories") or {}
+    means = {name: value for name, value in means.items() if value is not None}
+    if len(means) > 2:
+        yield "mt_bench", means
+    elif queries.is_file() and (folder / "pairwise.jsonl").is_file():
+        family = {str(row.get("id")): row.get("family", "") for _, row in iter_json_lines(queries)}
+        scored: dict[str, list[float]] = {}
+        for _, row in iter_json_lines(folder / "pairwise.jsonl"):
+            if row.get("score") is not None and family.get(row["id"]):
+                scored.setdefault(family[row["id"]], []).append(row["score"])
+        if len(scored) > 2:
+            yield "oracle_score", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
 
 
 def answer_items(folder: Path, answers: Path) -> dict[str, Items]:

@@ -92,17 +92,17 @@ def lines(measured: Measured, made: Table, backbone: str) -> list[list[str]]:
     return found
 
 
-def notes(measured: Measured, made: Table, backbone: str) -> list[str]:
-    """What a reader of one backbone's rows has to know: numbers of items, and what is not there."""
+def notes(measured: Measured, made: Table, backbone: str, counts: bool = True) -> list[str]:
+    """What a reader of one backbone's rows has to know: the ``counts`` of items, and what is not there."""
     metrics, rows = measured.content["metrics"], made.rows[backbone]
     if not rows:
         return ["No results of this table yet."]
     shown = columns(made, backbone)
     found = []
     ours = [metric for metric, kind in shown if kind == "ours"]
-    counts = {metrics[m]["label"]: row.cells[m].n for m in ours for row in rows if row.cells[m] and row.cells[m].n}
-    if counts:
-        found.append("Items a seed: " + ", ".join(f"{label} {n}" for label, n in counts.items()) + ".")
+    items = {metrics[m]["label"]: row.cells[m].n for m in ours for row in rows if row.cells[m] and row.cells[m].n}
+    if items and counts:
+        found.append("Items a seed: " + ", ".join(f"{label} {n}" for label, n in items.items()) + ".")
     missing = [metrics[m]["label"] for m in made.spec["columns"] if m not in ours]
     if missing:
         found.append(f"Not measured here: {', '.join(missing)}.")
@@ -149,9 +149,9 @@ TEX = str.maketrans(
 def latex(measured: Measured, made: Table) -> str:
     """The same table for LaTeX with booktabs, one `tabular` a backbone; comments hold the text around it."""
     around = [header(measured), *closing(measured, made), *([LEGEND] if made.applies else [])]
-    parts = [f"% {line}" for line in [made.spec["title"], *around]]
+    parts = [f"% {' '.join(line.split())}" for line in [made.spec["title"], *around]]
     for backbone, rows in made.rows.items():
-        parts += [f"% {line}" for line in [backbone, *notes(measured, made, backbone)]]
+        parts += [f"% {' '.join(line.split())}" for line in [backbone, *notes(measured, made, backbone)]]
         if not rows:
             continue
         shown = columns(made, backbone)
@@ -168,7 +168,7 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _minus(text: str) -> str:
-    return re.sub(r"-(?=\d)", "$-$", text)
+    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", text)
 
 
 def terminal(measured: Measured, made: Table) -> "list[RenderableType]":
@@ -179,16 +179,24 @@ def terminal(measured: Measured, made: Table) -> "list[RenderableType]":
     parts: list[RenderableType] = [escape(f"{made.spec['title']}. {header(measured)}")]
     for backbone, rows in made.rows.items():
         if rows:
-            grid = Grid(title=escape(backbone), title_justify="left")
+            paper = made.paper_backbone[backbone]
+            grid = Grid(title=escape(backbone + (f"; paper: {paper}" if paper else "")), title_justify="left")
+            shown = list(dict.fromkeys(metric for metric, _ in columns(made, backbone)))
             grid.add_column("")
-            for column in columns(made, backbone):
-                style = "dim" if column[1] == "paper" else None
-                grid.add_column(escape(column_name(measured, made, backbone, column)), justify="right", style=style)
-            for line in lines(measured, made, backbone):
-                grid.add_row(*map(escape, line))
+            for metric in shown:
+                grid.add_column(escape(column_name(measured, made, backbone, (metric, "ours"))), justify="right")
+            for row in rows:
+                grid.add_row(escape(row.label), *(escape(_stacked(measured, row, metric)) for metric in shown))
             parts.append(grid)
         parts += [escape(f"{backbone}: {note}" if not rows else note) for note in notes(measured, made, backbone)]
     return [*parts, escape(" ".join([*closing(measured, made), *([LEGEND] if made.applies else [])]))]
+
+
+def _stacked(measured: Measured, row: Row, metric: str) -> str:
+    """Ours over the paper's figure, which keeps a table narrow."""
+    digits = measured.content["metrics"][metric]["digits"]
+    ours = cell(row.cells[metric], digits, len(measured.experiment.seeds)).replace(" [", "\n[")
+    return ours + (f"\npaper {printed(row, metric, digits)}" if metric in row.printed else "")
 
 
 def table_csv(measured: Measured, made: Table) -> str:

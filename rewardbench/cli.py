@@ -1,4 +1,4 @@
-"""Command line of the reward models: `sso-rewardbench mix|train|score`."""
+"""Command line of the reward models: `sso-rewardbench mix|train|score|best-of-n`."""
 
 import argparse
 import json
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from sso import preferences, records, tracking
-from sso.cli import end_start_up, run_cli, settings
-from sso.config import Judge, Mixture, Reward, World
+from sso.cli import end_start_up, progress, run_cli, settings
+from sso.config import Judge, Mixture, Reward, Sampling, World
 from sso.hub import checkpoint
 
 
@@ -89,6 +89,33 @@ def _score(args: argparse.Namespace) -> None:
         print(", ".join(f"{key} {value:.1f}" for key, value in known.items() if value is not None))
 
 
+def _best_of_n(args: argparse.Namespace) -> None:
+    from eval.judge import OracleJudge, RewardJudge
+    from rewardbench import best_of_n
+    from sso.sampling import make_engine
+
+    inputs = {"model": args.model, "policy": args.policy, "queries": args.queries}
+    with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:
+        queries = records.read(args.queries, records.Query)[: args.limit]
+        judge, engine = RewardJudge(args.model), make_engine(args.settings, args.policy)
+        end_start_up()
+        answers = best_of_n.draw(engine, queries, args.settings, args.n, args.seed, progress("answers"))
+        rewards = best_of_n.scores(judge, queries, answers)
+        if args.world:
+            quality = best_of_n.scores(OracleJudge(args.world), queries, answers)
+            result = {
+                "best_of_n": best_of_n.curve(rewards, quality),
+                "calibration": best_of_n.calibration(rewards, quality),
+            }
+            records.write_text(args.out.with_suffix(".report.json"), json.dumps(result, indent=1) + "\n")
+            best_of_n.plot(result, args.out.with_suffix(".svg"))
+            for row in result["best_of_n"]:
+                print(", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+            run.summary.update({f"oracle_score_best_of_{row['n']}": row["reward"] for row in result["best_of_n"]})
+        run.summary["reward"] = float(rewards.max(1).mean())
+        records.write(args.out, best_of_n.best(queries, answers, rewards, f"best of {args.n}"))
+
+
 def parser() -> argparse.ArgumentParser:
     """Arguments of all commands."""
     main_parser = argparse.ArgumentParser(prog="sso-rewardbench", description=__doc__)
@@ -124,6 +151,20 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     score.add_argument("--out", type=Path, required=True, help="rewardbench.json to write")
     score.set_defaults(func=_score)
+
+    best = commands.add_parser("best-of-n", help="answers of a policy, the best of n by a reward model")
+    best.add_argument("--model", type=checkpoint, required=True, help="reward model")
+    best.add_argument("--policy", type=checkpoint, required=True)
+    best.add_argument("--queries", type=Path, required=True)
+    best.add_argument("--limit", type=int, help="only the first queries")
+    best.add_argument("--n", type=int, default=16)
+    best.add_argument(
+        "--settings", type=settings(Sampling), default=Sampling(), help="a JSON object or a YAML file of Sampling"
+    )
+    best.add_argument("--world", type=settings(World), help="micro-world: how right the reward model is, and a plot")
+    best.add_argument("--seed", type=int, default=0)
+    best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
+    best.set_defaults(func=_best_of_n)
     return main_parser
 
 

@@ -617,3 +617,49 @@ def test_score_command_takes_a_policy_and_a_judge(tiny_checkpoint, tmp_path):
         assert main([str(a) for a in ("score", *who, "--data", bench, "--out", tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["scorer"]["kind"] == "judge" and result["rewardbench_avg"] == 100.0
+
+
+# Best of n.
+
+
+def test_curve_and_calibration_by_hand():
+    import numpy as np
+
+    from rewardbench.best_of_n import calibration, curve
+
+    quality = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.2, 0.8, 0.8]])
+    rewards = np.array([[0.0, 1.0, 5.0, 2.0], [3.0, 1.0, 0.0, 2.0]])
+    one, two, four = curve(rewards, quality)
+    assert (one["n"], one["reward"], one["oracle"], one["random"]) == (1, 0.25, 0.25, 0.25)
+    # 0.9 and 0.4; 0.9 and 0.4; the mean of the first two of both
+    assert (two["reward"], two["oracle"], two["random"]) == pytest.approx((0.65, 0.65, 0.4))
+    # 0.5 and 0.4; 0.9 and 0.8
+    assert (four["reward"], four["oracle"]) == pytest.approx((0.45, 0.85))
+    # Gaps 1 (right), 3 (wrong), 2 (right); the pair of equal quality is left out.
+    small, large = calibration(rewards, quality, bins=2)
+    assert (small["n"], small["agreement"], small["gap"]) == (2, 1.0, 1.5)
+    assert (large["n"], large["agreement"], large["expected"]) == (1, 0.0, pytest.approx(1 / (1 + math.exp(-3))))
+
+
+def test_best_of_n_command(tiny_checkpoint, tmp_path):
+    """A reward model from a tiny checkpoint picks, and more answers leave the first ones as they are."""
+    from rewardbench.cli import main
+    from rewardbench.train import start
+    from sso.config import World
+    from sso.micro.data import queries
+    from sso.micro.world import Writer
+    from sso.records import Answer, read
+    from sso.records import write as write_records
+
+    for part in start(tiny_checkpoint, 0):
+        part.save_pretrained(tmp_path / "reward")
+    write_records(tmp_path / "queries.jsonl", queries(Writer(World()), "q", 3, set()))
+    files = ("--model", tmp_path / "reward", "--policy", tiny_checkpoint, "--queries", tmp_path / "queries.jsonl")
+    how = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
+    for n in (2, 4):
+        argv = ("best-of-n", *files, *how, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
+        assert main([str(a) for a in argv]) == 0
+    answers = read(tmp_path / "best4.jsonl", Answer)
+    assert [a.id for a in answers] == ["q-0", "q-1", "q-2"] and answers[0].model == "best of 4"
+    two, four = (json.loads((tmp_path / f"best{n}.report.json").read_text())["best_of_n"] for n in (2, 4))
+    assert two == four[:2] and len(four) == 3 and (tmp_path / "best4.svg").stat().st_size > 1000

@@ -423,7 +423,9 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
         for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
     ]
     mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
-    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines("skywork.jsonl", pairs)
+    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines(
+        "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
+    )
     models = [backbone["path"] for backbone in values["backbones"].values()]
     models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
     values["local"] = mapped | dict.fromkeys(models, str(checkpoint))

@@ -140,8 +140,11 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     (results / "config.json").write_text(grids.text(experiment))
     source = tmp_path / "pairs.jsonl"
     source.write_text("x")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
     for arm in ("sso", "l_plus", "l_minus", "pbaa", "sso_v1"):
-        with tracking.run(results / f"qwen2/s0/eval/{arm}/judged", "judge", {}, {"pairs": source, "model": tmp_path}):
+        with tracking.run(results / f"qwen2/s0/eval/{arm}/judged", "judge", {}, {"pairs": source, "model": model}):
             pass
     with tracking.run(results / "qwen2/s0/reward/pbaa/model", "reward", {}, {}):
         pass
@@ -161,7 +164,7 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     (given,) = run.inputs.dataset_inputs  # a folder is a model: a parameter
     assert (given.dataset.name, given.dataset.digest) == ("pairs.jsonl", file_digest(source))
     assert json.loads(given.dataset.source) == {"uri": str(source)}
-    assert given.tags[0].value == "pairs" and run.data.params["input.model"] == file_digest(tmp_path)
+    assert given.tags[0].value == "pairs" and run.data.params["input.model"] == file_digest(model)
 
 
 @pytest.mark.slow

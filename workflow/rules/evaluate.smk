@@ -11,13 +11,13 @@ rule evaluate:
     benchmark:
         grid.benchmark("evaluate")
     priority: grid.priority("evaluate")
+    conda:
+        grid.engine_environment("evaluate")
     threads: grid.threads("evaluate")
     resources:
         gpu=grid.resource("evaluate", "gpu"),
         mem_mb=grid.resource("evaluate", "mem_mb"),
         runtime=grid.resource("evaluate", "runtime"),
-    conda:
-        grid.engine_environment("evaluate")
     params:
         command=grid.command("evaluate", "eval"),
         model=grid.param("evaluate", "model"),
@@ -39,13 +39,13 @@ rule judge:
     benchmark:
         grid.benchmark("judge")
     priority: grid.priority("judge")
+    conda:
+        grid.environment
     threads: grid.threads("judge")
     resources:
         gpu=grid.resource("judge", "gpu"),
         mem_mb=grid.resource("judge", "mem_mb"),
         runtime=grid.resource("judge", "runtime"),
-    conda:
-        grid.environment
     params:
         folder=grid.param("judge", "folder"),
         settings=grid.param("judge", "settings"),
@@ -66,13 +66,13 @@ rule data_quality:
     benchmark:
         grid.benchmark("data_quality")
     priority: grid.priority("data_quality")
+    conda:
+        grid.environment
     threads: grid.threads("data_quality")
     resources:
         gpu=grid.resource("data_quality", "gpu"),
         mem_mb=grid.resource("data_quality", "mem_mb"),
         runtime=grid.resource("data_quality", "runtime"),
-    conda:
-        grid.environment
     params:
         settings=grid.param("data_quality", "settings"),
         options=grid.param("data_quality", "options"),

@@ -11,13 +11,13 @@ rule principles:
     benchmark:
         grid.benchmark("principles")
     priority: grid.priority("principles")
+    conda:
+        grid.engine_environment("principles")
     threads: grid.threads("principles")
     resources:
         gpu=grid.resource("principles", "gpu"),
         mem_mb=grid.resource("principles", "mem_mb"),
         runtime=grid.resource("principles", "runtime"),
-    conda:
-        grid.engine_environment("principles")
     params:
         command=grid.command("principles", "sso.cli"),
         version=grid.param("principles", "version"),

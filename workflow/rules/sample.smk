@@ -11,13 +11,13 @@ rule sample:
     benchmark:
         grid.benchmark("sample")
     priority: grid.priority("sample")
+    conda:
+        grid.engine_environment("sample")
     threads: grid.threads("sample")
     resources:
         gpu=grid.resource("sample", "gpu"),
         mem_mb=grid.resource("sample", "mem_mb"),
         runtime=grid.resource("sample", "runtime"),
-    conda:
-        grid.engine_environment("sample")
     params:
         command=grid.command("sample", "sso.cli"),
         model=grid.param("sample", "model"),
@@ -46,13 +46,13 @@ rule pairs:
     wildcard_constraints:
         arm=grid.names("pairs", "arm"),
     priority: grid.priority("pairs")
+    conda:
+        grid.environment
     threads: grid.threads("pairs")
     resources:
         gpu=grid.resource("pairs", "gpu"),
         mem_mb=grid.resource("pairs", "mem_mb"),
         runtime=grid.resource("pairs", "runtime"),
-    conda:
-        grid.environment
     params:
         model=grid.param("pairs", "model"),
         kind=grid.param("pairs", "kind"),
@@ -79,13 +79,13 @@ rule generated_pairs:
     wildcard_constraints:
         arm=grid.names("generated_pairs", "arm"),
     priority: grid.priority("generated_pairs")
+    conda:
+        grid.engine_environment("generated_pairs")
     threads: grid.threads("generated_pairs")
     resources:
         gpu=grid.resource("generated_pairs", "gpu"),
         mem_mb=grid.resource("generated_pairs", "mem_mb"),
         runtime=grid.resource("generated_pairs", "runtime"),
-    conda:
-        grid.engine_environment("generated_pairs")
     params:
         command=grid.command("generated_pairs", "sso.cli"),
         generator=grid.param("generated_pairs", "generator"),

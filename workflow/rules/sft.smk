@@ -11,14 +11,14 @@ rule sft:
     benchmark:
         grid.benchmark("sft")
     priority: grid.priority("sft")
+    conda:
+        grid.environment
     threads: grid.threads("sft")
     resources:
         gpu=grid.resource("sft", "gpu"),
         nodes=grid.resource("sft", "nodes"),
         mem_mb=grid.resource("sft", "mem_mb"),
         runtime=grid.resource("sft", "runtime"),
-    conda:
-        grid.environment
     params:
         data=grid.param("sft", "data"),
         backbone=grid.param("sft", "backbone"),

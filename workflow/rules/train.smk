@@ -11,13 +11,13 @@ rule reference:
     benchmark:
         grid.benchmark("reference")
     priority: grid.priority("reference")
+    conda:
+        grid.environment
     threads: grid.threads("reference")
     resources:
         gpu=grid.resource("reference", "gpu"),
         mem_mb=grid.resource("reference", "mem_mb"),
         runtime=grid.resource("reference", "runtime"),
-    conda:
-        grid.environment
     params:
         model=grid.param("reference", "model"),
         objectives=grid.param("reference", "objectives"),
@@ -38,14 +38,14 @@ rule generator:
     benchmark:
         grid.benchmark("generator")
     priority: grid.priority("generator")
+    conda:
+        grid.environment
     threads: grid.threads("generator")
     resources:
         gpu=grid.resource("generator", "gpu"),
         nodes=grid.resource("generator", "nodes"),
         mem_mb=grid.resource("generator", "mem_mb"),
         runtime=grid.resource("generator", "runtime"),
-    conda:
-        grid.environment
     params:
         model=grid.param("generator", "model"),
         settings=grid.param("generator", "settings"),
@@ -66,14 +66,14 @@ rule policy:
     benchmark:
         grid.benchmark("policy")
     priority: grid.priority("policy")
+    conda:
+        grid.environment
     threads: grid.threads("policy")
     resources:
         gpu=grid.resource("policy", "gpu"),
         nodes=grid.resource("policy", "nodes"),
         mem_mb=grid.resource("policy", "mem_mb"),
         runtime=grid.resource("policy", "runtime"),
-    conda:
-        grid.environment
     params:
         model=grid.param("policy", "model"),
         settings=grid.param("policy", "settings"),

@@ -150,9 +150,7 @@ def sft(args: argparse.Namespace) -> None:
     from sso import distributed
 
     if args.settings.data:
-        from sso.fine_tune import as_training
-
-        distributed.launch(as_training(args.settings), args.argv)
+        distributed.launch(args.settings, args.argv)
     record = merge(args.backbone.model_dump(), args.settings.model_dump())
     inputs = {"data": args.data} if Path(args.data).is_file() else {}
     with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
@@ -162,7 +160,7 @@ def sft(args: argparse.Namespace) -> None:
             from sso import fine_tune
 
             end_start_up()
-            distributed.start(as_training(args.settings))
+            distributed.start(args.settings)
             run.summary.update(fine_tune.train(args.backbone, args.settings, args.seed, args.out, run.log))
             distributed.stop()
             return

@@ -97,19 +97,46 @@ class Backbone(Settings):
             raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
         return self
 
+    @property
+    def checkpoint(self) -> str | None:
+        """`path`, with its revision as PATH@REVISION; None for a model from scratch."""
+        return f"{self.path}@{self.revision}" if self.path and self.revision else self.path
 
-class Sft(Settings):
+
+class Spread(Settings):
+    """How a training is spread over devices, and in which precision it computes."""
+
+    batch_size: int = Field(32, ge=1)
+    """Samples an optimizer step, over all devices and micro-batches."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+    devices: int = Field(1, ge=1)
+    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    nodes: int = Field(1, ge=1)
+    """Machines, in a SLURM allocation of so many."""
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
+    save_steps: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints for resuming; 0: none."""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each device holds a part of the weights only."""
+        return self.engine in ("zero3", "zero3_offload", "fsdp2")
+
+
+class Sft(Spread):
     """Supervised fine-tuning: of a tiny model on the world's corpus, or of a base model on `data`."""
 
     steps: int = 3300
     """-1: as many as `epochs` make."""
     epochs: float = Field(1, gt=0)
-    batch_size: int = 32
     learning_rate: float = 5e-3
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     data: str | None = None
-    """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus. Below: only with `data`."""
+    """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus, on one device in float32:
+    what stands below, and how to spread the training, is for `data` alone."""
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     chat_template: str | None = None
@@ -117,12 +144,7 @@ class Sft(Settings):
     max_length: int = Field(2048, ge=8)
     """Tokens of a dialogue; longer ones are cut at the end."""
     micro_batch_size: int = Field(1, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = True
-    devices: int = Field(1, ge=1)
-    nodes: int = Field(1, ge=1)
-    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
-    save_steps: int = Field(0, ge=0)
 
 
 class Vllm(Settings):
@@ -197,36 +219,19 @@ class Lora(Settings):
     target_modules: str | list[str] = "all-linear"
 
 
-class Optimization(Settings):
-    """How weights are trained, whatever the loss: steps, batches, precision, devices."""
+class Optimization(Spread):
+    """How weights are trained on global batches, whatever the loss."""
 
     epochs: float = Field(1, gt=0)
     max_steps: int = -1
-    batch_size: int = Field(32, ge=1)
-    """Samples an optimizer step, over all devices and micro-batches."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
     scheduler: str = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_length: int = Field(4096, ge=8)
     """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
-    gradient_checkpointing: bool = False
-    devices: int = Field(1, ge=1)
-    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
-    nodes: int = Field(1, ge=1)
-    """Machines, in a SLURM allocation of so many."""
-    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
-    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
-    save_steps: int = Field(0, ge=0)
-    """Optimizer steps between checkpoints for resuming; 0: none."""
-
-    @property
-    def shards_weights(self) -> bool:
-        """Whether each device holds a part of the weights only."""
-        return self.engine in ("zero3", "zero3_offload", "fsdp2")
 
 
 class Training(Optimization):
@@ -571,7 +576,7 @@ class Experiment(Settings):
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
             for backbone in self.backbones:
                 self.evaluation_of(backbone, name)
-        kinds = {writer.kind == "policy" for writer in [self.principles, *self.writers.values()]}
+        kinds = {writer.kind == "policy" for writer in self.all_writers}
         if len(kinds) > 1:
             raise ValueError("writers: either all principles are written by the policy itself or none")
         known = self.model_dump()
@@ -595,6 +600,11 @@ class Experiment(Settings):
         if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
+
+    @property
+    def all_writers(self) -> list[Writer]:
+        """Everyone who writes principles."""
+        return [self.principles, *self.writers.values()]
 
     def evaluation_of(self, backbone: str, arm: str) -> Evaluation:
         """The evaluation of an arm on a backbone: the experiment's with theirs laid over."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sso.config import Optimization
+from sso.config import Spread
 from sso.errors import InputError
 
 
@@ -22,7 +22,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launch(training: Optimization, argv: Sequence[str], module: str = "sso.cli") -> None:
+def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> None:
     """Go on as one process a device, started by torchrun; a plain lone one, or one that a launcher started, stays.
 
     ``module`` is the command line that ``argv`` belongs to.
@@ -76,7 +76,7 @@ def _rendezvous(nodes: int) -> list[str]:
     return ["--nnodes", str(nodes), "--node_rank", rank, "--master_addr", head, "--master_port", str(port)]
 
 
-def start(training: Optimization) -> None:
+def start(training: Spread) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
     if "WORLD_SIZE" not in os.environ:
         return
@@ -121,7 +121,7 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
-def engine_arguments(training: Optimization) -> dict[str, Any]:
+def engine_arguments(training: Spread) -> dict[str, Any]:
     """What TrainingArguments need for the training's engine. The batch is planned by GlobalBatchTrainer itself;
     the size per device is what DeepSpeed's bookkeeping wants to know."""
     import torch

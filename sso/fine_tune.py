@@ -9,13 +9,13 @@ from typing import Any
 
 from sso import distributed
 from sso.chat import load_model, load_tokenizer
-from sso.config import Backbone, Optimization, Sft
+from sso.config import Backbone, Sft
 from sso.errors import InputError
-from sso.hub import checkpoint, is_local, rows
+from sso.hub import checkpoint, rows
 from sso.records import Message
 from sso.sft import arguments, tokens
 from sso.trainer import check_engine
-from sso.tuning import save_gathered
+from sso.tuning import save_trained
 
 
 def tokenizer_for(base: Path, template: str | None) -> Any:
@@ -67,19 +67,12 @@ def dialogues(settings: Sft, tokenizer: Any) -> Any:
     return kept
 
 
-def as_training(settings: Sft) -> Optimization:
-    """What sso.distributed reads."""
-    keys = ("devices", "nodes", "engine", "gradient_checkpointing", "batch_size", "dtype")
-    return Optimization(**{key: getattr(settings, key) for key in keys})
-
-
 def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
     """Fine-tune ``backbone.path`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
     from transformers import DataCollatorForSeq2Seq, Trainer
     from transformers.trainer_utils import get_last_checkpoint
 
-    training = as_training(settings)
-    engine = distributed.engine_arguments(training) | {"per_device_train_batch_size": settings.micro_batch_size}
+    engine = distributed.engine_arguments(settings) | {"per_device_train_batch_size": settings.micro_batch_size}
     steps = settings.batch_size / (settings.micro_batch_size * distributed.world_size())
     if steps != int(steps) or steps < 1:
         raise InputError(
@@ -107,7 +100,7 @@ def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = No
         save_steps=settings.save_steps or 500,
         save_total_limit=1,
     )
-    base = checkpoint(f"{backbone.path}@{backbone.revision}" if backbone.revision else backbone.path)
+    base = checkpoint(backbone.checkpoint)
     tokenizer = tokenizer_for(base, settings.chat_template)
     with how.main_process_first(desc="tokenize"):
         data = dialogues(settings, tokenizer)
@@ -121,14 +114,14 @@ def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = No
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
     )
-    trainer.settings = training
+    trainer.settings = settings
     check_engine(trainer)
-    last = get_last_checkpoint(str(scratch)) if is_local(str(scratch)) else None
+    last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
     result = trainer.train(resume_from_checkpoint=last)
     for row in trainer.state.log_history:
         if log is not None and "loss" in row:
             log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
-    save_gathered(trainer, tokenizer, training, out)
+    save_trained(trainer, tokenizer, out)
     if distributed.is_main():
         shutil.rmtree(scratch, ignore_errors=True)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(data)}

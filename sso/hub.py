@@ -13,11 +13,6 @@ from sso.errors import InputError
 from sso.records import Query, read
 
 
-def is_local(source: str) -> bool:
-    """Whether a source is a file or folder here."""
-    return Path(source).exists()
-
-
 def fetch(source: str) -> Path:
     """The local path of a file, from the hub's cache if it is a hub's.
 

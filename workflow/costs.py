@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Optimization, Sft, Training
+from sso.config import ROOT, Decoding, Experiment, Hardware, Spread, Training
 from sso.errors import InputError
 from sso.objective import load_objectives
 
@@ -137,14 +137,12 @@ class Costs:
 
     # Arithmetic.
 
-    def _decode(
-        self, size: Shape, how: Decoding, prompts: float, prompt: float, new: float, scored: float = 0, batch: int = 0
-    ) -> Cost:
+    def _decode(self, size: Shape, how: Decoding, prompts: float, prompt: float, new: float, scored: float = 0) -> Cost:
         """``prompts`` of ``prompt`` tokens, ``new`` tokens drawn for each; ``scored`` continuations instead."""
         device = self.hardware
         peak, bandwidth = device.tflops * 1e12, device.bandwidth_gbs * 1e9
         split = how.tensor_parallel
-        together = batch or (device.sequences if how.engine == "vllm" else how.batch_size)
+        together = device.sequences if how.engine == "vllm" else how.batch_size
         cache_bytes = 2 * 2 * size.layers * size.kv * (prompt + new / 2)
         if how.engine == "vllm" and cache_bytes:
             # vLLM takes no more sequences than its memory holds.
@@ -160,7 +158,7 @@ class Costs:
         hours = seconds / 3600 / how.devices
         return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
 
-    def _fit(self, size: Shape, how: Optimization | Sft, tokens: float, micro: int) -> Cost:
+    def _fit(self, size: Shape, how: Spread, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
         device, count = self.hardware, how.devices * how.nodes
         flops = (8 if how.gradient_checkpointing else 6) * size.parameters * tokens
@@ -274,6 +272,9 @@ class Costs:
         split = settings.tensor_parallel
         how = Decoding(engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=split)
         size, total = self.backbone(at["backbone"]), Cost()
+        if self.experiment.world:
+            rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
+            return self._decode(size, how, rows, 50, self.hardware.response_tokens)
         asked = [BENCHMARKS[task.name] for task in settings.tasks if task.name in BENCHMARKS]
         asked += [
             (JUDGED[name][0], self.hardware.prompt_tokens, self.hardware.response_tokens, 0)
@@ -284,9 +285,6 @@ class Costs:
             part = self._decode(size, how, items, prompt, new, scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
-        if self.experiment.world:
-            rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
-            return self._decode(size, how, rows, 50, self.hardware.response_tokens)
         total.gpus = split if asked else 0
         return total
 

@@ -27,7 +27,7 @@ def problems(grid: grids.Grid) -> Iterator[str]:
     yield from _gpus(grid)
     yield from _disk(grid)
     yield from _hub(grids.hub_names(experiment))
-    for name in grids.local_paths(experiment):
+    for name in sorted(set(experiment.local.values())):
         if not Path(name).exists():
             yield f"local: {name}: no such file or folder; correct the mapping."
     yield from _keys(grid)
@@ -40,11 +40,7 @@ def _packages(experiment: grids.Experiment) -> Iterator[str]:
     trainings += [experiment.sft] if experiment.sft else []
     if any(training.engine.startswith("zero") for training in trainings):
         needed["deepspeed"] = "pip install -e '.[train]'"
-    engines = {
-        experiment.sampling.engine,
-        experiment.principles.engine,
-        *(w.engine for w in experiment.writers.values()),
-    }
+    engines = {experiment.sampling.engine, *(writer.engine for writer in experiment.all_writers)}
     if "vllm" in engines and shutil.which("conda") is None:
         needed["vllm"] = "install conda and run with --use-conda (workflow/envs/vllm.yaml), or install vllm here"
     for name, way in needed.items():
@@ -113,13 +109,10 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
 
 def _keys(grid: grids.Grid) -> Iterator[str]:
     experiment = grid.experiment
-    judged = {
-        experiment.evaluation_of(backbone, arm).judge.model_dump_json(): experiment.evaluation_of(backbone, arm).judge
-        for backbone in experiment.backbones
-        for arm in experiment.arms
-    }
-    endpoints: list[Endpoint] = [judge for judge in judged.values() if judge.kind == "openai"]
-    endpoints += [w.endpoint for w in (experiment.principles, *experiment.writers.values()) if w.endpoint]
+    judges = [experiment.evaluation_of(b, arm).judge for b in experiment.backbones for arm in experiment.arms]
+    different = {judge.model_dump_json(): judge for judge in judges}
+    endpoints: list[Endpoint] = [judge for judge in different.values() if judge.kind == "openai"]
+    endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]
     for endpoint in endpoints:
         host = urlsplit(endpoint.base_url or "https://api.openai.com").hostname
         if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(endpoint.key_variable):

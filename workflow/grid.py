@@ -160,7 +160,7 @@ def check(experiment: Experiment) -> None:
             if not Path(file).is_file():
                 raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
-    writers = [writer.path for writer in (experiment.principles, *experiment.writers.values()) if writer.path]
+    writers = [writer.path for writer in experiment.all_writers if writer.path]
     for path in [*checkpoints, *writers]:
         if not Path(path).is_dir() and not is_hub_name(path):
             raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
@@ -178,7 +178,7 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
     """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
     data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
     models = [backbone.path for backbone in experiment.backbones.values()]
-    models += [writer.path for writer in (experiment.principles, *experiment.writers.values())]
+    models += [writer.path for writer in experiment.all_writers]
     sets = [data.queries, data.preferences and data.preferences.path]
     if sft and any(backbone.sft for backbone in experiment.backbones.values()):
         models, sets = [*models, sft.chat_template], [*sets, sft.data]
@@ -194,11 +194,6 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
         if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
             found[task.name] = "benchmark"
     return found
-
-
-def local_paths(experiment: Experiment) -> list[str]:
-    """Where names of the hub were mapped to."""
-    return sorted(set(experiment.local.values()))
 
 
 def chained(arm: Arm) -> bool:
@@ -432,9 +427,8 @@ class _Cell:
         oracle = text(self.world, "name", "seed", "entities") if self.world else ""
         self.oracle = ["--world", oracle] if oracle else []
         about = self.backbone
-        self.base = f"{about.path}@{about.revision}" if about.path and about.revision else about.path
         trained = about.sft or not about.path
-        self.start = grid._path("sft", **self.at) if trained else self.base
+        self.start = grid._path("sft", **self.at) if trained else about.checkpoint
         """The model that everything starts from."""
         self.made = {"model": self.start} if trained else {}
         """Its path as an input, where a job of ours makes it."""

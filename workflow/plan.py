@@ -103,7 +103,6 @@ def show(grid: Grid, measured: Path | None = None) -> None:
 def seconds(results: Path) -> dict[str, float]:
     """Wall seconds by rule of a finished run, from its records."""
     spent: dict[str, float] = defaultdict(float)
-    root = results.name
     grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -111,8 +110,7 @@ def seconds(results: Path) -> dict[str, float]:
         part = path.relative_to(results).parts
         rule = "generator" if "generator" in part else grid_rules.get(stage, stage)
         rule = "generated_pairs" if stage == "sample" and "pairs" in part else rule
-        if root and record.get("wall_s"):
-            spent[rule] += record["wall_s"]
+        spent[rule] += record.get("wall_s") or 0
     return spent
 
 

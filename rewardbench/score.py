@@ -150,20 +150,11 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from sso.chat import check_checkpoint, load_tokenizer
+    from sso.chat import check_checkpoint, load_tokenizer, pretrained
 
     check_checkpoint(path)
     tokenizer = load_tokenizer(path)
-    try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no reward model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    model, found = pretrained(AutoModelForSequenceClassification, path, "reward model", dtype)
     if found["missing_keys"] or model.config.num_labels != 1:
         raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
     if model.config.pad_token_id is None:

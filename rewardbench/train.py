@@ -35,17 +35,12 @@ def start(path: str | Path, seed: int) -> tuple["PreTrainedModel", Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, set_seed
 
-    from sso.chat import check_checkpoint, load_tokenizer
+    from sso.chat import check_checkpoint, load_tokenizer, pretrained
 
     check_checkpoint(path)
     tokenizer = load_tokenizer(path)
     set_seed(seed)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    model, _ = pretrained(AutoModelForSequenceClassification, path, "model", num_labels=1)
     tokenizer.padding_side = "right"
     _own_padding(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id

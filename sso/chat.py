@@ -137,23 +137,29 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(path: str | Path, dtype: str = "float32") -> Any:
-    """A causal model in evaluation mode, from safetensors only; raises InputError that names the path."""
+def pretrained(kind: Any, path: str | Path, what: str, dtype: str = "float32", **settings: Any) -> tuple[Any, Any]:
+    """A model by one of transformers' auto classes and what was found in its files, safetensors only, no code.
+
+    Raises:
+        InputError: no ``what`` can be loaded from there; names the path and the reason.
+    """
     import torch
     from safetensors import SafetensorError
+
+    safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    try:
+        return kind.from_pretrained(path, dtype=getattr(torch, dtype), **safe, **settings)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: no {what} can be loaded ({' '.join(str(error).split())[:160]}).") from error
+
+
+def load_model(path: str | Path, dtype: str = "float32") -> Any:
+    """A causal model in evaluation mode, whole and finite; raises InputError that names the path."""
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: no causal model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    model, found = pretrained(AutoModelForCausalLM, path, "causal model", dtype)
     if found["missing_keys"]:  # which transformers would fill with noise
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise InputError(f"{path}: the checkpoint lacks {len(found['missing_keys'])} weights ({some}); get it whole.")

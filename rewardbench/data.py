@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from sso import preferences, records
 from sso.config import Preferences
-from sso.errors import InputError
+from sso.errors import InputError, first_problem
 from sso.preferences import Parsed, Preference
 from sso.records import Message
 
@@ -77,9 +77,8 @@ def read_bench(path: str | Path) -> list[Comparison]:
         try:
             row = BenchRow.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{path}:{number}: `{key}`: {first['msg'].lower()}.") from error
+            key, problem = first_problem(error)
+            raise InputError(f"{path}:{number}: `{key}`: {problem}.") from error
         # The hub's numbers repeat between subsets.
         name = row.id if row.id not in seen else f"{row.subset}/{row.id}"
         if name in seen:

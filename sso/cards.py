@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sso.records import file_digest, write_text
+from sso.records import write_text
 
 MODELS = {
     "sft": "A tiny model of the micro-world, trained from scratch.",
@@ -140,7 +140,7 @@ def _body(out: Path, record: Mapping[str, Any]) -> str:
         f"| seed | {_code(record['seed'])} | |",
     ]
     if not out.is_dir():
-        lines += [f"| this file | {_code(out.name)} | {file_digest(out)} |"]
+        lines += [f"| this file | {_code(out.name)} | {record['output'][1]} |"]
     if record["summary"]:
         lines += ["", "## Figures", "", "| figure | value |", "|---|---|"]
         lines += [f"| {_code(name)} | {value} |" for name, value in record["summary"].items()]

@@ -29,7 +29,7 @@ from sso.config import (
     read_yaml,
     schema,
 )
-from sso.errors import InputError, of_machine
+from sso.errors import InputError, first_problem, of_machine
 from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
@@ -58,9 +58,8 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
         except json.JSONDecodeError as error:
             raise InputError(f"--settings: neither JSON ({error.msg}) nor a file: {text[:80]!r}.") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{kind.__name__} settings: `{key}`: {first['msg'].lower()}.") from error
+            key, problem = first_problem(error)
+            raise InputError(f"{kind.__name__} settings: `{key}`: {problem}.") from error
 
     return convert
 

@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Sequence
+from typing import Any
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MACHINE = {
@@ -26,6 +28,17 @@ class InputError(Exception):
 def printable(text: str) -> str:
     """Text without what a terminal would obey: control characters and changes of direction as `\\x1b`."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
+def first_problem(error: Any) -> tuple[str, str]:
+    """The key, dotted, and what is wrong with it, of the first problem in a pydantic ValidationError."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].lower()
+
+
+def first_of(names: Sequence[str], count: int = 10) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def of_machine(error: BaseException | None, out: object) -> InputError | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sso.errors import InputError
+from sso.errors import InputError, first_problem
 
 
 class Message(BaseModel):
@@ -160,9 +160,8 @@ def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
         try:
             record = kind.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{path}:{number}: `{key}`: {first['msg'].lower()}.") from error
+            key, problem = first_problem(error)
+            raise InputError(f"{path}:{number}: `{key}`: {problem}.") from error
         if record.id in seen:
             raise InputError(
                 f"{path}:{number}: id {record.id!r} stands in line {seen[record.id]} too; ids must differ."

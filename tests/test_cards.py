@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sso import cards
 from sso.cli import main
-from sso.records import Message, Pair, Triple, read, write
+from sso.records import Message, Pair, Triple, file_digest, read, write
 
 ODD = "Ünïcode \u2028 <|im_end|> {{ 7 * 7 }} \x00\t\"'\r\n---\nlicense: mit"
 PAIRS = [
@@ -133,6 +133,7 @@ def test_text_of_users_stays_text(text, tmp_path_factory):
         "stage": "pairs",
         "settings": hostile,
         "inputs": {"triples": [f"/x/{text}|`a`\n# b.jsonl", None]},
+        "output": [str(out), file_digest(out)],
         "seed": 0,
         "summary": {"pairs": 1.0},
         "versions": {"torch": "2"},

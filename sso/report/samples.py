@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from eval.judging import read_references, references
 from sso.config import Experiment
-from sso.errors import InputError
+from sso.errors import InputError, first_problem
 from sso.records import Answer, Message, Pair, RecordT, Triple, iter_json_lines
 from sso.report.collect import grid_of
 
@@ -87,7 +87,7 @@ def some(path: Path, kind: type[RecordT], known: Iterable[str] | None = None) ->
     try:
         return {row["id"]: kind.model_validate(row) for row in chosen}
     except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        key, _ = first_problem(error)
         raise InputError(f"{path}: holds a record whose `{key}` is broken; make the file again.") from error
 
 

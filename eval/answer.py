@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +41,11 @@ class _Parts:
     def take(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
         """A part (plain JSON) as an earlier run left it, or made now; made anew for another model, settings or data."""
         key, path = digest([self.model, settings]), self.folder / f"{name}.json"
-        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            print(f"{name}: taken over from the run before", file=sys.stderr)
-            return stored["part"]
+        with suppress(OSError, ValueError, LookupError, TypeError):  # absent, or damaged: it is made anew
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                print(f"{name}: taken over from the run before", file=sys.stderr)
+                return stored["part"]
         print(f"{name} ...", file=sys.stderr)
         start = time.monotonic()
         part = make()

@@ -29,7 +29,7 @@ from sso.config import (
     read_yaml,
     schema,
 )
-from sso.errors import InputError
+from sso.errors import InputError, of_machine
 from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
@@ -78,8 +78,11 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 
@@ -246,6 +249,14 @@ def pairs(args: argparse.Namespace) -> None:
         write(args.out, made)
 
 
+def export(args: argparse.Namespace) -> None:
+    """Pairs as a folder for the hub."""
+    from sso.export import made_by, write_folder
+
+    with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
+        run.summary["pairs"] = write_folder(args.pairs, args.out)
+
+
 def _records(path: Path) -> list[Triple] | list[Pair]:
     """Triples or pairs, told apart by the first line's keys."""
     _, first = next(iter_json_lines(path), (0, {}))
@@ -349,6 +360,13 @@ def doctor(args: argparse.Namespace) -> None:
     if found:
         sys.exit(1)
     print("nothing is missing")
+
+
+def table(args: argparse.Namespace) -> None:
+    """One table of a run."""
+    from sso.report.show import find, show
+
+    show(*find(args.experiment, args.config, args.results), args.version, args.table, args.format)
 
 
 def sync(args: argparse.Namespace) -> None:
@@ -457,6 +475,13 @@ def parser() -> argparse.ArgumentParser:
         out,
     )
     add(
+        "export",
+        export,
+        "pairs as a folder for the hub: parquet and a dataset card",
+        ("--pairs", required),
+        out,
+    )
+    add(
         "reference",
         reference,
         "score responses under the reference model, once",
@@ -495,6 +520,17 @@ def parser() -> argparse.ArgumentParser:
         *(("--" + name.replace("_", "-"), {"type": kind}) for name, kind in LOSS_OPTIONS.items()),
     )
     add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
+    add(
+        "table",
+        table,
+        "print one of the paper's tables with the figures of a run",
+        ("--experiment", {"help": "a folder in results/"}),
+        ("--config", {**path, "help": "the experiment's config file, in place of --experiment"}),
+        ("--results", {**path, "help": "the experiment's folder; default: results/<experiment>"}),
+        ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
+        ("--table", {"required": True, "help": "its number in the paper, or figure3, instruct_full, llama3_full"}),
+        ("--format", {"choices": ["terminal", "markdown", "latex", "csv"], "default": "terminal"}),
+    )
     add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))
     configfile = ("--configfile", {**required, "help": "an experiment, as Snakemake's"})
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}

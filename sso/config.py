@@ -461,8 +461,6 @@ class Evaluation(Vllm):
     """Local files in place of the hub's data sets, by benchmark."""
     files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
-    devices: int = Field(1, ge=1)
-    """GPUs of a model's answers."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
@@ -637,19 +635,23 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping with its ``extends:`` (a file beside it) resolved."""
+def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping with its ``extends:`` (a file beside it) resolved; ``children`` are the files that extend it."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such config file.")
+    if path.resolve() in children:
+        raise InputError(f"{path}: `extends` leads back to the file itself.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a YAML mapping.")
     parent = values.pop("extends", None)
-    return merge(read_yaml(path.parent / parent), values) if parent else values
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: `extends`: the name of a file beside it.")
+    return merge(read_yaml(path.parent / parent, (*children, path.resolve())), values) if parent else values
 
 
 def _sentence(source: str, error: ValidationError) -> str:

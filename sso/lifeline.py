@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -50,10 +50,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def follow() -> None:
+def follow(last: Callable[[], object] = lambda: None) -> None:
     """End this process with the workflow that it belongs to, and with the shell in between; else do nothing.
 
-    A workflow on another machine, or in another container, can't be seen and is not waited for.
+    A workflow on another machine, or in another container, can't be seen and is not waited for. ``last`` is called
+    before the end where the workflow was gone first.
     """
     name = os.environ.get(VARIABLE, "")
     machine, _, process = name.rpartition("/")[0].rpartition("/")
@@ -68,11 +69,12 @@ def follow() -> None:
     # Asked after it was opened: the number may have been given to another process before.
     if handle is None or identity(int(process)) != name:
         sys.exit("error: the workflow that started this command is gone; nothing was done.")
-    threading.Thread(target=_end_with, args=(handle,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(handle, last), daemon=True).start()
 
 
-def _end_with(handle: int) -> None:
+def _end_with(handle: int, last: Callable[[], object]) -> None:
     select.select([handle], [], [])
+    last()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -335,8 +336,13 @@ def fit(
         scorer=scorer,
     )
     check_engine(trainer)
-    with scorer.attention(model):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with scorer.attention(model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:
+        raise InputError(
+            f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."
+        ) from error
     return trainer
 
 

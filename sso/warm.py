@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -42,7 +43,7 @@ _POLL = 0.05
 def start() -> None:
     """Start a server for the commands of this process and its children."""
     path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), "socket"))  # the folder is this user's alone
-    subprocess.Popen([sys.executable, "-m", "sso.warm", path, str(os.getpid())], stdin=subprocess.DEVNULL)
+    subprocess.Popen([sys.executable, "-m", "sso.warm", path], stdin=subprocess.DEVNULL)
     os.environ["SSO_WARM"] = path
 
 
@@ -109,11 +110,11 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     return json.loads(body), outputs
 
 
-def serve(path: str, preload: Sequence[str] = PRELOAD, parent: int | None = None) -> None:
-    """Answer until the starting process, ``parent``, is gone."""
+def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
+    """Answer until the starting process is gone."""
     import gc
 
-    parent = parent or os.getppid()
+    parent = os.getppid()
     # Ctrl-C goes to the whole group: the jobs end by it, the server when its parent has.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
@@ -176,4 +177,6 @@ def _reap(selector: selectors.BaseSelector, children: dict[socket.socket, int]) 
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], parent=int(sys.argv[2]))
+    # While the modules load, too; the loop of `serve` is for starters that are no workflow.
+    lifeline.follow(lambda: shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True))
+    serve(sys.argv[1])

@@ -27,11 +27,11 @@ def marked(environment: dict[str, str]) -> dict[int, str]:
     return found
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> object:
-    """What the condition gives once it holds; an AssertionError where it does not within the time."""
+def until(condition: Callable[[], object], seconds: float = 60, show: Callable[[], object] = str) -> object:
+    """What the condition gives once it holds; where it does not in time, an AssertionError with what ``show`` gives."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {show()}"
         time.sleep(0.02)
     return value
 

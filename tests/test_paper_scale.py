@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rewardbench.score import read_weights
 from sso.cli import main
 from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
 from sso.errors import InputError
@@ -78,6 +79,11 @@ def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expect
     assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"] == names["allenai/reward-bench"] == "dataset"
 
 
+@pytest.mark.parametrize(("version", "expected"), [("v2", 7), ("v1", 3)])
+def test_reward_tables_have_their_models(version, expected):
+    assert count(paper(version))["reward_model"] == count(paper(version))["rewardbench"] == expected
+
+
 def test_generators_train_on_8k_queries_and_policies_on_60k():
     grid = paper("v2")
     drawn = grid.jobs["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
@@ -116,6 +122,17 @@ def test_every_assumed_value_is_a_key_of_the_config():
         parse({**values, "assumed": {"trainings.none": "?"}}, "c")
 
 
+def test_what_vllm_draws_runs_in_its_own_environment():
+    grid = paper("v2")
+    at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
+    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
+    for rule, names in keys.items():
+        cell = [] if rule == "principles" else ["backbone", "seed"]
+        wildcards = {name: at[name] for name in [*cell, *names]}
+        assert grid.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
+        assert grid.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+
+
 # Costs.
 
 
@@ -124,7 +141,8 @@ def test_training_memory_and_hours_by_hand():
     size = Shape(8e9, 32, 4096, 1024, 128_000)
     how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
     cost = costs._fit(size, how, 1e9, 4096)
-    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600 + OVERHEAD_H)
+    assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
+    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
     # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
     states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
@@ -135,7 +153,7 @@ def test_decoding_reads_the_weights_once_a_step():
     costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
     size = Shape(8e9, 32, 4096, 0, 128_000)
     cost = costs._decode(size, Decoding(engine="vllm"), 10, 0, 100)
-    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600 + OVERHEAD_H)
+    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600)
 
 
 def test_plan_warns_of_what_cannot_fit():
@@ -154,7 +172,7 @@ def test_plan_warns_of_what_cannot_fit():
 def test_fewer_arms_cost_less():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
-    some = totals(grids.Grid(parse({**values, "arms": arms, "assumed": {}}, "c")))
+    some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
     assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
 
 
@@ -246,8 +264,7 @@ def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, mon
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setenv("SSO_GPUS", "2")
     claim_for_job()
-    assert len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) == 2 and "SSO_GPUS" not in os.environ
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert len(os.environ.pop("CUDA_VISIBLE_DEVICES").split(",")) == 2 and "SSO_GPUS" not in os.environ
 
 
 # Several machines: stand-ins for srun and scontrol start each task here.
@@ -400,6 +417,14 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
         values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
         values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
     }
+    bench = [
+        {"id": str(i), "subset": subset, "prompt": "hello", "chosen": f"yes {i}", "rejected": "no"}
+        for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
+    ]
+    mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
+    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines(
+        "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
+    )
     models = [backbone["path"] for backbone in values["backbones"].values()]
     models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
     values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
@@ -409,8 +434,10 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
     for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
         how |= small
     own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
-    for training in values["trainings"].values():
+    for training in [*values["trainings"].values(), *values["rewards"].values()]:
         training |= {**own, "max_length": 2000}
+    for reward in values["rewards"].values():
+        reward["ngram"] = 0  # prompts of a few words share them with the benchmark's
     for reward in values["rewards"].values():
         reward |= {**own, "batch_size": 8}
     gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
@@ -418,6 +445,8 @@ def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
         "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
         "mirrors": {"gsm8k": {"test": gsm8k}},
         "max_new_tokens": 8,
+        "engine": "transformers",
+        "batch_size": 8,
     }
     ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
     for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):
@@ -455,4 +484,5 @@ def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpo
     tables = tmp_path / "results/stand_ins/report/tables"
     rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
     assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
     assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7

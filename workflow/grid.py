@@ -267,7 +267,7 @@ class Grid:
                 "gpu": cost.gpus,
                 "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": 30 + 2 * 60 * cost.hours,
+                "runtime": 30 + 2 * 60 * cost.wall_hours,
             }
             return math.ceil(own[name])
 
@@ -298,6 +298,12 @@ class Grid:
             return str(ROOT / "workflow" / "envs" / "vllm.yaml") if engine == "vllm" else None
 
         return ask
+
+    def command(self, rule: str, module: str) -> Callable[[Any], str]:
+        """Command function of a rule that draws text: in vLLM's environment the project is not installed, but found."""
+        script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
+        environment = self.engine_environment(rule)
+        return lambda wildcards: f"python -m {module}" if environment(wildcards) else script
 
     def names(self, rule: str, wildcard: str) -> str:
         """A regular expression that matches just the values of a wildcard which a rule's jobs have."""
@@ -679,7 +685,7 @@ class _Cell:
             params={
                 "model": model,
                 "folder": self.grid.data_folder,
-                "settings": text(settings, without=("judge", "files", "devices", "rewardbench")),
+                "settings": text(settings, without=("judge", "files", "rewardbench")),
             },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []

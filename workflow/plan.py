@@ -73,7 +73,7 @@ def show(grid: Grid, measured: Path | None = None) -> None:
         row = (
             sum(c.tokens for c in costs) / 1e6,
             sum(c.gpu_hours for c in costs),
-            max(c.hours for c in costs),
+            max(c.wall_hours for c in costs),
             max(c.memory_gb for c in costs),
             sum(c.requests for c in costs),
             sum(c.money for c in costs),
@@ -121,9 +121,8 @@ def _compare(console: Any, grid: Grid, results: Path) -> None:
     from rich.table import Table
 
     spent = seconds(results)
-    # Start-up is a constant of GPU jobs; the micro-world's processes are forked from a warm one.
     predicted = {
-        rule: sum(max(c.hours - 0.05, 0) for c in costs)
+        rule: sum(c.hours for c in costs)
         for rule, costs in by_rule(grid).items()
         if rule in MODEL_RULES and any(c.tokens for c in costs)
     }

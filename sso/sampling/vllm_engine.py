@@ -12,9 +12,10 @@ from typing import Any
 
 from sso.chat import encode_prompts, load_tokenizer, stop_ids
 from sso.config import Vllm
+from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message
-from sso.sampling import Generation, Keep, Show
+from sso.sampling import Generation, Keep
 
 
 class VLLMEngine:

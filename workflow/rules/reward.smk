@@ -30,14 +30,14 @@ rule reward_model:
     benchmark:
         grid.benchmark("reward_model")
     priority: grid.priority("reward_model")
+    conda:
+        grid.environment
     threads: grid.threads("reward_model")
     resources:
         gpu=grid.resource("reward_model", "gpu"),
         nodes=grid.resource("reward_model", "nodes"),
         mem_mb=grid.resource("reward_model", "mem_mb"),
         runtime=grid.resource("reward_model", "runtime"),
-    conda:
-        grid.environment
     params:
         model=grid.param("reward_model", "model"),
         settings=grid.param("reward_model", "settings"),
@@ -57,14 +57,14 @@ rule rewardbench:
     benchmark:
         grid.benchmark("rewardbench")
     priority: grid.priority("rewardbench")
+    conda:
+        grid.environment
     threads: grid.threads("rewardbench")
     resources:
         gpu=grid.resource("rewardbench", "gpu"),
         nodes=grid.resource("rewardbench", "nodes"),
         mem_mb=grid.resource("rewardbench", "mem_mb"),
         runtime=grid.resource("rewardbench", "runtime"),
-    conda:
-        grid.environment
     params:
         bench=grid.param("rewardbench", "bench"),
         dtype=grid.param("rewardbench", "dtype"),

@@ -107,8 +107,13 @@ def plot(result: dict[str, Any], out: Path) -> None:
     left.set(xlabel="gap between two rewards", ylabel="agreement with the oracle", ylim=(0.4, 1.02))
     left.legend()
     rows = result["best_of_n"]
-    for name, style in (("oracle", "k:"), ("reward", "o-"), ("random", "k--")):
-        right.plot([r["n"] for r in rows], [r[name] for r in rows], style, label=f"picked by {name}")
+    labels = {
+        "oracle": ("k:", "the oracle's pick"),
+        "reward": ("o-", "the reward model's"),
+        "random": ("k--", "random"),
+    }
+    for name, (style, label) in labels.items():
+        right.plot([r["n"] for r in rows], [r[name] for r in rows], style, label=label)
     right.set(xlabel="answers to pick from", ylabel="oracle score of the pick", xscale="log")
     right.set_xticks([r["n"] for r in rows], [str(r["n"]) for r in rows], minor=False)
     right.minorticks_off()

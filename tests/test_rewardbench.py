@@ -458,25 +458,39 @@ def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
         train(checkpoint, [long], how, 0, tmp_path / "none", run)
 
 
-def test_two_processes_give_the_weights_of_one(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tiny_checkpoint, tmp_path_factory):
+    """Pairs, and the command that trains on them with settings of one's own, run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    rows = [pair(f"p{i}", f"1 plus {i} is {1 + i}." + " Good luck." * (i % 3), f"1 plus {i} is 9.") for i in range(12)]
+    pairs = write(folder / "pairs.jsonl", *[row for row in rows if row["chosen"] != row["rejected"]])
+
+    def run(out: Path, **settings) -> subprocess.CompletedProcess:
+        how = {"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 100, **settings}
+        command = ["train", "--model", tiny_checkpoint, "--pairs", pairs, "--settings", json.dumps(how), "--out", out]
+        argv = [sys.executable, "-m", "rewardbench.cli", *map(str, command)]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+
+    done = run(folder / "model")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "model", run
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_two_processes_give_the_weights_of_one(alone, tmp_path, engine):
+    """Eleven pairs in batches of five: in the last batch one process is idle."""
     import torch
 
-    pairs = write(tmp_path / "pairs.jsonl", *[pair(f"p{i}", "fine" + " so" * (i % 4), "awful") for i in range(12)])
-    for devices in (1, 2):
-        settings = {"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 300, "devices": devices}
-        command = ["train", "--model", checkpoint, "--pairs", pairs, "--settings", json.dumps(settings)]
-        done = subprocess.run(
-            [sys.executable, "-m", "rewardbench.cli", *map(str, command), "--out", str(tmp_path / f"model{devices}")],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (weights_of(tmp_path / f"model{devices}") for devices in (1, 2))
+    expected, run = alone
+    done = run(tmp_path / "model", devices=2, engine=engine)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights_of(expected), weights_of(tmp_path / "model")
+    assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
-    records = [json.loads((tmp_path / f"model{n}.run.json").read_text()) for n in (1, 2)]
-    assert records[0]["summary"]["accuracy_train"] == records[1]["summary"]["accuracy_train"]
+        torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-5)
+    records = [json.loads(path.with_name("model.run.json").read_text()) for path in (expected, tmp_path / "model")]
+    assert records[0]["summary"] == pytest.approx(records[1]["summary"])
+    assert records[0]["summary"]["pairs_train"] == 11
 
 
 def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):

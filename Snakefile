@@ -13,13 +13,15 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
-from sso import warm
+from sso import lifeline, warm
 from sso.errors import InputError
 from workflow import grid as grids
 
 # A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
+lifeline.name_workflow()
 
 deployment = workflow.deployment_settings
 if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("conda") is None:
@@ -34,6 +36,8 @@ try:
     # Where all models and data are local, a look-up on the hub could only cost time.
     if not grids.hub_names(experiment):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if locked := lifeline.explain_lock(Path(grid.root), sys.argv[1:]):
+        print(f"note: {locked}", file=sys.stderr)
 except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -66,9 +70,10 @@ rule all:
         grid.targets,
 
 
-# Start-up of torch and transformers is paid once: the micro-world's jobs are short.
+# One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
-    if experiment.world:
+    lifeline.hold(Path(grid.root))
+    if experiment.hardware is None:
         warm.start()
 
 

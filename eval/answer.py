@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sso.sampling.endpoint_engine import EndpointEngine
     from sso.sampling.transformers_engine import TransformersEngine
+    from sso.sampling.vllm_engine import VLLMEngine
 
 
 class _Parts:
@@ -39,9 +41,11 @@ class _Parts:
     def take(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
         """A part (plain JSON) as an earlier run left it, or made now; made anew for another model, settings or data."""
         key, path = digest([self.model, settings]), self.folder / f"{name}.json"
-        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            print(f"{name}: taken over from the run before", file=sys.stderr)
-            return stored["part"]
+        with suppress(OSError, ValueError, LookupError, TypeError):  # absent, or damaged: it is made anew
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                print(f"{name}: taken over from the run before", file=sys.stderr)
+                return stored["part"]
         print(f"{name} ...", file=sys.stderr)
         start = time.monotonic()
         part = make()
@@ -66,12 +70,16 @@ class Model:
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.iterdir()) if p.is_file()]
 
     @cached_property
-    def engine(self) -> "TransformersEngine | EndpointEngine":
+    def engine(self) -> "TransformersEngine | EndpointEngine | VLLMEngine":
         """The model for open prompts; an endpoint's client serves lm-eval too."""
         if self.endpoint:
             from sso.sampling.endpoint_engine import EndpointEngine
 
             return EndpointEngine(self.endpoint, self.cache, lambda: progress("answers"))
+        if self.settings.engine == "vllm":
+            from sso.sampling.vllm_engine import VLLMEngine
+
+            return VLLMEngine.of(self.lm.model, self.lm.tokenizer)  # two would not fit a GPU
         from sso.sampling.transformers_engine import TransformersEngine
 
         return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
@@ -83,6 +91,8 @@ class Model:
             from eval.endpoint_lm import EndpointLM
 
             return EndpointLM(self.engine.client)
+        if self.settings.engine == "vllm":
+            return harness.vllm(self.folder, self.dtype, self.settings)
         return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
 
 

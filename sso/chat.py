@@ -140,19 +140,31 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
 def load_model(path: str | Path, dtype: str = "float32") -> Any:
     """A causal model in evaluation mode, from safetensors only; raises InputError that names the path."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: no causal model can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    if found["missing_keys"]:  # which transformers would fill with noise
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise InputError(f"{path}: the checkpoint lacks {len(found['missing_keys'])} weights ({some}); get it whole.")
     model.eval()
     if is_deepspeed_zero3_enabled():
         return model  # it was loaded in parts, each where it belongs
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight.sum(dtype=torch.float32)):  # a sum takes no memory, and NaN and infinity stay
+            raise InputError(f"{path}: {name} holds values that are not finite; get the checkpoint again.")
+    return model
 
 
 def check_checkpoint(path: str | Path, template: bool = True) -> None:

@@ -27,7 +27,7 @@ def latest(folder: Path) -> Path | None:
 def resume_from(folder: Path, key: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from; empties a folder whose key differs. Call in one process."""
     known = folder / KEY
-    if not known.is_file() or json.loads(known.read_text(encoding="utf-8")) != digest(key):
+    if not known.is_file() or known.read_text(encoding="utf-8", errors="replace") != json.dumps(digest(key)):
         shutil.rmtree(folder, ignore_errors=True)
         write_text(known, json.dumps(digest(key)))
     return latest(folder)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso import gpus, tracking, warm
+from sso import gpus, lifeline, tracking, warm
 from sso.config import (
     Backbone,
     Data,
@@ -29,7 +29,7 @@ from sso.config import (
     read_yaml,
     schema,
 )
-from sso.errors import InputError
+from sso.errors import InputError, of_machine
 from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
@@ -67,6 +67,7 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
 
 def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
+    lifeline.follow()
     code = warm.forward(parser.prog, argv)
     if code is not None:
         return code
@@ -77,8 +78,11 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 
@@ -243,6 +247,14 @@ def pairs(args: argparse.Namespace) -> None:
         made = pairs_of(read(args.triples, Triple), args.kind, args.world)
         run.summary["pairs"] = len(made)
         write(args.out, made)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Pairs as a folder for the hub."""
+    from sso.export import made_by, write_folder
+
+    with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
+        run.summary["pairs"] = write_folder(args.pairs, args.out)
 
 
 def _records(path: Path) -> list[Triple] | list[Pair]:
@@ -460,6 +472,13 @@ def parser() -> argparse.ArgumentParser:
         ("--triples", required),
         ("--kind", {"choices": ["good_bad", "good_original", "annotated"], "required": True}),
         world,
+        out,
+    )
+    add(
+        "export",
+        export,
+        "pairs as a folder for the hub: parquet and a dataset card",
+        ("--pairs", required),
         out,
     )
     add(

@@ -38,6 +38,8 @@ class World(Settings):
     eval_queries: int = Field(1200, ge=1)
     benchmark_items: int = Field(300, ge=1)
     """Items of each lm-eval benchmark and of MT-Bench's look-alike."""
+    annotated_pairs: int = Field(1024, ge=1)
+    """Pairs of the annotated preference set, which the paper's Skywork set is to the arms' pairs: 80k to 60k."""
 
 
 class Preferences(Settings):
@@ -123,7 +125,18 @@ class Sft(Settings):
     save_steps: int = Field(0, ge=0)
 
 
-class Decoding(Settings):
+class Vllm(Settings):
+    """How vLLM holds a model."""
+
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which vLLM splits the model."""
+    context: int | None = Field(None, ge=8)
+    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes."""
+
+
+class Decoding(Vllm):
     """Who draws text, and how (docs/engines.md)."""
 
     engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
@@ -135,12 +148,6 @@ class Decoding(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     devices: int = Field(1, ge=1)
     """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""
-    tensor_parallel: int = Field(1, ge=1)
-    """GPUs over which vLLM splits the model."""
-    context: int | None = Field(None, ge=8)
-    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
-    gpu_memory: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that vLLM takes."""
     endpoint: "Endpoint | None" = None
     """The served model of `engine: endpoint`."""
 
@@ -348,6 +355,8 @@ class Reward(Mixture, Optimization):
     """A Bradley-Terry reward model on pairs of arms and preference sets."""
 
     label: str
+    version: Literal["v1", "v2"] = "v2"
+    """Of the paper, in whose table it stands."""
     method: str | None = None
     """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
     base: str | None = None
@@ -443,16 +452,15 @@ class Mirror(Settings):
     """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
-class Evaluation(Settings):
+class Evaluation(Vllm):
     """Which benchmarks, and how answers are drawn."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
     tasks: list[Task] = []
     mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
     """Local files in place of the hub's data sets, by benchmark."""
     files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
-    devices: int = Field(1, ge=1)
-    """GPUs of a model's answers."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
@@ -627,19 +635,23 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping with its ``extends:`` (a file beside it) resolved."""
+def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping with its ``extends:`` (a file beside it) resolved; ``children`` are the files that extend it."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such config file.")
+    if path.resolve() in children:
+        raise InputError(f"{path}: `extends` leads back to the file itself.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a YAML mapping.")
     parent = values.pop("extends", None)
-    return merge(read_yaml(path.parent / parent), values) if parent else values
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: `extends`: the name of a file beside it.")
+    return merge(read_yaml(path.parent / parent, (*children, path.resolve())), values) if parent else values
 
 
 def _sentence(source: str, error: ValidationError) -> str:

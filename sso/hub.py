@@ -39,8 +39,13 @@ def fetch(source: str) -> Path:
         raise _unreachable(source, error) from error
 
 
-def rows(source: str, split: str, limit: int | None = None) -> Any:
-    """A data set of the hub, or of a local folder or JSON Lines or parquet file, as `datasets.Dataset`."""
+def rows(
+    source: str, split: str, limit: int | None = None, subset: str | None = None, revision: str | None = None
+) -> Any:
+    """A data set of the hub, or of a local folder or JSON Lines or parquet file, as `datasets.Dataset`.
+
+    ``subset`` is its configuration and ``revision`` a commit, of the hub's sets.
+    """
     from datasets import load_dataset
 
     path = Path(source)
@@ -49,7 +54,7 @@ def rows(source: str, split: str, limit: int | None = None) -> Any:
             kind = "parquet" if path.suffix == ".parquet" else "json"
             found = load_dataset(kind, data_files=str(path), split="train")
         else:
-            found = load_dataset(source, split=split)
+            found = load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:
         raise _unreachable(source, error) from error
     return found.select(range(min(limit, len(found)))) if limit else found

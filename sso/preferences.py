@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sso import hub
 from sso.config import Preferences
 from sso.errors import InputError
 from sso.records import Message, Pair, iter_json_lines
@@ -71,7 +72,7 @@ def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
     if not path.is_file():
         if path.suffix in (".jsonl", ".json", ".gz", ".parquet"):
             raise InputError(f"{path}: no such file; give a preference file or a data set of the hub.")
-        return hub_rows(source)
+        return hub.rows(source.path, source.split, subset=source.subset, revision=source.revision)
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
@@ -91,20 +92,6 @@ def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
                 raise InputError(f"{path}: every element must be an object with `chosen` and `rejected`.")
             return values
     return [value for _, value in iter_json_lines(path)]
-
-
-def hub_rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
-    """One split of a data set, from the hub, its cache or a local folder; code that a data set brings is never run."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{source.path}, split {source.split}: cannot be loaded ({what}); give a hub name or a local file."
-        ) from error
-    return found
 
 
 def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Parsed:

@@ -4,6 +4,7 @@
 format, so they load in any trainer. Files are written under a temporary name and renamed when whole.
 """
 
+import glob
 import gzip
 import hashlib
 import json
@@ -98,32 +99,55 @@ class Answer(Prompted):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+LONGEST_LINE = 64 << 20
+"""Bytes of a line beyond which a file is taken for something else than records, and not read on."""
+
+
 def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object), of a gzipped file too; raises InputError that names file and line."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a JSON Lines file.")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}:{number}: not valid JSON ({error.msg}); every line must be one object."
-                    ) from error
-                if not isinstance(value, dict):
-                    raise InputError(
-                        f"{path}:{number}: a {type(value).__name__}, but every line must be a JSON object."
-                    )
-                yield number, value
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file.") from error
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}:{number + 1}: broken gzip file ({error}); fetch it again.") from error
+    number = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise InputError(f"{path}:{number + 1}: broken gzip file ({error}); fetch it again.") from error
+            if line is None:
+                return
+            number += 1
+            if not line.strip():
+                continue
+            if len(line) > LONGEST_LINE:
+                raise InputError(
+                    f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; every line must be one record."
+                )
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file.") from error
+            except (ValueError, RecursionError) as error:  # also numbers and nesting that Python does not take
+                said = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(":")[0]
+                raise InputError(f"{path}:{number}: not valid JSON ({said}); every line must be one object.") from error
+            if b"\\u" in line and not _is_text(value):
+                raise InputError(
+                    f"{path}:{number}: half a character (a lone surrogate, \\ud800 to \\udfff); remove it."
+                )
+            if not isinstance(value, dict):
+                raise InputError(f"{path}:{number}: a {type(value).__name__}, but every line must be a JSON object.")
+            yield number, value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether JSON holds whole characters only, so that it can be written again."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
@@ -150,19 +174,37 @@ def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
     return records
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside ``path`` for what is being written; what killed writers left there is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing under it
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to write into that takes ``out``'s place when the work is done."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = _temporary(out)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -194,5 +236,7 @@ def file_digest(path: str | Path) -> str:
     path, digester = Path(path), hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         digester.update(file.name.encode())
-        digester.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digester.update(block)
     return digester.hexdigest()[:16]

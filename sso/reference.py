@@ -4,6 +4,7 @@ The file carries the digests of all that determines it (weights, records, chat t
 that does not fit is refused with the name of the key that differs. Arms and epochs share it.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -116,6 +117,10 @@ def _sum(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return value.cpu()
 
 
+def _digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
+
+
 def save(reference: Reference, path: Path) -> None:
     """Write scores with their key, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +129,7 @@ def save(reference: Reference, path: Path) -> None:
         "ids": json.dumps(reference.ids),
         "nodes": json.dumps(reference.nodes),
         "key": json.dumps(reference.key),
+        "scores": _digest(reference.logp, reference.tokens),
     }
     save_file({"logp": reference.logp, "tokens": reference.tokens}, temporary, metadata)
     temporary.replace(path)
@@ -135,13 +141,14 @@ def load(path: str | Path, expected: dict[str, str] | None = None) -> Reference:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata()
             logp, tokens = file.get_tensor("logp"), file.get_tensor("tokens")
+        ids, nodes, key = (json.loads(metadata[name]) for name in ("ids", "nodes", "key"))
     except Exception as error:  # safetensors has its own exception types, by version
         raise InputError(f"{path}: not a readable reference file ({error}); delete it and score again.") from error
-    key = json.loads(metadata["key"])
+    if metadata.get("scores", expected_scores := _digest(logp, tokens)) != expected_scores:
+        raise InputError(f"{path}: its scores are not those that were written; delete it and score again.")
     for name, value in (expected or {}).items():
         if key.get(name) != value:
             raise InputError(
                 f"{path}: made with other {name} ({key.get(name)}, now {value}); delete the file and score again."
             )
-    nodes = [tuple(node) for node in json.loads(metadata["nodes"])]
-    return Reference(json.loads(metadata["ids"]), nodes, logp, tokens, key)
+    return Reference(ids, [tuple(node) for node in nodes], logp, tokens, key)

@@ -15,8 +15,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -26,16 +26,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sso import cards
 from sso.config import ROOT
 from sso.distributed import is_main
+from sso.errors import of_machine, printable
 from sso.records import digest, file_digest, write_text
 
 SUFFIX = ".run.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "lm_eval", "alpaca_eval")
-ARTIFACTS = (".json", ".md", ".csv", ".png", ".svg")
-ARTIFACT_BYTES = 1_000_000
-# A model folder's own files say nothing about the run.
-NO_ARTIFACTS = ("tokenizer", "special_tokens", "generation_config", "model.safetensors.index")
 
 
 @dataclass
@@ -124,8 +122,11 @@ def run(
     try:
         yield current
     except BaseException as error:
-        status = {"status": "failed", "error": without_passwords(f"{type(error).__name__}: {error}")}
-        raise
+        told = of_machine(error, out) or error
+        status = {"status": "failed", "error": printable(without_passwords(f"{type(told).__name__}: {told}"))}
+        if told is error:
+            raise
+        raise told from error
     finally:
         record = {
             "stage": stage,
@@ -141,38 +142,46 @@ def run(
             "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
             "versions": _versions(),
             "summary": _finite(current.summary),
-            "artifacts": _artifacts(Path(out)),
+            "output": [str(out), file_digest(out) if "error" not in status and Path(out).exists() else None],
             "metrics": current.metrics,
         }
-        write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _artifacts(out: Path) -> list[str]:
-    """Small files worth uploading, by their path from the record's folder."""
-    files = sorted(out.rglob("*")) if out.is_dir() else [out]
-    return [
-        str(file.relative_to(out.parent))
-        for file in files
-        if file.suffix in ARTIFACTS
-        and not file.name.startswith(NO_ARTIFACTS)
-        and file.is_file()
-        and file.stat().st_size < ARTIFACT_BYTES
-    ]
+        # Where the work's own writing failed, its error is the one to tell.
+        with suppress(OSError) if "error" in status else nullcontext():
+            write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
+    cards.write(out, record)
 
 
 # MLflow.
 
 
-def place(path: Path) -> dict[str, str]:
-    """Tags that a record's path from the experiment's folder gives: backbone, seed, stage folder, arm, iteration."""
+def place(path: Path, arms: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Tags of a record: what its path from the experiment's folder gives (backbone, seed, arm, iteration), and what
+    the config says of the arm."""
     parts = [part.removesuffix(SUFFIX) for part in path.parts]
     if len(parts) < 3 or not re.fullmatch(r"s\d+", parts[1]):
         return {"path": "/".join(parts)}
     tags = {"path": "/".join(parts), "backbone": parts[0], "seed": parts[1][1:]}
     if parts[2] in ("policy", "generator", "pairs", "eval", "reward", "triples") and len(parts) > 3:
         tags["arm"] = parts[3]
+        tags |= arms.get(f"reward/{parts[3]}" if parts[2] == "reward" else parts[3], {})
     iteration = next((part[2:] for part in parts[4:] if re.fullmatch(r"it\d+", part)), None)
     return tags | ({"iteration": iteration} if iteration else {})
+
+
+def arm_tags(config: Path) -> dict[str, dict[str, str]]:
+    """By arm, and by `reward/<name>`, what a config.json says of it: method, version, and the objective and base loss
+    that tell it from the others, which are its generator's where it has one. Empty where there is no such file."""
+    try:
+        experiment = json.loads(config.read_text(encoding="utf-8"))
+        arms, rewards = experiment["arms"], experiment["rewards"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    tags = {}
+    for name, arm in arms.items():
+        training = arm["generator"] or arm["policy"] or {}
+        own = {key: training[key] for key in ("objective", "base_loss") if key in training}
+        tags[name] = {"method": arm["method"] or arm["label"], "version": arm["version"], **own}
+    return tags | {f"reward/{name}": tags[reward["arm"]] for name, reward in rewards.items()}
 
 
 def _name(name: str) -> str:
@@ -212,6 +221,7 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
 
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -222,10 +232,10 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
             new = _Uploader(MlflowClient(tracking_uri=uri), results, uri).upload()
             print(f"{new} new runs in MLflow at {without_passwords(uri)}")
             return new
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 raise  # our mistake, which waiting does not mend
-            reason = without_passwords(str(error).splitlines()[0])[:200]
+            reason = printable(without_passwords(str(error).splitlines()[0])[:200])
             print(
                 f"warning: MLflow at {without_passwords(uri)} can't be used ({reason}); "
                 f"`sso mlflow-sync --results {results}` uploads the records later.",
@@ -234,11 +244,20 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
             return None
 
 
+def _dataset(name: str, read: Sequence[str | None]) -> Any:
+    """A file that a job read, as mlflow.data has it: its path and its digest, not its content."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": str(read[0])})
+    dataset = Dataset(name=Path(read[0]).name, digest=str(read[1]), source_type="local", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
+
+
 class _Uploader:
     """One call of ``sync``."""
 
     def __init__(self, client: Any, results: Path, uri: str):
-        self.client, self.results = client, results
+        self.client, self.results, self.arms = client, results, arm_tags(results / "config.json")
         name = results.resolve().name
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -271,18 +290,24 @@ class _Uploader:
         new = 0
         for path in sorted(self.results.rglob("*" + SUFFIX)):
             relative = path.relative_to(self.results)
-            content = path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8", errors="replace")
             key = digest([str(relative), content])
-            if key not in self.known:
-                self._upload(relative, json.loads(content), key)
-                new += 1
+            if key in self.known:
+                continue
+            try:
+                record = json.loads(content)
+            except ValueError as error:
+                print(f"warning: {path}: no record ({error}); run its job again.", file=sys.stderr)
+                continue
+            self._upload(relative, record, key)
+            new += 1
         return new
 
     def _parent(self, tags: Mapping[str, str]) -> str:
         group = "/".join([tags.get("backbone", "shared"), *(f"s{tags['seed']}" for _ in [0] if "seed" in tags)])
         group += f"/{tags['arm']}" if "arm" in tags else ""
         if group not in self.parents:
-            kept = {f"sso.{key}": tags[key] for key in ("backbone", "seed", "arm") if key in tags}
+            kept = {key: value for key, value in tags.items() if key not in ("path", "iteration")}
             created = self.client.create_run(self.experiment, run_name=group, tags={"sso.group": group, **kept})
             self.client.set_terminated(created.info.run_id)
             self.parents[group] = created.info.run_id
@@ -293,18 +318,20 @@ class _Uploader:
 
         start = int(datetime.fromisoformat(record["started"]).timestamp() * 1000)
         end = start + int(record["wall_s"] * 1000)
-        tags = place(path)
+        tags = place(path, self.arms)
         marks = {
             "mlflow.parentRunId": self._parent(tags),
             "sso.uploading": key,
-            "sso.stage": record["stage"],
-            **{f"sso.{name}": value for name, value in tags.items()},
+            "stage": record["stage"],
+            **tags,
             **{f"sso.version.{name}": value for name, value in record["versions"].items()},
             "sso.git_commit": str(record["git_commit"]),
             "sso.git_dirty": str(record["git_dirty"]),
         }
+        if record.get("output"):  # by reference: models and tables stay where they are
+            marks |= {"output": record["output"][0], "output.digest": str(record["output"][1])}
         if "error" in record:
-            marks["sso.error"] = record["error"][:500]
+            marks["error"] = record["error"][:500]
         name = f"{record['stage']} {tags['path']}"
         run_id = self.client.create_run(self.experiment, start_time=start, tags=marks, run_name=name).info.run_id
 
@@ -318,9 +345,8 @@ class _Uploader:
             self.client.log_batch(run_id, params=params[at : at + 100])
         for at in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[at : at + 1000])
-        for name in record.get("artifacts", []):
-            file = self.results / path.parent / name
-            if file.is_file() and file.stat().st_size < ARTIFACT_BYTES:
-                self.client.log_artifact(run_id, str(file))
-        self.client.log_batch(run_id, tags=[RunTag("sso.record", key)])
+        self.client.log_inputs(
+            run_id, [_dataset(*item) for item in record["inputs"].items() if Path(item[1][0]).suffix]
+        )
         self.client.set_terminated(run_id, "FINISHED" if record["status"] == "finished" else "FAILED", end)
+        self.client.log_batch(run_id, tags=[RunTag("sso.record", key)])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -155,10 +156,13 @@ class GlobalBatchTrainer(Trainer):
                 f"the loss is not finite for {_some(bad)}; lower the learning rate, or look at these records."
             )
 
-    def add(self, sums: dict[str, float]) -> None:
-        """Add a micro-batch's sums to those that the next `log` takes."""
+    def add(self, sums: dict[str, float], counts: bool) -> None:
+        """Add a micro-batch's sums, zero where it does not count, to those that the next `log` takes.
+
+        An idle device has to add them too: devices' sums are united name by name.
+        """
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + (value if counts else 0.0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the samples since the last call, over all devices, and the speed.
@@ -221,14 +225,13 @@ class PreferenceTrainer(GlobalBatchTrainer):
             *({n: t[:, i] for i, n in enumerate(self.scorer.nodes)} for t in (logp, reference, batch["tokens"]))
         )
         losses = self.objective(scores)
-        if not counts:
-            return losses * 0.0
-        self.check_finite(losses, items)
-        self._record(scores, losses, batch)
-        return losses
+        if counts:
+            self.check_finite(losses, items)
+        self._record(scores, losses, batch, counts)
+        return losses if counts else losses * 0.0
 
     @torch.no_grad()
-    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any]) -> None:
+    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any], counts: bool) -> None:
         rows = {"loss_per_sample": losses}
         for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
             name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
@@ -244,7 +247,7 @@ class PreferenceTrainer(GlobalBatchTrainer):
         sums = dict(zip(rows, totals, strict=True))
         sums |= {"samples": len(losses), "tokens": seen, "places": places}
         sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
-        self.add(sums)
+        self.add(sums, counts)
 
 
 def _weights(model: Any) -> tuple[int, int]:
@@ -333,8 +336,13 @@ def fit(
         scorer=scorer,
     )
     check_engine(trainer)
-    with scorer.attention(model):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with scorer.attention(model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:
+        raise InputError(
+            f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."
+        ) from error
     return trainer
 
 

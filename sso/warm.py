@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -22,6 +23,8 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from sso import lifeline
 
 MODULES = {"sso": "sso.cli", "sso-eval": "eval.cli", "sso-rewardbench": "rewardbench.cli"}
 PRELOAD = (
@@ -72,6 +75,7 @@ def forward(program: str, argv: Sequence[str] | None) -> int | None:
 
 def _child(request: dict, outputs: Sequence[int]) -> int:
     """Run one command as if it had been started by itself."""
+    lifeline.die_with_parent()
     for number, output in zip((1, 2), outputs, strict=True):
         os.dup2(output, number)
         os.close(output)
@@ -173,4 +177,6 @@ def _reap(selector: selectors.BaseSelector, children: dict[socket.socket, int]) 
 
 
 if __name__ == "__main__":
+    # While the modules load, too; the loop of `serve` is for starters that are no workflow.
+    lifeline.follow(lambda: shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True))
     serve(sys.argv[1])

@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rewardbench.score import read_weights
 from sso.cli import main
 from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
 from sso.errors import InputError
 from tests.conftest import REPOSITORY
+from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
 from workflow import grid as grids
 from workflow.costs import OVERHEAD_H, Costs, Shape
@@ -59,6 +63,27 @@ def test_each_table_has_its_jobs(version, table, arms, backbones, expected):
     assert judged(paper(version), arms, backbones) == expected
 
 
+@pytest.mark.parametrize(
+    ("version", "backbone", "expected"), [("v2", "llama3_instruct", 7), ("v1", "llama31_instruct", 3)]
+)
+def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expected):
+    grid = paper(version)
+    jobs = [job for job in grid.jobs.values() if job.rule in ("mixture", "reward_model", "rewardbench")]
+    assert {job.wildcards["backbone"] for job in jobs} == {backbone} and len(jobs) == 3 * expected
+    mixed = next(j for j in jobs if j.rule == "mixture" and j.wildcards["reward"] == "skywork_sso")
+    sources = json.loads(mixed.params["settings"])["sources"]
+    assert sources[0]["path"] == "Skywork/Skywork-Reward-Preference-80K-v0.2" and sources[0]["limit"] == 80_000
+    # v1's SSO has pairs in the triples of three iterations.
+    assert sum(source["limit"] for source in sources[1:]) == 60_000 and len(sources) == {"v2": 2, "v1": 4}[version]
+    names = grids.hub_names(grid.experiment)
+    assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"] == names["allenai/reward-bench"] == "dataset"
+
+
+@pytest.mark.parametrize(("version", "expected"), [("v2", 7), ("v1", 3)])
+def test_reward_tables_have_their_models(version, expected):
+    assert count(paper(version))["reward_model"] == count(paper(version))["rewardbench"] == expected
+
+
 def test_generators_train_on_8k_queries_and_policies_on_60k():
     grid = paper("v2")
     drawn = grid.jobs["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
@@ -97,6 +122,17 @@ def test_every_assumed_value_is_a_key_of_the_config():
         parse({**values, "assumed": {"trainings.none": "?"}}, "c")
 
 
+def test_what_vllm_draws_runs_in_its_own_environment():
+    grid = paper("v2")
+    at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
+    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
+    for rule, names in keys.items():
+        cell = [] if rule == "principles" else ["backbone", "seed"]
+        wildcards = {name: at[name] for name in [*cell, *names]}
+        assert grid.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
+        assert grid.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+
+
 # Costs.
 
 
@@ -105,7 +141,8 @@ def test_training_memory_and_hours_by_hand():
     size = Shape(8e9, 32, 4096, 1024, 128_000)
     how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
     cost = costs._fit(size, how, 1e9, 4096)
-    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600 + OVERHEAD_H)
+    assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
+    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
     # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
     states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
@@ -116,7 +153,7 @@ def test_decoding_reads_the_weights_once_a_step():
     costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
     size = Shape(8e9, 32, 4096, 0, 128_000)
     cost = costs._decode(size, Decoding(engine="vllm"), 10, 0, 100)
-    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600 + OVERHEAD_H)
+    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600)
 
 
 def test_plan_warns_of_what_cannot_fit():
@@ -135,7 +172,7 @@ def test_plan_warns_of_what_cannot_fit():
 def test_fewer_arms_cost_less():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
-    some = totals(grids.Grid(parse({**values, "arms": arms, "assumed": {}}, "c")))
+    some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
     assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
 
 
@@ -330,3 +367,123 @@ def test_a_base_model_is_fine_tuned_with_a_borrowed_template(tiny_checkpoint, tm
     assert (out / "chat_template.jinja").is_file()
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (base, out))
     assert all(not before[name].equal(after[name]) for name in before if "proj" in name)
+
+
+# The whole of it on stand-ins.
+
+
+def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
+    """paper_v2.yaml with every name mapped to tiny local files, 16 queries, no GPU."""
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+
+    def lines(name: str, rows: list[dict]) -> str:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(folder / name)
+
+    queries = [{"id": f"q{i}", "prompt": f"tell me about {word}"} for i, word in enumerate("abcdefghijklmnop")]
+    pairs = [{**q, "chosen": "a good answer", "rejected": "no"} for q in queries]
+    alpaca = [{"instruction": q["prompt"], "output": "words", "generator": "gpt4_1106_preview"} for q in queries[:4]]
+    (folder / "reference.json").write_text(json.dumps(alpaca))
+    turns = [{"question_id": i, "category": "writing", "turns": ["hello", "and now"]} for i in range(3)]
+    arena = [{"uid": f"u{i}", "prompt": q["prompt"]} for i, q in enumerate(queries[:3])]
+    answers = [
+        {
+            "uid": row["uid"],
+            "model": "gpt-4-0314",
+            "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "words"}],
+        }
+        for row in arena
+    ]
+    mapped = {
+        values["data"]["queries"]: lines("queries.jsonl", queries),
+        **{
+            source: {
+                "reference": str(folder / "reference.json"),
+                "mt_bench": lines("mt_bench.jsonl", turns),
+                "mt_bench_reference": lines(
+                    "mt_bench_reference.jsonl", [{"question_id": 9, "choices": [{"turns": []}]}]
+                ),
+                "arena_hard": lines("arena.jsonl", arena),
+                "arena_hard_baseline": lines("baseline.jsonl", answers),
+            }[name]
+            for name, source in values["evaluation"]["files"].items()
+        },
+    }
+    subsets = ("alpacaeval-easy", "llmbar-natural", "refusals-offensive", "math-prm")
+    bench = [
+        {"id": f"b{i}", "subset": s, "prompt": s, "chosen": "yes", "rejected": "no"} for i, s in enumerate(subsets)
+    ]
+    skywork = [{**pair, "prompt": f"what is {pair['prompt']}"} for pair in pairs]
+    mapped |= {
+        values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
+        values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
+    }
+    bench = [
+        {"id": str(i), "subset": subset, "prompt": "hello", "chosen": f"yes {i}", "rejected": "no"}
+        for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
+    ]
+    mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
+    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines(
+        "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
+    )
+    models = [backbone["path"] for backbone in values["backbones"].values()]
+    models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
+    values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
+    values["data"] |= {"limit": 16, "generator_queries": 8}
+    values["data"]["preferences"] = {"path": lines("pairs.jsonl", pairs)}
+    small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
+    for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
+        how |= small
+    own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
+    for training in [*values["trainings"].values(), *values["rewards"].values()]:
+        training |= {**own, "max_length": 2000}
+    for reward in values["rewards"].values():
+        reward["ngram"] = 0  # prompts of a few words share them with the benchmark's
+    for reward in values["rewards"].values():
+        reward |= {**own, "batch_size": 8}
+    gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
+    values["evaluation"] |= {
+        "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
+        "mirrors": {"gsm8k": {"test": gsm8k}},
+        "max_new_tokens": 8,
+        "engine": "transformers",
+        "batch_size": 8,
+    }
+    ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
+    for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):
+        values["arms"][name]["evaluation"] = ipo
+    values["evaluation"]["judge"] |= {"base_url": url, "pairs": 4}
+    return {**values, "experiment": "stand_ins", "hardware": None}
+
+
+NO_NETWORK = """
+import socket
+real = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        open({log!r}, "a").write(repr(address) + "\\n")
+        raise OSError("no network in this test")
+    return real(self, address)
+socket.socket.connect = connect
+"""
+
+
+@pytest.mark.slow
+def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpoint, tmp_path, monkeypatch):
+    site, tried = tmp_path / "site", tmp_path / "tried.log"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(tried)))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serving(tmp_path / "server") as server:
+        values = stand_ins(tmp_path, tiny_checkpoint, server.url)
+        assert grids.hub_names(parse(values, "c")) == {}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+        done = snakemake("--cores", "2", "--configfile", str(tmp_path / "c.yaml"), cwd=tmp_path, timeout=3000)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert not tried.exists(), tried.read_text()
+    tables = tmp_path / "results/stand_ins/report/tables"
+    rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
+    assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7

@@ -143,9 +143,9 @@ def test_a_folder_or_a_name_is_a_data_set(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train.jsonl").write_text(json.dumps(LAYOUTS["skywork"]) + "\n")
     assert load(Preferences(path=str(tmp_path / "set")))[1] == {"pairs": 1}
-    with pytest.raises(InputError, match=r"split train_prefs: cannot be loaded"):
+    with pytest.raises(InputError, match="neither here nor to be had from the hub"):
         load(Preferences(path=str(tmp_path / "set"), split="train_prefs"))
-    with pytest.raises(InputError, match="nobody/nothing, split train: cannot be loaded"):
+    with pytest.raises(InputError, match="nobody/nothing: neither here nor to be had from the hub"):
         load(Preferences(path="nobody/nothing"))
 
 

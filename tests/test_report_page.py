@@ -18,7 +18,7 @@ from tests.test_report import dump, experiment, jsonl, rows_of, tree
 
 HOSTILE = "</div></script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 """What a model, a query or an id might say."""
-STRANGE = "a\x1b[31mred\x1b[0m \x00 \u202eright to left {{ 7 * 7 }} ${{x}} <b>&amp; \ud800"
+STRANGE = "a\x1b[31mred\x1b[0m \x00 \u202eright to left {{ 7 * 7 }} ${{x}} <b>&amp; \ufffd"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 

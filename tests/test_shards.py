@@ -12,6 +12,7 @@ import pytest
 
 from sso.cli import main
 from sso.config import Sampling, Writer
+from sso.errors import InputError
 from sso.records import Message, Principles, Query, Triple, read, write
 from sso.sampling import Generation, make_engine, seed_of
 from sso.sampling.shards import Kept, own
@@ -226,6 +227,8 @@ def test_vllm_says_what_transformers_says(tmp_path):
     shared = [Message(role="user", content="Where does night dwell? " * 60)]
     prompts += [[*shared, Message(role="user", content=str(i))] for i in range(3)]
     seeds = [seed_of(0, str(i), "yo") for i in range(len(prompts))]
+    with pytest.raises(InputError, match=r"model: vLLM can't load it .*max_model_len \(4096\)"):
+        make_engine(Sampling(engine="vllm", dtype="float32", context=4096), tmp_path / "model")
     ours = make_engine(Sampling(dtype="float32"), tmp_path / "model")
     theirs = make_engine(Sampling(engine="vllm", dtype="float32", context=1024), tmp_path / "model")
     greedy = [e.generate(prompts, seeds, temperature=0, max_new_tokens=24) for e in (ours, theirs)]

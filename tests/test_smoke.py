@@ -91,7 +91,7 @@ def test_mlflow_has_a_run_of_every_record(smoke: Path):
     experiment = client.get_experiment_by_name("smoke").experiment_id
     uploaded = [r for r in client.search_runs([experiment], max_results=1000) if "sso.record" in r.data.tags]
     assert len(uploaded) == len(list((smoke / ROOT).rglob("*.run.json")))
-    losses = [r for r in uploaded if r.data.tags["sso.stage"] in ("train", "generator", "policy")]
+    losses = [r for r in uploaded if r.data.tags["stage"] in ("train", "generator", "policy")]
     assert losses and all(r.data.metrics for r in losses)
 
 

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,7 +15,9 @@ import pytest
 
 from sso import tracking
 from sso.config import Sft
+from sso.records import file_digest
 from tests.conftest import REPOSITORY
+from tests.processes import until
 from workflow import grid as grids
 
 
@@ -58,7 +64,7 @@ def test_a_record_holds_what_the_job_was(tmp_path: Path):
     assert record["settings"]["steps"] == 5
     assert record["inputs"]["data"][0] == str(source) and len(record["inputs"]["data"][1]) == 16
     assert record["metrics"] == [[1, {"loss": 2.5, "bad": None}]] and record["summary"] == {"loss": 2.5}
-    assert record["artifacts"] == ["model/tuning.json"]
+    assert record["output"] == [str(out), file_digest(out)]
     assert record["peak_rss_mb"] > 1 and record["wall_s"] >= 0 and "torch" in record["versions"]
 
 
@@ -75,7 +81,7 @@ def test_no_secret_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError), tracking.run(tmp_path / "out", "judge", settings, {}):
         raise OSError("no answer from https://user:hunter2@host/v1")
     text = tracking.record_path(tmp_path / "out").read_text()
-    assert "secret" not in text and "hunter2" not in text and "https://***@host/v1" in text
+    assert "sk-very" not in text and "hunter2" not in text and "https://***@host/v1" in text
 
 
 @pytest.mark.parametrize(
@@ -90,13 +96,13 @@ def test_no_secret_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_tags_come_from_the_path(path: str, tags: dict[str, str]):
-    assert tracking.place(Path(path)) == {"path": path.removesuffix(".run.json"), **tags}
+    assert tracking.place(Path(path), {}) == {"path": path.removesuffix(".run.json"), **tags}
 
 
 def test_every_job_of_the_grid_has_its_tags():
     grid = grids.Grid(grids.load([REPOSITORY / "config" / "micro.yaml"], {}))
     for job in grid.jobs.values():
-        tags = tracking.place(tracking.record_path(Path(job.output).relative_to(grid.root)))
+        tags = tracking.place(tracking.record_path(Path(job.output).relative_to(grid.root)), {})
         for name in ("backbone", "seed", "arm"):
             assert job.wildcards.get(name, tags.get(name)) == tags.get(name)
         assert tags.get("iteration") == (job.wildcards.get("run", "").partition("/it")[2] or tags.get("iteration"))
@@ -117,12 +123,72 @@ def test_sync_uploads_each_record_once(tmp_path: Path):
     parents = {run.data.tags["sso.group"]: run.info.run_id for run in runs(results) if "sso.group" in run.data.tags}
     assert set(parents) == {"qwen2/s0/sso", "qwen2/s0/pbaa"}
     assert {run.data.tags["mlflow.parentRunId"] for run in found} == set(parents.values())
-    scores = next(run for run in found if run.data.tags["sso.path"].endswith("scores.json"))
+    scores = next(run for run in found if run.data.tags["path"].endswith("scores.json"))
     assert scores.data.params["steps"] == "3" and scores.data.metrics["score"] == 0.5
     assert [m.value for m in client(results).get_metric_history(scores.info.run_id, "loss")] == [1, 1 / 2, 1 / 3]
     assert scores.data.metrics["xp:yp_over_y-/margin"] == 2.0
-    assert [a.path for a in client(results).list_artifacts(scores.info.run_id)] == ["scores.json"]
-    assert (results / "mlartifacts").is_dir()
+    # By reference: nothing is copied.
+    output = results / "qwen2" / "s0" / "eval" / "sso" / "scores.json"
+    assert (scores.data.tags["output"], scores.data.tags["output.digest"]) == (str(output), file_digest(output))
+    assert client(results).list_artifacts(scores.info.run_id) == [] and not (results / "mlartifacts").exists()
+
+
+def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
+    experiment = grids.load([REPOSITORY / "config" / "micro.yaml"], {})
+    results = tmp_path / "micro"
+    results.mkdir()
+    (results / "config.json").write_text(grids.text(experiment))
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("x")
+    for arm in ("sso", "l_plus", "l_minus", "pbaa", "sso_v1"):
+        with tracking.run(results / f"qwen2/s0/eval/{arm}/judged", "judge", {}, {"pairs": source, "model": tmp_path}):
+            pass
+    with tracking.run(results / "qwen2/s0/reward/pbaa/model", "reward", {}, {}):
+        pass
+    assert tracking.sync(results) == 6
+    store = client(results)
+    number = store.get_experiment_by_name("micro").experiment_id
+
+    def found(query: str) -> set[str]:
+        return {run.data.tags["arm"] for run in store.search_runs([number], query)}
+
+    # The queries of docs/mlflow.md.
+    assert found("tags.stage = 'judge' and tags.version = 'v2' and tags.objective LIKE 'l_%'") == {"l_plus", "l_minus"}
+    assert found("tags.arm = 'sso' and tags.backbone = 'qwen2' and tags.seed = '0'") == {"sso"}
+    assert found("tags.method = 'pbaa' and tags.stage = 'reward'") == {"pbaa"}
+    assert found("tags.base_loss = 'dpo' and tags.version = 'v1'") == {"sso_v1"}
+    (run,) = store.search_runs([number], "tags.arm = 'sso' and tags.stage = 'judge'")
+    (given,) = run.inputs.dataset_inputs  # a folder is a model: a parameter
+    assert (given.dataset.name, given.dataset.digest) == ("pairs.jsonl", file_digest(source))
+    assert json.loads(given.dataset.source) == {"uri": str(source)}
+    assert given.tags[0].value == "pairs" and run.data.params["input.model"] == file_digest(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    for arm in ("sso", "pbaa"):
+        work(tmp_path / "micro" / "qwen2" / "s0" / "policy" / arm)
+    assert tracking.sync(tmp_path / "micro", uri) is None
+    assert "`sso mlflow-sync" in capsys.readouterr().err
+    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path)]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: tracking.sync(tmp_path / "micro", uri) == 2, 180)
+        assert tracking.sync(tmp_path / "micro", uri) == 0
+        from mlflow.tracking import MlflowClient
+
+        there = MlflowClient(tracking_uri=uri)
+        found = there.search_runs([there.get_experiment_by_name("micro").experiment_id])
+        assert len(found) == 4 and len([run for run in found if "sso.record" in run.data.tags]) == 2
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_a_failed_job_is_a_failed_run(tmp_path: Path):
@@ -130,7 +196,7 @@ def test_a_failed_job_is_a_failed_run(tmp_path: Path):
         raise ValueError("diverged")
     tracking.sync(tmp_path)
     (run,) = jobs(tmp_path)
-    assert run.info.status == "FAILED" and "diverged" in run.data.tags["sso.error"]
+    assert run.info.status == "FAILED" and "diverged" in run.data.tags["error"]
 
 
 def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,25 +214,28 @@ def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytes
 
 def _work_in(folder: str) -> None:
     for name in range(5):
-        work(Path(folder) / "qwen2" / "s0" / "policy" / f"arm{name}", steps=2000)
+        work(Path(folder) / "qwen2" / "s0" / "policy" / f"arm{name}", steps=500)
 
 
 def _sync_in(folder: str) -> int:
     return tracking.sync(folder)
 
 
-def test_four_processes_record_and_upload_at_once(tmp_path: Path):
-    """Two thousand metric rows a job, batched: seconds, not minutes; nothing lost, nothing twice."""
-    folders = [tmp_path / f"part{i}" for i in range(4)]
-    with ProcessPoolExecutor(4) as pool:
+def test_eight_processes_record_and_upload_at_once(tmp_path: Path):
+    """Five hundred metric rows a job, batched: seconds, not minutes; nothing lost, nothing twice."""
+    folders = [tmp_path / f"part{i}" for i in range(8)]
+    with ProcessPoolExecutor(8) as pool:
         list(pool.map(_work_in, map(str, folders)))
         everything = tmp_path / "all"
         everything.mkdir()
         for folder in folders:
             folder.rename(everything / folder.name)
         started = time.monotonic()
-        new = list(pool.map(_sync_in, [str(everything)] * 4))
-    assert sum(new) == 20 and len(jobs(everything)) == 20
+        new = list(pool.map(_sync_in, [str(everything)] * 8))
+    assert sum(new) == 40 and len(jobs(everything)) == 40
+    for run in jobs(everything):
+        history = client(everything).get_metric_history(run.info.run_id, "loss")
+        assert [m.value for m in history] == [1 / (step + 1) for step in range(500)]
     assert time.monotonic() - started < 120
 
 

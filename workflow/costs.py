@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Sft, Training
+from sso.config import ROOT, Decoding, Experiment, Hardware, Optimization, Sft, Training
 from sso.errors import InputError
 from sso.objective import load_objectives
 
@@ -64,6 +64,7 @@ class Cost:
     nodes: int = 1
     tokens: float = 0
     hours: float = 0
+    """Of the work itself, on all its devices at once."""
     memory_gb: float = 0
     """Of one GPU, at its peak."""
     host_gb: float = 2.5
@@ -72,9 +73,14 @@ class Cost:
     money: float = 0
 
     @property
+    def wall_hours(self) -> float:
+        """With starting, loading and saving."""
+        return self.hours + (OVERHEAD_H if self.gpus else 0)
+
+    @property
     def gpu_hours(self) -> float:
         """GPUs times wall time."""
-        return self.gpus * self.hours
+        return self.gpus * self.wall_hours
 
 
 @cache
@@ -139,18 +145,22 @@ class Costs:
         peak, bandwidth = device.tflops * 1e12, device.bandwidth_gbs * 1e9
         split = how.tensor_parallel
         together = batch or (device.sequences if how.engine == "vllm" else how.batch_size)
-        work = 2 * size.parameters * prompts * prompt * max(1, scored) / (peak * device.training_mfu * split)
         cache_bytes = 2 * 2 * size.layers * size.kv * (prompt + new / 2)
+        if how.engine == "vllm" and cache_bytes:
+            # vLLM takes no more sequences than its memory holds.
+            room = (how.gpu_memory * device.memory_gb - 4) * 1e9 * split - 2 * size.parameters
+            together = int(max(1, min(together, room // cache_bytes)))
+        work = 2 * size.parameters * prompts * prompt * max(1, scored) / (peak * device.training_mfu * split)
         step = (2 * size.parameters + together * cache_bytes) / (bandwidth * device.decoding_mbu * split)
         step = max(step, 2 * size.parameters * together / (peak * device.training_mfu * split))
         seconds = work + prompts * new / together * step
-        memory = (2 * size.parameters + together * cache_bytes * 1.5) / split / 1e9 + 4
+        memory = (2 * size.parameters + together * cache_bytes) / split / 1e9 + 4
         gpus = how.devices * split
         tokens = prompts * (prompt * max(1, scored) + new)
-        hours = seconds / 3600 / how.devices + OVERHEAD_H
+        hours = seconds / 3600 / how.devices
         return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
 
-    def _fit(self, size: Shape, how: Training | Sft, tokens: float, micro: int) -> Cost:
+    def _fit(self, size: Shape, how: Optimization | Sft, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
         device, count = self.hardware, how.devices * how.nodes
         flops = (8 if how.gradient_checkpointing else 6) * size.parameters * tokens
@@ -167,7 +177,7 @@ class Costs:
         active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
         memory = (weights + moments + active) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
-        return Cost(count, how.nodes, tokens, hours + OVERHEAD_H, memory, 16 + host / 1e9, disk)
+        return Cost(count, how.nodes, tokens, hours, memory, 16 + host / 1e9, disk)
 
     def _sample_tokens(self, objective: str) -> float:
         """Tokens of one sample: each context once, each response behind it once."""
@@ -231,7 +241,7 @@ class Costs:
         tokens = count * self._sample_tokens(objective)
         seconds = 2 * size.parameters * tokens / (device.tflops * 1e12 * device.training_mfu * cost_devices)
         memory = 2 * size.parameters / 1e9 + 8
-        return Cost(cost_devices, 1, tokens, seconds / 3600 + OVERHEAD_H, memory, 16 + 2 * size.parameters / 1e9)
+        return Cost(cost_devices, 1, tokens, seconds / 3600, memory, 16 + 2 * size.parameters / 1e9)
 
     def _reference(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         how = Training.model_validate(json.loads(params["settings"]))
@@ -261,8 +271,8 @@ class Costs:
     def _evaluate(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         arm = at["run"].partition("/")[0]
         settings = self.experiment.evaluation_of(at["backbone"], arm)
-        engine = getattr(settings, "engine", "transformers")
-        how = Decoding(engine=engine, batch_size=settings.batch_size, dtype="bfloat16")
+        split = settings.tensor_parallel
+        how = Decoding(engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=split)
         size, total = self.backbone(at["backbone"]), Cost()
         asked = [BENCHMARKS[task.name] for task in settings.tasks if task.name in BENCHMARKS]
         asked += [
@@ -274,7 +284,10 @@ class Costs:
             part = self._decode(size, how, items, prompt, new, scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
-        total.gpus = settings.devices if asked else 0
+        if self.experiment.world:
+            rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
+            return self._decode(size, how, rows, 50, self.hardware.response_tokens)
+        total.gpus = split if asked else 0
         return total
 
     def _judge(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
@@ -294,16 +307,17 @@ class Costs:
         return Cost(requests=requests, money=money, hours=requests * 8 / judge.concurrency / 3600)
 
     def _reward_model(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
-        how, device = json.loads(params["settings"]), self.hardware
-        training = Training(
-            engine=how.get("engine", "ddp"),
-            devices=how.get("devices", 1),
-            gradient_checkpointing=how.get("gradient_checkpointing", False),
-        )
-        sizes = [source.get("size") or self._queries("") for source in how.get("sources") or [{}]]
-        tokens = how["epochs"] * sum(sizes) * 2 * (device.prompt_tokens + device.response_tokens)
-        return self._fit(self.backbone(at["backbone"]), training, tokens, 8192)
+        reward, device = self.experiment.rewards[at["reward"]], self.hardware
+        pairs = sum(source.limit or self._queries("") for source in reward.parts)
+        tokens = reward.epochs * pairs * 2 * (device.prompt_tokens + device.response_tokens)
+        return self._fit(self._scored(at), reward, tokens, reward.tokens_per_batch)
+
+    def _scored(self, at: Mapping[str, str]) -> Shape:
+        base = self.experiment.rewards[at["reward"]].base
+        return self.shape(base) if base else self.backbone(at["backbone"])
 
     def _rewardbench(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
-        size = self.backbone(at["backbone"])
-        return Cost(1, 1, 2985 * 2 * 550, OVERHEAD_H + 0.1, 2 * size.parameters / 1e9 + 8)
+        size = self._scored(at)
+        tokens = 2985 * 2 * 550 if not self.experiment.world else 2 * 500 * 45
+        hours = 2 * size.parameters * tokens / (self.hardware.tflops * 1e12 * self.hardware.training_mfu) / 3600
+        return Cost(1, 1, tokens, hours, 2 * size.parameters / 1e9 + 8)

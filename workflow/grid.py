@@ -41,6 +41,7 @@ PATHS = {
     "policy": "{cell}/policy/{run}",
     "evaluate": "{cell}/eval/{run}/answers",
     "judge": "{cell}/eval/{run}/judged",
+    "mixture": "{cell}/reward/{reward}/pairs.jsonl",
     "reward_model": "{cell}/reward/{reward}/model",
     "rewardbench": "{cell}/reward/{reward}/rewardbench.json",
     "report": "{root}/report",
@@ -133,10 +134,14 @@ def check(experiment: Experiment) -> None:
     if len({(g.dtype, g.max_length) for g in generators}) > 1:
         raise InputError("arms: generators share their reference scores, so `dtype` and `max_length` must be the same.")
     for name, reward in experiment.rewards.items():
-        if experiment.world is None:
-            raise InputError(f"rewards.{name}: reward models are scored on the micro-world's pairs; remove `rewards`.")
-        if chained(experiment.arms[reward.arm]) or experiment.arms[reward.arm].data == "none":
-            raise InputError(f"rewards.{name}.arm: arm {reward.arm!r} makes no pairs of its own; choose one that does.")
+        for source in reward.parts:
+            if source.arm and experiment.arms[source.arm].policy is None:
+                raise InputError(f"rewards.{name}.arm: arm {source.arm!r} makes no pairs; choose one that does.")
+            if source.path and not Path(source.path).exists() and not is_hub_name(source.path):
+                raise InputError(f"rewards.{name}.sources: {source.path}: no such file; give one or a hub name.")
+    bench = experiment.evaluation.rewardbench
+    if experiment.rewards and experiment.world is None and not Path(bench).exists() and not is_hub_name(bench):
+        raise InputError(f"evaluation.rewardbench: {bench}: no such file; give one, or its name on the hub.")
     queries = []
     if experiment.data.queries is not None and Path(experiment.data.queries).is_file():
         queries = read(experiment.data.queries, Query)[: experiment.data.limit]
@@ -178,8 +183,9 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
     if sft and any(backbone.sft for backbone in experiment.backbones.values()):
         models, sets = [*models, sft.chat_template], [*sets, sft.data]
     for reward in experiment.rewards.values():
-        models.append(getattr(reward, "base", None))
-        sets += [source.path for source in getattr(reward, "sources", None) or []]
+        models.append(reward.base)
+        sets += [source.path for source in reward.sources]
+        sets.append(evaluation.rewardbench if experiment.world is None else None)
     found = {name: "model" for name in models if name and is_hub_name(name)}
     found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
     found |= {name: "file" for name in evaluation.files.values() if name.startswith("hf://")}
@@ -261,7 +267,7 @@ class Grid:
                 "gpu": cost.gpus,
                 "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": 30 + 2 * 60 * cost.hours,
+                "runtime": 30 + 2 * 60 * cost.wall_hours,
             }
             return math.ceil(own[name])
 
@@ -281,11 +287,23 @@ class Grid:
         return self.costs.of(job.rule, job.wildcards, job.params)
 
     def environment(self, wildcards: Any) -> str | None:
-        """The conda environment file of a job: None, the one that Snakemake itself runs in, which holds this project.
-
-        Here is the place for an engine that can't share it (vLLM): the path of a file in workflow/envs.
-        """
+        """The conda environment file of a job: None, the one that Snakemake runs in, which holds this project."""
         return None
+
+    def engine_environment(self, rule: str) -> Callable[[Any], str | None]:
+        """Environment function of a rule that draws text: vLLM's pins exclude those of this project."""
+
+        def ask(wildcards: Any) -> str | None:
+            engine = json.loads(self.job(rule, wildcards).params["settings"])["engine"]
+            return str(ROOT / "workflow" / "envs" / "vllm.yaml") if engine == "vllm" else None
+
+        return ask
+
+    def command(self, rule: str, module: str) -> Callable[[Any], str]:
+        """Command function of a rule that draws text: in vLLM's environment the project is not installed, but found."""
+        script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
+        environment = self.engine_environment(rule)
+        return lambda wildcards: f"python -m {module}" if environment(wildcards) else script
 
     def names(self, rule: str, wildcard: str) -> str:
         """A regular expression that matches just the values of a wildcard which a rule's jobs have."""
@@ -305,8 +323,8 @@ class Grid:
             names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
             files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
             return files | {name: f"{self.data_folder}/{file_name(name)}" for name in self.experiment.evaluation.files}
-        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS, "rewardbench"]
-        files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
+        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS]
+        files = {name: f"{self.data_folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{self.data_folder}/world.json"}
 
     @property
@@ -447,7 +465,8 @@ class _Cell:
             else:
                 results += self.pair_arm(name, arm)
         for name, reward in self.experiment.rewards.items():
-            if reward.arm in self.arms:
+            here = reward.backbones is None or self.name in reward.backbones
+            if here and all(source.arm is None or source.arm in self.arms for source in reward.parts):
                 results.append(self.reward(name))
         return results
 
@@ -666,7 +685,7 @@ class _Cell:
             params={
                 "model": model,
                 "folder": self.grid.data_folder,
-                "settings": text(settings, without=("judge", "files", "devices")),
+                "settings": text(settings, without=("judge", "files", "rewardbench")),
             },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []
@@ -684,15 +703,50 @@ class _Cell:
             },
         )
 
+    def trained_on(self, name: str) -> list[str]:
+        """What an arm's policy is trained on: its pairs, or the triples of each iteration, which hold pairs too."""
+        arm = self.arms[name]
+        iterations = range(1, arm.iterations + 1) if chained(arm) and not arm.offline else [None]
+        runs = [f"{name}/it{t}" if t else name for t in iterations]
+        return [self.grid.jobs[self.grid._path("policy", **self.at, run=run)].inputs["data"] for run in runs]
+
     def reward(self, name: str) -> str:
-        """A reward model on one arm's pairs, and its scores."""
+        """The pairs of a reward model, itself, and its scores."""
         reward = self.experiment.rewards[name]
-        pairs = self.grid._path("pairs", **self.at, arm=reward.arm)
+        bench = self.data["rewardbench"] if self.world else self.experiment.evaluation.rewardbench
+        sources: list[dict[str, Any]] = []
+        for source in reward.parts:
+            paths = self.trained_on(source.arm) if source.arm else [source.path or self.data["annotated"]]
+            limit = source.limit and math.ceil(source.limit / len(paths))
+            weight = source.weight and source.weight / len(paths)
+            own = {**source.model_dump(), "arm": None, "world": False, "limit": limit, "weight": weight}
+            sources += [{**own, "path": path} for path in paths]
+        files = [source["path"] for source in sources]
+        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid._makes(job)}
+        local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
+        pairs = self.add(
+            "mixture",
+            "",
+            {"data": local},
+            reward=name,
+            params={
+                "settings": text({"sources": sources, "dedupe": reward.dedupe, "ngram": reward.ngram}),
+                "bench": bench,
+            },
+        )
+        about = {"label", "version", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones"}
+        start = reward.base or self.start
         model = self.add(
             "reward_model",
             "",
-            {**self.made, "pairs": pairs},
+            {**({} if reward.base else self.made), "pairs": pairs},
             reward=name,
-            params={"model": self.start, "settings": text({**reward.model_dump(), "label": name, "method": None})},
+            params={"model": start, "settings": text(reward, without=about)},
         )
-        return self.add("rewardbench", "", {"model": model, "data": self.data["rewardbench"]}, reward=name)
+        return self.add(
+            "rewardbench",
+            "",
+            {"model": model, "data": [path for path in local if path == bench]},
+            reward=name,
+            params={"bench": bench, "dtype": reward.dtype},
+        )

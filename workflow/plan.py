@@ -11,7 +11,7 @@ from workflow.grid import Grid
 
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
-    "judge", "data_quality", "reward_model", "rewardbench",
+    "judge", "data_quality", "mixture", "reward_model", "rewardbench",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def warnings(grid: Grid) -> Iterator[str]:
                 f"{rule}: about {memory:.0f} GB on a GPU of {device.memory_gb:.0f} GB; take zero3, more devices, "
                 "tensor_parallel, gradient_checkpointing or fewer tokens_per_batch."
             )
-        if gpus > device.gpus and rule not in ("generator", "policy", "sft"):
+        if gpus > device.gpus and rule not in ("generator", "policy", "sft", "reward_model"):
             yield f"{rule}: wants {gpus} GPUs of {device.gpus}; lower its `devices`."
         if host > device.host_memory_gb:
             yield f"{rule}: about {host:.0f} GB of memory on a host of {device.host_memory_gb:.0f} GB."
@@ -73,7 +73,7 @@ def show(grid: Grid, measured: Path | None = None) -> None:
         row = (
             sum(c.tokens for c in costs) / 1e6,
             sum(c.gpu_hours for c in costs),
-            max(c.hours for c in costs),
+            max(c.wall_hours for c in costs),
             max(c.memory_gb for c in costs),
             sum(c.requests for c in costs),
             sum(c.money for c in costs),
@@ -104,7 +104,7 @@ def seconds(results: Path) -> dict[str, float]:
     """Wall seconds by rule of a finished run, from its records."""
     spent: dict[str, float] = defaultdict(float)
     root = results.name
-    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model"}
+    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         stage = record["stage"]
@@ -121,9 +121,8 @@ def _compare(console: Any, grid: Grid, results: Path) -> None:
     from rich.table import Table
 
     spent = seconds(results)
-    # Start-up is a constant of GPU jobs; the micro-world's processes are forked from a warm one.
     predicted = {
-        rule: sum(max(c.hours - 0.05, 0) for c in costs)
+        rule: sum(c.hours for c in costs)
         for rule, costs in by_rule(grid).items()
         if rule in MODEL_RULES and any(c.tokens for c in costs)
     }

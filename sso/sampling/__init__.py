@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sso.config import Decoding
+from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message
 
@@ -26,8 +27,6 @@ class Generation:
 
 Keep = Callable[[int, Generation], None]
 """Gets each row's number and generation the moment it is made, in any order, from any thread."""
-Show = Callable[[int, int], None]
-"""Shows (done, total)."""
 
 
 class Engine(Protocol):
@@ -60,7 +59,7 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path | None
     if settings.engine == "vllm":
         from sso.sampling.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model, settings.dtype, settings.tensor_parallel, settings.context, settings.gpu_memory)
+        return VLLMEngine(model, settings.dtype, settings)
     from sso.sampling.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, dtype=settings.dtype, batch_size=settings.batch_size)

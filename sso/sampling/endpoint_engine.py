@@ -7,9 +7,9 @@ reproducible as the server keeps its `seed`; what was drawn once is read from th
 from pathlib import Path
 
 from sso.config import Endpoint
-from sso.endpoint import Client, Progress
+from sso.endpoint import Client, Progress, Show
 from sso.records import Message
-from sso.sampling import Generation, Keep, Show
+from sso.sampling import Generation, Keep
 from sso.untrusted import plain
 
 SEED_BITS = 31

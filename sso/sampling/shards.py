@@ -20,9 +20,10 @@ from typing import TypeVar
 
 from sso import checkpoints
 from sso.config import Decoding
+from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message, Record, digest, file_digest
-from sso.sampling import Engine, Generation, Keep, Show, make_engine
+from sso.sampling import Engine, Generation, Keep, make_engine
 
 RecordT = TypeVar("RecordT", bound=Record)
 POLL_S = 0.5

@@ -12,8 +12,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from sso.chat import context_limit, encode_prompts, load_model, load_tokenizer, stop_ids
+from sso.endpoint import Show
 from sso.records import Message
-from sso.sampling import Generation, Keep, Show
+from sso.sampling import Generation, Keep
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:

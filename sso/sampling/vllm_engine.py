@@ -5,35 +5,29 @@ reads as in every other engine. Knows nothing of principles or pairs; docs/engin
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sso.chat import encode_prompts, load_tokenizer, stop_ids
+from sso.config import Vllm
+from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message
-from sso.sampling import Generation, Keep, Show
+from sso.sampling import Generation, Keep
 
 
 class VLLMEngine:
     """Any causal checkpoint that vLLM serves. ``prompt_tokens`` counts what was prefilled, ``cached_tokens`` what of
     it was taken from prefixes met before."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        dtype: str = "bfloat16",
-        tensor_parallel: int = 1,
-        context: int | None = None,
-        gpu_memory: float = 0.9,
-    ):
-        # No usage reports to the outside.
-        os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
-        try:
+    def __init__(self, path: str | Path, dtype: str = "bfloat16", settings: Vllm | None = None):
+        with importing(path):
             from vllm import LLM
-        except ImportError as error:
-            raise InputError("engine vllm: vLLM is not installed here; docs/engines.md has its environment.") from error
 
-        self._use(LLM(**llm_arguments(path, dtype, tensor_parallel, context, gpu_memory)), load_tokenizer(path))
+            llm = LLM(**llm_arguments(path, dtype, settings or Vllm()), skip_tokenizer_init=True)
+        self._use(llm, load_tokenizer(path))
 
     @classmethod
     def of(cls, llm: Any, tokenizer: Any) -> "VLLMEngine":
@@ -103,26 +97,37 @@ class VLLMEngine:
         return Generation(text, len(ids), ended, logprob)
 
 
-def llm_arguments(
-    path: str | Path, dtype: str, tensor_parallel: int, context: int | None, gpu_memory: float
-) -> dict[str, Any]:
+@contextmanager
+def importing(path: str | Path) -> Iterator[None]:
+    """Where vLLM is imported and loads a checkpoint: what goes wrong there becomes one sentence."""
+    # No usage reports to the outside.
+    os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"engine vllm: vLLM is not installed here ({error}); docs/engines.md has its environment."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: vLLM can't load it ({' '.join(str(error).split())[:300]}).") from error
+
+
+def llm_arguments(path: str | Path, dtype: str, settings: Vllm) -> dict[str, Any]:
     """Arguments of `vllm.LLM`: safetensors only, no code of the checkpoint's."""
     from vllm.platforms import current_platform
 
-    own: dict[str, Any] = {"gpu_memory_utilization": gpu_memory}
+    own: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory}
     if current_platform.is_cpu():
         # A seeded request that is prefilled in pieces crashes vLLM's CPU build: its generators have no offset.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         own = {"enforce_eager": True, "enable_chunked_prefill": False}
     return {
         "model": str(path),
-        "skip_tokenizer_init": True,
         "load_format": "safetensors",
         "trust_remote_code": False,
         "dtype": dtype,
-        "tensor_parallel_size": tensor_parallel,
-        "max_model_len": context,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "max_model_len": settings.context,
         "enable_prefix_caching": True,
-        "generation_config": "auto",
         **own,
     }

@@ -17,14 +17,15 @@ rule evaluate:
         mem_mb=grid.resource("evaluate", "mem_mb"),
         runtime=grid.resource("evaluate", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("evaluate")
     params:
+        command=grid.command("evaluate", "eval"),
         model=grid.param("evaluate", "model"),
         folder=grid.param("evaluate", "folder"),
         settings=grid.param("evaluate", "settings"),
     shell:
         "export SSO_GPUS={resources.gpu}; "
-        "sso-eval answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
+        "{params.command} answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 

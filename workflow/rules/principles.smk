@@ -17,13 +17,14 @@ rule principles:
         mem_mb=grid.resource("principles", "mem_mb"),
         runtime=grid.resource("principles", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("principles")
     params:
+        command=grid.command("principles", "sso.cli"),
         version=grid.param("principles", "version"),
         settings=grid.param("principles", "settings"),
         options=grid.param("principles", "options"),
         seed=grid.param("principles", "seed"),
     shell:
         "export SSO_GPUS={resources.gpu}; "
-        "sso principles --queries {input.queries:q} --version {params.version} --settings {params.settings:q}"
+        "{params.command} principles --queries {input.queries:q} --version {params.version} --settings {params.settings:q}"
         " {params.options:q} --seed {params.seed} --out {output:q} > {log:q} 2>&1"

@@ -17,8 +17,9 @@ rule sample:
         mem_mb=grid.resource("sample", "mem_mb"),
         runtime=grid.resource("sample", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("sample")
     params:
+        command=grid.command("sample", "sso.cli"),
         model=grid.param("sample", "model"),
         settings=grid.param("sample", "settings"),
         wrapper=grid.param("sample", "wrapper"),
@@ -26,7 +27,7 @@ rule sample:
         options=grid.param("sample", "options"),
     shell:
         "export SSO_GPUS={resources.gpu}; "
-        "sso sample --model {params.model:q} --principles {input.principles:q} --settings {params.settings:q}"
+        "{params.command} sample --model {params.model:q} --principles {input.principles:q} --settings {params.settings:q}"
         " --wrapper {params.wrapper} --responses {params.responses} {params.options:q} --seed {wildcards.seed}"
         " --out {output:q} > {log:q} 2>&1"
 
@@ -84,8 +85,9 @@ rule generated_pairs:
         mem_mb=grid.resource("generated_pairs", "mem_mb"),
         runtime=grid.resource("generated_pairs", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("generated_pairs")
     params:
+        command=grid.command("generated_pairs", "sso.cli"),
         generator=grid.param("generated_pairs", "generator"),
         model=grid.param("generated_pairs", "model"),
         settings=grid.param("generated_pairs", "settings"),
@@ -93,7 +95,7 @@ rule generated_pairs:
         scoring=grid.param("generated_pairs", "scoring"),
     shell:
         "export SSO_GPUS={resources.gpu}; "
-        "sso sample --model {params.generator:q} --principles {input.principles:q} --settings {params.settings:q}"
+        "{params.command} sample --model {params.generator:q} --principles {input.principles:q} --settings {params.settings:q}"
         " --wrapper {params.wrapper} --seed {wildcards.seed} --responses y+,y- --pairs good_bad"
         " --reference-model {params.model:q} --reference-settings {params.scoring:q}"
         " --reference-out {output.reference:q} --out {output.pairs:q} > {log:q} 2>&1"

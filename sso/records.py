@@ -232,9 +232,10 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Sixteen hex digits of a file's bytes, or of all files of a folder by name."""
+    """Sixteen hex digits of a file's bytes, or of all files of a folder by name but its card, which tells of them."""
     path, digester = Path(path), hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    inside = [] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p != path / "README.md")
+    for file in [path] if path.is_file() else inside:
         digester.update(file.name.encode())
         with file.open("rb") as content:
             while block := content.read(1 << 20):

@@ -181,7 +181,12 @@ def arm_tags(config: Path) -> dict[str, dict[str, str]]:
         training = arm["generator"] or arm["policy"] or {}
         own = {key: training[key] for key in ("objective", "base_loss") if key in training}
         tags[name] = {"method": arm["method"] or arm["label"], "version": arm["version"], **own}
-    return tags | {f"reward/{name}": tags[reward["arm"]] for name, reward in rewards.items()}
+    # A reward model on a mixture is no arm's; its method says which sets it read.
+    own = {
+        name: tags.get(reward["arm"]) or {"method": reward["method"] or reward["label"], "version": reward["version"]}
+        for name, reward in rewards.items()
+    }
+    return tags | {f"reward/{name}": about for name, about in own.items()}
 
 
 def _name(name: str) -> str:

@@ -264,8 +264,7 @@ def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, mon
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setenv("SSO_GPUS", "2")
     claim_for_job()
-    assert len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) == 2 and "SSO_GPUS" not in os.environ
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert len(os.environ.pop("CUDA_VISIBLE_DEVICES").split(",")) == 2 and "SSO_GPUS" not in os.environ
 
 
 # Several machines: stand-ins for srun and scontrol start each task here.

@@ -84,7 +84,7 @@ def _row(measured: Measured, table: Table, backbone: str, row: Row, metrics: Seq
         where = sources(measured, backbone, row.arm, row.iteration, metric)
         text = render.printed(row, metric, digits) if metric in row.printed else ""
         cells.append(figure(row.cells[metric], digits, where, text))
-    return {"label": row.label, "arm": row.arm, "cells": cells}
+    return {"label": row.label, "cells": cells}
 
 
 def _table(measured: Measured, table: Table) -> dict[str, Any]:

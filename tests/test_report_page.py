@@ -80,9 +80,14 @@ def texts(made, results: Path) -> None:
     dump(results / "qwen2/s0/policy/sso.run.json", {"stage": "train", **record})
 
 
+def hostile():
+    """An experiment whose own words can't be trusted either."""
+    return experiment(title=f"micro {HOSTILE}", arms={"sso": {"label": f"SSO {HOSTILE}"}})
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    made = experiment(title=f"micro {HOSTILE}", arms={"sso": {"label": f"SSO {HOSTILE}"}})
+    made = hostile()
     results = tree(made, tmp_path_factory.mktemp("page") / "micro")
     texts(made, results)
     report.build(made, results, results / "report")
@@ -182,6 +187,11 @@ def test_samples_are_the_same_queries_for_every_arm(built):
         assert wanted in sample.texts[0].note
     assert len(read.answers) == 20
     assert [t.label for t in read.answers[0].texts] == [a.label for a in made.arms.values()]
+
+
+def test_the_same_results_give_the_same_page(built, tmp_path):
+    report.build(hostile(), built.parent.parent, tmp_path / "again")
+    assert (tmp_path / "again/report.html").read_bytes() == built.read_bytes()
 
 
 def test_much_text_is_cut_so_that_the_page_stays_small():

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ def run(folder: Path) -> Path:
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """All tables, as bytes; report.md shows them again, beside the jobs' times."""
+    """All tables and charts, as bytes; report.md and report.html show them again, beside the jobs' times."""
     report = folder / ROOT / "report"
-    files = [report / "results.csv", *sorted((report / "tables").iterdir())]
+    files = [report / "results.csv", *sorted((report / "tables").iterdir()), *sorted((report / "figures").iterdir())]
     return {str(file.relative_to(report)): file.read_bytes() for file in files}
 
 
@@ -57,6 +58,30 @@ def test_a_table_of_ours_is_there(smoke: Path):
     assert "tables/v2_table1.md" in found and (smoke / ROOT / "report" / "report.md").is_file()
     rows = found["results.csv"].decode().splitlines()
     assert any("alpaca_eval2_wr" in row for row in rows) and any("gsm8k" in row for row in rows)
+
+
+def test_the_page_holds_what_the_jobs_made(smoke: Path):
+    """Charts that need training records and categories, and samples of every kind, with verdicts."""
+    report = smoke / ROOT / "report"
+    charts = {path.stem for path in (report / "figures").glob("*.svg")}
+    assert charts == {"figure3", "ablation", "v1_iterations", "categories", "training"}
+    page = (report / "report.html").read_text(encoding="utf-8")
+    pairs = map(json.loads, (smoke / ROOT / "qwen2/s0/pairs/sso/pairs.jsonl").read_text().splitlines())
+    assert sum(escape(pair["chosen"][0]["content"]) in page for pair in pairs) >= 20
+    assert "20 pairs" in page and "20 triples" in page and "20 queries" in page
+    assert "judge: prefers" in page and "the reference (" in page
+    assert all(f">{stage}</th>" in page for stage in ("sft", "sample", "train", "answer", "judge"))
+
+
+def test_snakemakes_own_report(smoke: Path):
+    out = smoke / "snakemake.html"
+    result = snakemake(smoke, "--report", str(out))
+    assert result.returncode == 0, result.stderr[-3000:]
+    page = out.read_text(encoding="utf-8")
+    for category in ("Report", "Scores", "Pairs", "Reward models"):
+        assert f'"{category}"' in page
+    assert "how on-policy they are" in page and "reproduced: queries, principles, triples" in page
+    assert len(page) < 8_000_000
 
 
 def test_mlflow_has_a_run_of_every_record(smoke: Path):

@@ -112,13 +112,21 @@ class Measured:
         """The iterations of an arm, [0] for an arm without."""
         return self.collected.iterations.get(arm, [0])
 
-    def figures(self, backbone: str, arm: str, iteration: int, metric: str) -> dict[int, list[Figure]]:
-        """seed -> its figure, or its figures on every backbone where they are pooled; only seeds that have all."""
-        names = list(self.experiment.backbones) if backbone == POOLED else [backbone]
+    def backbones(self, scope: str, *arms: str) -> list[str]:
+        """The backbones of a scope; of the pooled one, those that all ``arms`` (or reward models) run on."""
+        if scope != POOLED:
+            return [scope]
+        about = [self.experiment.arms.get(arm) or self.experiment.rewards[arm] for arm in arms]
+        return [
+            name for name in self.experiment.backbones if all(a.backbones is None or name in a.backbones for a in about)
+        ]
+
+    def figures(self, names: Sequence[str], arm: str, iteration: int, metric: str) -> dict[int, list[Figure]]:
+        """seed -> its figures on the backbones ``names``; only seeds that have all."""
         found = {}
         for seed in self.experiment.seeds:
             row = [self.collected.figures.get(Key(name, seed, arm, iteration, metric)) for name in names]
-            if all(row):
+            if row and all(row):
                 found[seed] = row
         return found
 
@@ -126,7 +134,7 @@ class Measured:
         """The mean over seeds; None where nothing was measured."""
         key = (backbone, arm, iteration, metric)
         if key not in self._known:
-            figures = self.figures(*key)
+            figures = self.figures(self.backbones(backbone, arm), arm, iteration, metric)
             self._known[key] = _combine([[(figure, None) for figure in row] for row in figures.values()])
         return self._known[key]
 
@@ -134,7 +142,8 @@ class Measured:
         """a - b over the seeds that have both; paired by item where items were kept."""
         key = (backbone, a, b, metric)
         if key not in self._known:
-            left, right = (self.figures(backbone, *side, metric) for side in (a, b))
+            names = self.backbones(backbone, a[0], b[0])
+            left, right = (self.figures(names, *side, metric) for side in (a, b))
             self._known[key] = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
         return self._known[key]
 

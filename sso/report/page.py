@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from sso.report import claims, render, samples
 from sso.report.figures import CHARTS
-from sso.report.measured import Estimate, Measured
+from sso.report.measured import POOLED, Estimate, Measured
 from sso.report.tables import Row, Table, header
 from sso.tracking import without_passwords
 
@@ -73,7 +73,7 @@ def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, 
 
 def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric: str) -> list[tuple[str, str]]:
     """The files that a figure is from, by seed, as addresses from the report's folder."""
-    found = measured.figures(backbone, arm, iteration, metric)
+    found = measured.figures([backbone], arm, iteration, metric)
     return [(str(seed), "../" + quote(row[0].source)) for seed, row in found.items()]
 
 
@@ -84,7 +84,7 @@ def _row(measured: Measured, table: Table, backbone: str, row: Row, metrics: Seq
         where = sources(measured, backbone, row.arm, row.iteration, metric)
         text = render.printed(row, metric, digits) if metric in row.printed else ""
         cells.append(figure(row.cells[metric], digits, where, text))
-    return {"label": row.label, "arm": row.arm, "cells": cells}
+    return {"label": row.label, "cells": cells}
 
 
 def _table(measured: Measured, table: Table) -> dict[str, Any]:
@@ -158,10 +158,9 @@ def _claims(measured: Measured, rows: Sequence[Sequence[str]]) -> list[dict[str,
     found = []
     for claim, verdicts in by.items():
         last = verdicts[-1]
-        each = [{"backbone": v[1], "said": v[2], "sign": _sign(v[2])} for v in verdicts[:-1]]
-        found.append(
-            {"claim": claim, "said": last[2], "sign": _sign(last[2]), "text": last[3], "test": last[4], "each": each}
-        )
+        each = [{"backbone": v[1], "said": v[2], "sign": _sign(v[2])} for v in verdicts if v[1] not in ("", POOLED)]
+        about = {"claim": claim, "said": last[2], "sign": _sign(last[2]), "text": last[3], "test": last[4]}
+        found.append({**about, "each": each, "pooled": last[1] == POOLED, "backbone": last[1]})
     return found
 
 

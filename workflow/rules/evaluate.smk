@@ -33,7 +33,14 @@ rule judge:
     input:
         unpack(grid.inputs("judge")),
     output:
-        directory(grid.pattern("judge")),
+        report(
+            directory(grid.pattern("judge")),
+            patterns=["{name}.json"],
+            caption="../report/judge.rst",
+            category="Scores",
+            subcategory="{backbone}",
+            labels={"run": "{run}", "seed": "{seed}"},
+        ),
     log:
         grid.log("judge"),
     benchmark:
@@ -60,7 +67,13 @@ rule data_quality:
     input:
         unpack(grid.inputs("data_quality")),
     output:
-        grid.pattern("data_quality"),
+        report(
+            grid.pattern("data_quality"),
+            caption="../report/data_quality.rst",
+            category="Pairs",
+            subcategory="{backbone}",
+            labels={"arm": "{arm}", "seed": "{seed}"},
+        ),
     log:
         grid.log("data_quality"),
     benchmark:

@@ -1,11 +1,20 @@
 # Tables and figures, then MLflow. The report's own source is an input: editing it reruns the report alone.
 
 
+report: "../report/workflow.rst"
+
+
 rule report:
     input:
         unpack(grid.inputs("report")),
     output:
-        directory(grid.pattern("report")),
+        report(
+            directory(grid.pattern("report")),
+            patterns=["{name}.html", "figures/{name}.svg", "tables/{name}.csv"],
+            caption="../report/report.rst",
+            category="Report",
+            labels={"what": "{name}"},
+        ),
     log:
         grid.log("report"),
     benchmark:

@@ -51,7 +51,13 @@ rule rewardbench:
     input:
         unpack(grid.inputs("rewardbench")),
     output:
-        grid.pattern("rewardbench"),
+        report(
+            grid.pattern("rewardbench"),
+            caption="../report/rewardbench.rst",
+            category="Reward models",
+            subcategory="{backbone}",
+            labels={"model": "{reward}", "seed": "{seed}"},
+        ),
     log:
         grid.log("rewardbench"),
     benchmark:

@@ -3,7 +3,7 @@
 import errno
 import re
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MACHINE = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the quota is used up", "make room"),

@@ -9,7 +9,7 @@ torch := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test lint format install clean
+.PHONY: run test lint envs format install clean
 
 run: install
 	$(bin)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -24,6 +24,10 @@ lint: install
 	$(bin)/ruff check .
 	$(bin)/snakefmt --check Snakefile workflow
 	$(bin)/snakemake --lint
+
+# That the conda environments' pip parts resolve, by metadata alone.
+envs: install
+	$(bin)/python workflow/envs/resolve.py
 
 format: install
 	$(bin)/ruff format .

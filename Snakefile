@@ -17,10 +17,10 @@ from sso import lifeline, warm
 from sso.errors import InputError
 from workflow import grid as grids
 
-# Every job is one single-threaded process that needs no network; the commands are those beside this Python.
+# A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
 lifeline.name_workflow()
 
 deployment = workflow.deployment_settings
@@ -33,6 +33,9 @@ try:
     experiment = grids.load(files, workflow.config_settings.config)
     grids.check(experiment)
     grid = grids.Grid(experiment)
+    # Where all models and data are local, a look-up on the hub could only cost time.
+    if not grids.hub_names(experiment):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if locked := lifeline.explain_lock(Path(grid.root), sys.argv[1:]):
         print(f"note: {locked}", file=sys.stderr)
 except InputError as error:
@@ -47,8 +50,8 @@ wildcard_constraints:
     set="[^/]+(/it[0-9]+)?",
     arm="[^/]+",
     reward="[^/]+",
-    version="v[12]",
-    t="[0-9]+",
+    guidelines="[^/]+",
+    part="preferences[^/]*",
 
 
 include: "workflow/rules/data.smk"
@@ -67,10 +70,10 @@ rule all:
         grid.targets,
 
 
-# One run a folder. Start-up of torch and transformers is paid once: the micro-world's jobs are short.
+# One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
     lifeline.hold(Path(grid.root))
-    if experiment.world:
+    if experiment.hardware is None:
         warm.start()
 
 

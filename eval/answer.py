@@ -21,6 +21,7 @@ from sso import tracking
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
 from sso.errors import InputError
+from sso.hub import checkpoint
 from sso.records import Answer, digest, whole_folder, write, write_text
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sso.sampling.endpoint_engine import EndpointEngine
     from sso.sampling.transformers_engine import TransformersEngine
+    from sso.sampling.vllm_engine import VLLMEngine
 
 
 class _Parts:
@@ -57,7 +59,7 @@ class Model:
 
     def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, cache: Path):
         self.name, self.settings, self.endpoint, self.cache = name, settings, endpoint, cache
-        self.folder = None if endpoint else _checkpoint(name)
+        self.folder = None if endpoint else checkpoint(name)
         self.dtype = _stored_dtype(self.folder) if self.folder else None
 
     @property
@@ -68,12 +70,16 @@ class Model:
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.iterdir()) if p.is_file()]
 
     @cached_property
-    def engine(self) -> "TransformersEngine | EndpointEngine":
+    def engine(self) -> "TransformersEngine | EndpointEngine | VLLMEngine":
         """The model for open prompts; an endpoint's client serves lm-eval too."""
         if self.endpoint:
             from sso.sampling.endpoint_engine import EndpointEngine
 
             return EndpointEngine(self.endpoint, self.cache, lambda: progress("answers"))
+        if self.settings.engine == "vllm":
+            from sso.sampling.vllm_engine import VLLMEngine
+
+            return VLLMEngine.of(self.lm.model, self.lm.tokenizer)  # two would not fit a GPU
         from sso.sampling.transformers_engine import TransformersEngine
 
         return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
@@ -85,19 +91,9 @@ class Model:
             from eval.endpoint_lm import EndpointLM
 
             return EndpointLM(self.engine.client)
+        if self.settings.engine == "vllm":
+            return harness.vllm(self.folder, self.dtype, self.settings)
         return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
-
-
-def _checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: a local one, or a hub repository's, fetched without code or pickles."""
-    if Path(name).is_dir() or name.count("/") != 1 or name.startswith((".", "/")):
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except Exception as error:
-        raise InputError(f"{name}: neither a folder nor to be had from the hub ({type(error).__name__}).") from error
 
 
 def _stored_dtype(model: Path) -> str:

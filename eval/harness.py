@@ -13,9 +13,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from eval.stock import Ready
+from sso.config import Vllm
 from sso.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,6 +45,20 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
 
     for name in ("_model_generate", "_model_call"):
         setattr(lm, name, partial(timed, getattr(lm, name)))
+    return lm
+
+
+def vllm(path: "Path", dtype: str, settings: Vllm) -> "LM":
+    """A checkpoint in vLLM as lm-eval sees it; prompts go through the suite's own tokenizer."""
+    from sso.chat import load_tokenizer
+    from sso.sampling.vllm_engine import importing, llm_arguments
+
+    with importing(path):
+        from lm_eval.models.vllm_causallms import VLLM
+
+        arguments = llm_arguments(path, dtype, settings)
+        lm = VLLM(pretrained=arguments.pop("model"), **arguments)
+    lm.tokenizer = load_tokenizer(path)
     return lm
 
 

@@ -1,75 +1,177 @@
-"""Command line of the reward models: `sso-rewardbench train|score`."""
+"""Command line of the reward models: `sso-rewardbench mix|train|score|best-of-n`."""
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
-from sso import tracking
-from sso.cli import end_start_up, run_cli, settings
-from sso.config import Reward
+from sso import preferences, records, tracking
+from sso.cli import end_start_up, progress, run_cli, settings
+from sso.config import Judge, Mixture, Reward, Sampling, World
+from sso.hub import checkpoint
 
 
 class RewardSettings(Reward):
-    """How to train; what an experiment calls the reward model, and the arm, may lack here."""
+    """How to train; what an experiment calls the reward model may lack here."""
 
     label: str = ""
-    arm: str = ""
+
+
+def _mix(args: argparse.Namespace) -> None:
+    from rewardbench.data import read_bench
+    from rewardbench.mix import mix
+
+    how = args.settings
+    inputs = {f"source{i}": source.path for i, source in enumerate(how.parts) if source.path}
+    with tracking.run(args.out, "mix", how, {**inputs, "bench": args.bench}) as run:
+        mixed = mix(how, read_bench(args.bench) if how.ngram else [])
+        for entry in mixed.report:
+            preferences.warn(entry["left_out"], entry["source"])
+            wanted = entry["asked"] or entry["usable"]
+            if entry["taken"] < wanted:
+                print(f"warning: {entry['source']}: {wanted} pairs asked for, {entry['taken']} there", file=sys.stderr)
+            for reason, ids in entry["left_out"].items():
+                key = reason.replace(" ", "_")
+                run.summary[key] = run.summary.get(key, 0) + len(ids)
+        run.summary["pairs"] = len(mixed.pairs)
+        records.write_text(args.out.with_suffix(".report.json"), json.dumps(mixed.report, indent=1) + "\n")
+        records.write(args.out, mixed.pairs)
+        print(f"mix: {len(mixed.pairs)} pairs of {len(mixed.report)} sources")
 
 
 def _train(args: argparse.Namespace) -> None:
     from rewardbench import data
+    from sso import distributed
 
-    how = settings(RewardSettings)(args.settings)
+    how = args.settings
+    distributed.launch(how, args.argv, "rewardbench.cli")
     inputs = {"model": args.model, "pairs": args.pairs}
     with tracking.run(args.out, "reward", how, inputs, args.seed) as run:
-        pairs = data.read_pairs(args.pairs)
-        run.summary["equal_pairs"] = len(pairs.equal)
-        run.summary["empty_pairs"] = len(pairs.empty)
-        for name, ids in (("equal sides", pairs.equal), ("an empty side", pairs.empty)):
-            if ids:
-                shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
-                print(f"left out {len(ids)} of {args.pairs} with {name}: {shown}")
+        pairs, left_out = data.read_pairs(args.pairs)
+        preferences.warn(left_out, args.pairs)
+        run.summary.update({reason.replace(" ", "_"): len(ids) for reason, ids in left_out.items()})
         import transformers.trainer  # noqa: F401
 
         from rewardbench.train import train
 
         end_start_up()
-        train(args.model, pairs, how, args.seed, args.out, run)
+        train(args.model, [data.comparison(pair) for pair in pairs], how, args.seed, args.out, run)
         print(", ".join(f"{key} {value:g}" for key, value in run.summary.items()))
 
 
 def _score(args: argparse.Namespace) -> None:
-    from rewardbench.score import score
+    from rewardbench import score
+    from rewardbench.data import read_bench
 
-    inputs = {"model": args.model, "data": args.data}
-    with tracking.run(args.out, "rewardbench", {"batch_size": args.batch_size}, inputs) as run:
-        result = score(args.model, args.data, args.out, args.batch_size)
+    given = {"model": args.model, "policy": args.policy, "reference": args.reference, "data": args.data}
+    how = {"dtype": args.dtype, "judge": args.judge and args.judge.model_dump()}
+    with tracking.run(args.out, "rewardbench", how, {k: v for k, v in given.items() if v}) as run:
+        rows = read_bench(args.data)
+        score.weights_for(row.subset for row in rows)  # before a model is loaded, or a judge paid
+        if args.judge:
+            from eval.judge import make_judge
+
+            judge = make_judge(args.judge, args.world, args.out.with_name(f"{args.out.stem}_judge.sqlite"))
+            values, scorer = score.by_judge(rows, judge), {"kind": "judge", "name": judge.name}
+            scorer |= judge.notes()
+        elif args.policy:
+            values = score.by_policy(rows, args.policy, args.reference, args.dtype)
+            scorer = {"kind": "implicit reward" if args.reference else "mean log-probability"}
+        else:
+            values = score.by_reward_model(rows, args.model, args.batch_size, args.dtype)
+            scorer = {"kind": "reward model"}
+        result = score.write(rows, values, args.out, scorer)
         known = {**result["sections"], "rewardbench_avg": result["rewardbench_avg"]}
         run.summary.update({key: value for key, value in known.items() if value is not None})
+        for name, row in result["subsets"].items():
+            noted = [f"{row[key]} {key}" for key in ("ties", "nan") if row[key]]
+            print(f"{name}: {row['accuracy']:.1f} of {row['n']} rows" + (f" ({', '.join(noted)})" if noted else ""))
         print(", ".join(f"{key} {value:.1f}" for key, value in known.items() if value is not None))
 
 
+def _best_of_n(args: argparse.Namespace) -> None:
+    from eval.judge import OracleJudge, RewardJudge
+    from rewardbench import best_of_n
+    from sso.sampling import make_engine
+
+    inputs = {"model": args.model, "policy": args.policy, "queries": args.queries}
+    with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:
+        queries = records.read(args.queries, records.Query)[: args.limit]
+        judge, engine = RewardJudge(args.model), make_engine(args.settings, args.policy)
+        end_start_up()
+        answers = best_of_n.draw(engine, queries, args.settings, args.n, args.seed, progress("answers"))
+        rewards = best_of_n.scores(judge, queries, answers)
+        if args.world:
+            quality = best_of_n.scores(OracleJudge(args.world), queries, answers)
+            result = {
+                "best_of_n": best_of_n.curve(rewards, quality),
+                "calibration": best_of_n.calibration(rewards, quality),
+            }
+            records.write_text(args.out.with_suffix(".report.json"), json.dumps(result, indent=1) + "\n")
+            best_of_n.plot(result, args.out.with_suffix(".svg"))
+            for row in result["best_of_n"]:
+                print(", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+            run.summary.update({f"oracle_score_best_of_{row['n']}": row["reward"] for row in result["best_of_n"]})
+        run.summary["reward"] = float(rewards.max(1).mean())
+        records.write(args.out, best_of_n.best(queries, answers, rewards, f"best of {args.n}"))
+
+
 def parser() -> argparse.ArgumentParser:
-    """Arguments of both commands."""
+    """Arguments of all commands."""
     main_parser = argparse.ArgumentParser(prog="sso-rewardbench", description=__doc__)
     commands = main_parser.add_subparsers(required=True, metavar="command")
 
+    mix = commands.add_parser("mix", help="preference sets into one, without repeats and without the benchmark")
+    mix.add_argument(
+        "--settings", type=settings(Mixture), required=True, help="a JSON object or a YAML file of Mixture"
+    )
+    mix.add_argument("--bench", required=True, help="RewardBench: a file or its name on the hub")
+    mix.add_argument("--out", type=Path, required=True, help="pairs.jsonl; what was left out goes to pairs.report.json")
+    mix.set_defaults(func=_mix)
+
     train = commands.add_parser("train", help="train a Bradley-Terry reward model on preference pairs")
-    train.add_argument("--model", type=Path, required=True, help="checkpoint to start from, e.g. the SFT model")
-    train.add_argument("--pairs", type=Path, required=True, help="JSON Lines with prompt, chosen, rejected")
-    train.add_argument("--settings", required=True, help="Reward settings: a JSON object, or a YAML or JSON file")
+    train.add_argument("--model", type=checkpoint, required=True, help="checkpoint to start from, e.g. the SFT model")
+    train.add_argument("--pairs", type=Path, required=True, help="a preference set as a file")
+    train.add_argument(
+        "--settings", type=settings(RewardSettings), required=True, help="a JSON object or a YAML file of Reward"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder of the reward model")
     train.set_defaults(func=_train)
 
-    score = commands.add_parser("score", help="score a reward model on RewardBench")
-    score.add_argument("--model", type=Path, required=True, help="reward model")
-    score.add_argument("--data", type=Path, required=True, help="JSON Lines with id, subset, prompt, chosen, rejected")
+    score = commands.add_parser("score", help="score a reward model, a policy or a judge on RewardBench")
+    who = score.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", type=checkpoint, help="reward model")
+    who.add_argument("--policy", type=checkpoint, help="DPO policy, by its implicit reward against --reference")
+    who.add_argument("--judge", type=settings(Judge), help="a JSON object or a YAML file of Judge")
+    score.add_argument("--reference", type=checkpoint, help="the model that the policy's training started from")
+    score.add_argument("--world", type=settings(World), help="for the oracle")
+    score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
     score.add_argument("--batch-size", type=int, default=64)
+    score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     score.add_argument("--out", type=Path, required=True, help="rewardbench.json to write")
     score.set_defaults(func=_score)
+
+    best = commands.add_parser("best-of-n", help="answers of a policy, the best of n by a reward model")
+    best.add_argument("--model", type=checkpoint, required=True, help="reward model")
+    best.add_argument("--policy", type=checkpoint, required=True)
+    best.add_argument("--queries", type=Path, required=True)
+    best.add_argument("--limit", type=int, help="only the first queries")
+    best.add_argument("--n", type=int, default=16)
+    best.add_argument(
+        "--settings", type=settings(Sampling), default=Sampling(), help="a JSON object or a YAML file of Sampling"
+    )
+    best.add_argument("--world", type=settings(World), help="micro-world: how right the reward model is, and a plot")
+    best.add_argument("--seed", type=int, default=0)
+    best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
+    best.set_defaults(func=_best_of_n)
     return main_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of `sso-rewardbench`."""
     return run_cli(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

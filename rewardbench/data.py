@@ -1,16 +1,32 @@
-"""What goes into a reward model and what it is scored on: preference pairs and RewardBench rows.
+"""What a reward model is scored on: RewardBench's rows; and what both it and training read, comparisons of texts.
 
-Reads files and names bad rows. Knows nothing of models, tokens or scores.
+Reads files and the hub, and names bad rows. Knows nothing of models, tokens or scores.
 """
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from sso import records
+from sso import preferences, records
+from sso.config import Preferences
 from sso.errors import InputError
-from sso.records import Message, Pair
+from sso.preferences import Parsed, Preference
+from sso.records import Message
+
+HUB_SPLIT = "filtered"
+"""The split of allenai/reward-bench that is the benchmark: 2,985 rows of 23 subsets."""
+LLMBAR = {
+    "Natural": "llmbar-natural",
+    "Neighbor": "llmbar-adver-neighbor",
+    "GPTInst": "llmbar-adver-GPTInst",
+    "GPTOut": "llmbar-adver-GPTOut",
+    "Manual": "llmbar-adver-manual",
+}
+"""LLMBar's files and the RewardBench subsets that they are."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +38,7 @@ class Comparison:
     chosen: str
     rejected: str
     subset: str = ""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The usable pairs of a file, and the ids of those left out because a side is empty or both are equal."""
-
-    kept: list[Comparison]
-    equal: list[str]
-    empty: list[str]
+    margin: float | None = None
 
 
 class BenchRow(records.Prompted):
@@ -41,44 +49,76 @@ class BenchRow(records.Prompted):
     rejected: str
 
 
-def _comparison(path: Path, pair: Pair) -> Comparison:
-    """The pair with turns that both sides share moved into the prompt."""
-    for side in ("chosen", "rejected"):
-        messages = getattr(pair, side)
-        if not messages or messages[-1].role != "assistant":
-            raise InputError(f"{path}: pair {pair.id!r}: `{side}` must end with an assistant message.")
-    if pair.chosen[:-1] != pair.rejected[:-1]:
-        raise InputError(f"{path}: pair {pair.id!r}: chosen and rejected may differ in their last message only.")
-    return Comparison(pair.id, pair.prompt + pair.chosen[:-1], pair.chosen[-1].content, pair.rejected[-1].content)
+def comparison(pair: Preference) -> Comparison:
+    """The pair as texts."""
+    return Comparison(pair.id, pair.prompt, pair.chosen[-1].content, pair.rejected[-1].content, margin=pair.margin)
 
 
-def read_pairs(path: str | Path) -> Pairs:
-    """Pairs in the Hub's conversational format (`prompt`, `chosen`, `rejected`).
+def read_pairs(path: str | Path) -> Parsed:
+    """The pairs of a preference file, and the rows that make none by reason.
 
-    A model may answer nothing, or the same twice: such a pair teaches nothing and is set aside by id.
-    Raises InputError where a key or the final assistant message is missing, or where no usable pair is left.
+    Raises:
+        InputError: the file can't be read, or no usable pair is in it.
     """
-    path = Path(path)
-    pairs = [_comparison(path, pair) for pair in records.read(path, Pair)]
-    empty = [p.id for p in pairs if not (p.chosen.strip() and p.rejected.strip())]
-    equal = [p.id for p in pairs if p.chosen == p.rejected and p.id not in set(empty)]
-    left_out = {*empty, *equal}
-    kept = [p for p in pairs if p.id not in left_out]
-    if not kept:
-        raise InputError(f"{path}: no usable pair: {len(equal)} have equal sides and {len(empty)} an empty side.")
-    return Pairs(kept, equal, empty)
+    return preferences.parse(preferences.rows(Preferences(path=str(path))), str(path))
 
 
 def read_bench(path: str | Path) -> list[Comparison]:
-    """RewardBench rows {id, subset, prompt, chosen, rejected}.
+    """RewardBench rows {id, subset, prompt, chosen, rejected}: a file, the data set's name on the hub, or a folder
+    with LLMBar's files, which are five of its subsets.
 
     A benchmark with a bad row is not that benchmark: an empty side or equal sides raise InputError.
     """
-    rows = records.read(path, BenchRow)
-    for row in rows:
-        for side in ("chosen", "rejected"):
+    made: list[Comparison] = []
+    seen: set[str] = set()
+    for number, values in enumerate(_bench_rows(Path(path), str(path)), 1):
+        sides = {side: _text(values[side]) for side in preferences.SIDES if side in values}
+        values = {**values, "id": str(values.get("id", number - 1)), **sides}
+        try:
+            row = BenchRow.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path}:{number}: `{key}`: {first['msg'].lower()}.") from error
+        # The hub's numbers repeat between subsets.
+        name = row.id if row.id not in seen else f"{row.subset}/{row.id}"
+        if name in seen:
+            raise InputError(f"{path}:{number}: id {row.id!r} stands twice in subset {row.subset}; ids must differ.")
+        seen.add(name)
+        for side in preferences.SIDES:
             if not getattr(row, side).strip():
-                raise InputError(f"{path}: row {row.id!r}: `{side}` is empty; give a text or remove the row.")
+                raise InputError(f"{path}: row {name!r}: `{side}` is empty; give a text or remove the row.")
         if row.chosen == row.rejected:
-            raise InputError(f"{path}: row {row.id!r}: chosen and rejected are equal; correct or remove the row.")
-    return [Comparison(row.id, row.prompt, row.chosen, row.rejected, row.subset) for row in rows]
+            raise InputError(f"{path}: row {name!r}: chosen and rejected are equal; correct or remove the row.")
+        made.append(Comparison(name, row.prompt, row.chosen, row.rejected, row.subset))
+    if not made:
+        raise InputError(f"{path}: holds no record.")
+    return made
+
+
+def _text(side: Any) -> Any:
+    """The last turn's text where a side is a whole dialogue."""
+    turns = preferences.messages(side, "assistant") if isinstance(side, list) else None
+    return turns[-1].content if turns else side
+
+
+def _bench_rows(path: Path, name: str) -> Iterable[Mapping[str, Any]]:
+    if path.is_file():
+        return [value for _, value in records.iter_json_lines(path)]
+    if path.is_dir() and all((path / f"{file}.json").is_file() for file in LLMBAR):
+        return list(_llmbar(path))
+    return preferences.rows(Preferences(path=name, split=HUB_SPLIT))
+
+
+def _llmbar(folder: Path) -> Iterable[dict[str, Any]]:
+    for file, subset in LLMBAR.items():
+        for i, row in enumerate(json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))):
+            sides = (row["output_1"], row["output_2"])
+            chosen, rejected = sides if row["label"] == 1 else sides[::-1]
+            yield {
+                "id": f"{subset}/{i}",
+                "subset": subset,
+                "prompt": row["input"],
+                "chosen": chosen,
+                "rejected": rejected,
+            }

@@ -9,13 +9,13 @@ torch is imported only where rewards are computed.
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.config import ROOT
 from sso.errors import InputError
-from sso.records import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,10 +90,13 @@ def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dic
     }
 
 
-def rewards(model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size: int) -> "np.ndarray":
+def rewards(
+    model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size: int = 64, budget: int = 1 << 16
+) -> "np.ndarray":
     """The scalar reward of each token sequence, [sequences], float64.
 
-    Rows are padded on the right and batched by length; causal attention keeps padding out of a row's reward.
+    Rows are batched by length, at most ``batch_size`` of them and ``budget`` tokens, and padded on the right; causal
+    attention keeps padding out of a row's reward.
     """
     import numpy as np
     import torch
@@ -102,9 +105,10 @@ def rewards(model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
+    with torch.no_grad():
+        while order:
+            rows = max(1, min(batch_size, budget // len(sequences[order[-1]])))
+            chunk, order = order[-rows:], order[:-rows]
             batch = pad([sequences[i] for i in chunk], model.config.pad_token_id)
             logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits
             values[chunk] = logits[:, 0].double().cpu().numpy()
@@ -123,24 +127,26 @@ def pad(sequences: Sequence[list[int]], pad_token_id: int) -> dict[str, Any]:
 
 
 def encode(
-    tokenizer: Any, comparisons: "Sequence[Comparison]", max_length: int
+    tokenizer: Any, comparisons: "Sequence[Comparison]", max_length: int | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of prompt and response, chosen and rejected; nothing is cut: too long is an InputError."""
+    """Token ids of prompt and response, chosen and rejected. Nothing is cut: more than ``max_length`` tokens are an
+    InputError."""
     from sso import chat
 
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
     for row in comparisons:
+        prompt = chat.encode_prompt(tokenizer, row.prompt)
         for ids, text in zip(sides, (row.chosen, row.rejected), strict=True):
-            ids.append(chat.encode(tokenizer, row.prompt, text))
-            if len(ids[-1]) > max_length:
+            ids.append(prompt + chat.encode_response(tokenizer, text))
+            if max_length is not None and len(ids[-1]) > max_length:
                 raise InputError(
                     f"pair {row.id!r}: {len(ids[-1])} tokens, but the model's context holds {max_length}; shorten it."
                 )
     return sides
 
 
-def load(path: str | Path) -> tuple["PreTrainedModel", Any]:
-    """A reward model and its tokenizer, float32, safetensors only; InputError where there is none at ``path``."""
+def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
+    """A reward model and its tokenizer, safetensors only; InputError where there is none at ``path``."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -150,7 +156,11 @@ def load(path: str | Path) -> tuple["PreTrainedModel", Any]:
     tokenizer = load_tokenizer(path)
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no reward model can be loaded ({' '.join(str(error).split())[:160]}).") from error
@@ -161,17 +171,79 @@ def load(path: str | Path) -> tuple["PreTrainedModel", Any]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
-def score(model_path: str | Path, bench: str | Path, out: str | Path, batch_size: int = 64) -> dict[str, Any]:
-    """Score a RewardBench file with the reward model at ``model_path``; writes and returns ``aggregate``'s table."""
-    from rewardbench.data import read_bench
+Scored = list[tuple[float, float]]
+"""What each row's chosen and rejected response are worth."""
+
+
+def by_reward_model(
+    rows: "Sequence[Comparison]", path: str | Path, batch_size: int = 64, dtype: str = "float32"
+) -> Scored:
+    """The rewards of a Bradley-Terry model."""
     from sso.chat import context_limit
 
-    rows = read_bench(bench)
-    weights = weights_for(row.subset for row in rows)
-    model, tokenizer = load(model_path)
+    model, tokenizer = load(path, dtype)
     chosen, rejected = encode(tokenizer, rows, context_limit(model.config))
-    values = rewards(model, [*chosen, *rejected], batch_size)
-    r_chosen, r_rejected = values[: len(rows)], values[len(rows) :]
-    result = aggregate(zip((row.subset for row in rows), r_chosen.tolist(), r_rejected.tolist(), strict=True), weights)
-    write_text(out, json.dumps(result, indent=2) + "\n")
+    values = rewards(model, [*chosen, *rejected], batch_size).tolist()
+    return list(zip(values[: len(rows)], values[len(rows) :], strict=True))
+
+
+def by_policy(
+    rows: "Sequence[Comparison]", policy: str | Path, reference: str | Path | None, dtype: str = "float32"
+) -> Scored:
+    """The implicit reward of a DPO policy, log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats; beta is left
+    out, since it ranks nothing. Without a reference: the policy's mean log-probability per token."""
+    own, tokens = _logps(rows, policy, dtype)
+    base = _logps(rows, reference, dtype)[0] if reference is not None else None
+    values = own / tokens if base is None else own - base
+    return [tuple(row) for row in values.tolist()]
+
+
+def _logps(rows: "Sequence[Comparison]", path: str | Path, dtype: str) -> tuple[Any, Any]:
+    """log pi(y|x), summed, and tokens of both responses; [rows, 2] each."""
+    from sso.chat import context_limit, load_model, load_tokenizer
+    from sso.packing import tokenize
+    from sso.records import Pair
+    from sso.reference import score as score_nodes
+
+    model, tokenizer = load_model(path, dtype), load_tokenizer(path)
+    pairs = [Pair(id=row.id, prompt=row.prompt, chosen=row.chosen, rejected=row.rejected) for row in rows]
+    limit = context_limit(model.config)
+    made = tokenize(pairs, tokenizer, limit)
+    if made.cut or made.left_out:
+        raise InputError(
+            f"pair {[*made.cut, *made.left_out][0]!r}: more than the {limit} tokens of {path}; shorten it."
+        )
+    nodes = [("x", "y+"), ("x", "y-")]
+    scores = score_nodes(model, made.samples, nodes, tokenizer.pad_token_id, {"dtype": dtype})
+    return scores.logp.double(), scores.tokens.double()
+
+
+def by_judge(rows: "Sequence[Comparison]", judge: Any) -> Scored:
+    """A judge's preference for each side, over both orders (`eval.judge.Judge`); NaN where no reply could be read."""
+    from eval.judge import Comparison as Shown
+
+    verdicts = judge.pairwise([Shown(row.prompt, row.chosen, row.rejected) for row in rows])
+    return [(verdict.mean, 1 - verdict.mean) for verdict in verdicts]
+
+
+def write(rows: "Sequence[Comparison]", values: Scored, out: str | Path, scorer: Mapping[str, Any]) -> dict[str, Any]:
+    """Aggregate, and write the table with ``scorer`` in it to ``out``, the rows' values beside it (`*_rows.jsonl`).
+
+    What is not a number is named on standard error, and null in the file.
+    """
+    from sso import records
+
+    weights, out = weights_for(row.subset for row in rows), Path(out)
+    both = list(zip(rows, values, strict=True))
+    if bad := [row.id for row, pair in both if any(map(math.isnan, pair))]:
+        shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
+        print(f"warning: {len(bad)} rows have no score and count as lost: {shown}", file=sys.stderr)
+    result = {"scorer": dict(scorer), **aggregate([(row.subset, *pair) for row, pair in both], weights)}
+    lines = (
+        {"id": row.id, "subset": row.subset}
+        | {side: None if math.isnan(v) else v for side, v in zip(("chosen", "rejected"), pair, strict=True)}
+        for row, pair in both
+    )
+    records.write(out.with_name(f"{out.stem}_rows.jsonl"), lines)
+    records.write_text(out, json.dumps(result, indent=2) + "\n")
     return result

@@ -4,23 +4,25 @@ Starts from a causal checkpoint (the SFT model) and is a plain `AutoModelForSequ
 label afterwards, so that it loads anywhere without this code. Knows nothing of where pairs come from.
 """
 
-import shutil
-import tempfile
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardbench.data import Comparison, Pairs
-from rewardbench.score import encode, pad, rewards
+from rewardbench.data import Comparison
+from rewardbench.score import encode, rewards
+from sso.chat import end_of_turn
 from sso.config import Reward
 from sso.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HELD_OUT = 0.1
-"""Share of the pairs that is never trained on: its accuracy is the honest one."""
+    from rewardbench.trainer import Sides
 
-LOGGED = ("loss", "grad_norm", "learning_rate")
+HELD_OUT, HELD_OUT_PAIRS = 0.1, 1000
+"""Share of the pairs that is never trained on, and at most so many: their accuracy is the honest one."""
 
 
 def start(path: str | Path, seed: int) -> tuple["PreTrainedModel", Any]:
@@ -40,11 +42,12 @@ def start(path: str | Path, seed: int) -> tuple["PreTrainedModel", Any]:
     set_seed(seed)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32, use_safetensors=True
+            path, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no model can be loaded ({' '.join(str(error).split())[:160]}).") from error
     tokenizer.padding_side = "right"
+    _own_padding(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     for key in vars(model.config):
         if "dropout" in key and isinstance(getattr(model.config, key), float):
@@ -55,86 +58,106 @@ def start(path: str | Path, seed: int) -> tuple["PreTrainedModel", Any]:
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
     head = model.score.weight
-    torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
+    with _whole(head):
+        torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
     return model, tokenizer
 
 
-def bradley_terry(values: Any) -> Any:
-    """-log sigmoid(r_w - r_l) of rewards [2 * pairs], winners first; the mean over pairs, in nats."""
-    from torch.nn.functional import logsigmoid
+def _own_padding(tokenizer: Any) -> None:
+    """Pad by a token that ends no turn, where the vocabulary has one: the last token before padding is the one read."""
+    if tokenizer.pad_token_id != end_of_turn(tokenizer):
+        return
+    spare = [str(t) for t in tokenizer.added_tokens_decoder.values() if re.search("pad|reserved", str(t).lower())]
+    if token := next(filter(None, [*spare, tokenizer.unk_token]), None):
+        tokenizer.pad_token = token
 
-    winners, losers = values.chunk(2)
-    return -logsigmoid(winners - losers).mean()
+
+def _whole(weight: Any) -> Any:
+    """While open, a weight of which ZeRO-3 keeps only a part on each device is whole; the main process's counts."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(weight, modifier_rank=0)
 
 
-def split(pairs: list[Comparison], seed: int) -> tuple[list[int], list[int]]:
+def split(count: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the training and the held-out pairs; fewer than ten pairs leave none to hold out."""
     import numpy as np
 
-    order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-    held_out = int(HELD_OUT * len(pairs))
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    held_out = min(int(HELD_OUT * count), HELD_OUT_PAIRS)
     return sorted(order[held_out:]), sorted(order[:held_out])
 
 
-def train(model_path: str | Path, pairs: Pairs, settings: Reward, seed: int, out: str | Path, run: Any) -> None:
-    """Train on nine tenths of ``pairs`` and write a model folder to ``out``, whole or not at all.
+def accuracy(model: Any, pairs: Sequence["Sides"], settings: Reward, name: str) -> float:
+    """Share of pairs whose winner has the larger reward; ties do not count as won.
 
-    ``run`` is a `sso.tracking.run`: gets the loss by step, and as summary the accuracy (share of pairs whose
-    winner has the larger reward; ties do not count) on the training and on the held-out pairs.
+    Raises:
+        InputError: a reward is not finite.
     """
     import numpy as np
-    from transformers import Trainer, TrainerCallback
 
+    from sso.reference import autocast
+
+    with autocast(model.device, settings.dtype):
+        sequences = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+        values = rewards(model, sequences, budget=settings.tokens_per_batch)
+    bad = [pair.id for pair, each in zip(pairs, values.reshape(-1, 2), strict=True) if not np.isfinite(each).all()]
+    if bad:
+        raise InputError(
+            f"reward training diverged: rewards of the {name} pairs are not finite (pair {bad[0]!r}); "
+            "lower `learning_rate`."
+        )
+    return float((values[::2] > values[1::2]).mean())
+
+
+def train(
+    model_path: str | Path, pairs: Sequence[Comparison], settings: Reward, seed: int, out: str | Path, run: Any
+) -> None:
+    """Train on all but the held-out ``pairs`` and write a model folder to ``out``, whole or not at all.
+
+    A killed training goes on from its last checkpoint where ``save_steps`` asks for them. ``run`` is a
+    `sso.tracking.run`: gets the loss by step, and as summary the pairs that were too long, and the accuracy on the
+    held-out pairs and on as many of the trained ones.
+    """
+    from rewardbench.trainer import RewardTrainer, Sides
+    from sso import checkpoints, distributed
     from sso.chat import context_limit
-    from sso.sft import arguments
+    from sso.records import digest, file_digest
+    from sso.trainer import check_engine, training_arguments
+    from sso.tuning import save_trained
 
+    distributed.start(settings)
+    out, main = Path(out), distributed.is_main()
+    work = out.with_name(f".{out.name}.work")
+    # With ZeRO-3 the arguments must exist before the model is loaded, which is then loaded in parts.
+    how = training_arguments(settings, settings.learning_rate, seed, work)
     model, tokenizer = start(model_path, seed)
-    chosen, rejected = encode(tokenizer, pairs.kept, context_limit(model.config))
-    trained, held_out = split(pairs.kept, seed)
-
-    class Log(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if kept := {k: float(v) for k, v in (logs or {}).items() if k in LOGGED}:
-                run.log(state.global_step, kept)
-
-    class PairTrainer(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            output = model(**inputs, use_cache=False)
-            loss = bradley_terry(output.logits[:, 0])
-            return (loss, output) if return_outputs else loss
-
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        how = arguments(
-            Path(scratch),
-            seed,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            logging_steps=5,
-        )
-        trainer = PairTrainer(
-            model=model,
-            args=how,
-            train_dataset=[(chosen[i], rejected[i]) for i in trained],
-            data_collator=lambda rows: pad([r[0] for r in rows] + [r[1] for r in rows], tokenizer.pad_token_id),
-            callbacks=[Log()],
-        )
-        trainer.train()
-        for name, rows in (("train", trained), ("held_out", held_out)):
-            run.summary[f"pairs_{name}"] = len(rows)
-            if rows:
-                values = rewards(model, [chosen[i] for i in rows] + [rejected[i] for i in rows], settings.batch_size)
-                if not np.isfinite(values).all():
-                    raise InputError(
-                        f"reward training diverged: rewards of the {name} pairs are not finite; lower `learning_rate`."
-                    )
-                run.summary[f"accuracy_{name}"] = float((values[: len(rows)] > values[len(rows) :]).mean())
-        whole = Path(scratch) / "model"
-        model.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
-        shutil.rmtree(out, ignore_errors=True)
-        whole.replace(out)
+    limit = min(settings.max_length, context_limit(model.config))
+    chosen, rejected = encode(tokenizer, pairs)
+    sides = [Sides(p.id, c, r, p.margin) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
+    fitting = [s for s in sides if len(s) <= 2 * limit]
+    if long := [s.id for s in sides if len(s) > 2 * limit]:
+        shown = ", ".join(long[:10]) + (", ..." if len(long) > 10 else "")
+        print(f"left out {len(long)} pairs of more than {limit} tokens (max_length, or the model's context): {shown}")
+    if not fitting:
+        raise InputError(f"all {len(sides)} pairs have more than {limit} tokens; raise max_length.")
+    trained, held_out = ([fitting[i] for i in part] for part in split(len(fitting), seed))
+    weights = [file_digest(f) for f in sorted(Path(model_path).glob("*.safetensors"))] or str(model_path)
+    key = {"settings": settings.model_dump(), "weights": weights, "seed": seed}
+    key["pairs"] = digest([[s.id, s.chosen, s.rejected] for s in trained])
+    with checkpoints.kept(work) if main else nullcontext():
+        checkpoint = distributed.from_main(checkpoints.resume_from(work, key) if main else None)
+        trainer = RewardTrainer(model=model, args=how, train_dataset=trained, settings=settings)
+        check_engine(trainer)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        for row in trainer.state.log_history:
+            if "loss" in row:
+                run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
+        run.summary.update({"pairs_train": len(trained), "pairs_held_out": len(held_out), "pairs_too_long": len(long)})
+        for name, some in (("train", trained[: max(HELD_OUT_PAIRS, len(held_out))]), ("held_out", held_out)):
+            if some:
+                run.summary[f"accuracy_{name}"] = accuracy(model, some, settings, name)
+        save_trained(trainer, tokenizer, out)
+    distributed.stop()

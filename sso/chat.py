@@ -55,6 +55,20 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
     return ids + tokenizer(rest, add_special_tokens=False).input_ids
 
 
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]], new_tokens: int, limit: int
+) -> list[list[int]]:
+    """`encode_prompt` of each; raises InputError for the first that leaves no room for ``new_tokens``."""
+    prompts = [encode_prompt(tokenizer, c) for c in conversations]
+    for prompt, conversation in zip(prompts, conversations, strict=True):
+        if len(prompt) + new_tokens > limit:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and {new_tokens} new ones exceed the context of {limit} "
+                f"({conversation[-1].content[:60]!r}); drop the query or lower max_new_tokens."
+            )
+    return prompts
+
+
 @lru_cache(maxsize=8)
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The token that ends an assistant turn: what the template writes after one, else the tokenizer's eos."""
@@ -65,6 +79,12 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     after = tokenizer(text.partition(mark)[2], add_special_tokens=False).input_ids
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return after[0] if after and after[0] in special else tokenizer.eos_token_id
+
+
+def stop_ids(tokenizer: "PreTrainedTokenizerBase", configured: int | list[int] | None) -> list[int]:
+    """Tokens that end a response: the turn's end, and what the checkpoint's generation config lists."""
+    listed = configured if isinstance(configured, list) else [configured] if configured is not None else []
+    return list(dict.fromkeys([end_of_turn(tokenizer), *listed]))
 
 
 def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -147,7 +167,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Any:
     return model
 
 
-def check_checkpoint(path: str | Path) -> None:
+def check_checkpoint(path: str | Path, template: bool = True) -> None:
     """Cheap check of a local checkpoint before any work: configuration, weights, chat template. No torch."""
     folder = Path(path)
     if not folder.is_dir():
@@ -156,6 +176,8 @@ def check_checkpoint(path: str | Path) -> None:
         raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint.")
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors; convert the checkpoint (pickled weights are not loaded).")
+    if not template:
+        return
     settings = folder / "tokenizer_config.json"
     inline = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
     if not inline and not (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():

@@ -8,15 +8,29 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso import lifeline, tracking, warm
-from sso.config import Backbone, Data, Sampling, Sft, Training, World, Writer, load, merge, read_yaml, schema
+from sso import gpus, lifeline, tracking, warm
+from sso.config import (
+    Backbone,
+    Data,
+    Preferences,
+    Sampling,
+    Sft,
+    Training,
+    World,
+    Writer,
+    load,
+    merge,
+    read_yaml,
+    schema,
+)
 from sso.errors import InputError, of_machine
+from sso.hub import checkpoint
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -60,6 +74,7 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
     # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
     gc.disable()
     try:
+        gpus.claim_for_job()
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
         args.func(args)
@@ -101,81 +116,119 @@ def data(args: argparse.Namespace) -> None:
 
             run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
             return
+        from sso import hub
+
         real = Data.model_validate(given["data"])
-        queries = read(real.queries, Query)[: real.limit]
+        queries = hub.queries(real)
         if len(queries) < count:
             raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations.")
         for t in range(count):
             write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
+        write(args.out / "queries_all.jsonl", queries)
         if real.tune:
             write(args.out / "tune.jsonl", read(real.tune, Query))
+        for name, source in given.get("files", {}).items():
+            found = hub.fetch(source)
+            write_text(args.out / name, found.read_text(encoding="utf-8"))
         run.summary["queries"] = len(queries)
 
 
-def sft(args: argparse.Namespace) -> None:
-    """A tiny model from scratch."""
-    from sso.sft import train
+def preferences(args: argparse.Namespace) -> None:
+    """A set of annotated pairs, whole or one of so many parts."""
+    from sso.preferences import load as load_pairs
 
-    with tracking.run(
-        args.out, "sft", merge(args.backbone.model_dump(), args.settings.model_dump()), {"data": args.data}, args.seed
-    ) as run:
+    with tracking.run(args.out, "preferences", args.settings, {}) as run:
+        made, counts = load_pairs(args.settings)
+        part, parts = (int(number) for number in args.part.split("/"))
+        made = made[part - 1 :: parts]
+        run.summary.update(counts | {"pairs": len(made)})
+        write(args.out, made)
+
+
+def sft(args: argparse.Namespace) -> None:
+    """A tiny model from scratch, or a base model on dialogues."""
+    from sso import distributed
+
+    if args.settings.data:
+        from sso.fine_tune import as_training
+
+        distributed.launch(as_training(args.settings), args.argv)
+    record = merge(args.backbone.model_dump(), args.settings.model_dump())
+    inputs = {"data": args.data} if Path(args.data).is_file() else {}
+    with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 
+        if args.settings.data:
+            from sso import fine_tune
+
+            end_start_up()
+            distributed.start(as_training(args.settings))
+            run.summary.update(fine_tune.train(args.backbone, args.settings, args.seed, args.out, run.log))
+            distributed.stop()
+            return
+        from sso.sft import train
+
         end_start_up()
-        run.summary.update(train(args.backbone, args.settings, args.data, args.seed, args.out, run.log))
+        run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
+
+
+def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> AbstractContextManager[tracking.Run]:
+    """The record of a job that may run in shards; these leave none of their own."""
+    if args.shard:
+        return nullcontext(tracking.Run())
+    given = {name: path for name, path in inputs.items() if path}
+    return tracking.run(args.out, stage, args.settings, given, args.seed)
 
 
 def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
-    queries, writer = read(args.queries, Query), args.settings
-    inputs = {"queries": args.queries, **({"model": args.model} if args.model else {})}
-    with tracking.run(args.out, "principles", writer, inputs, args.seed) as run:
-        if writer.kind == "procedural":
+    from sso.principles import write_v1, write_v2
+    from sso.sampling import seed_of, shards
+
+    queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
+    asked = len(queries) * (1 if args.version == "v1" else 2)
+    queries = shards.own(queries, args.shard)
+    with (
+        _recorded(args, "principles", queries=args.queries, model=args.model) as run,
+        nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
+    ):
+
+        def ask(conversations: list, names: list[str]) -> list[str]:
+            seeds = [seed_of(args.seed, name, "principle") for name in names]
+            show = None if args.shard else progress("principles")
+            made = engine.generate(conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, show)
+            return [g.text for g in made]
+
+        name = writer.endpoint.model if writer.endpoint else str(args.model)
+        if procedural:
             from sso.micro.principles import write as write_procedural
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
-            from sso.principles import write_v1, write_v2
-
-            ask, name = _ask(args), str(args.model)
             rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
+        if args.shard:
+            return
         run.summary["fallbacks"] = sum(r.fallback for r in rows)
         print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
         write(args.out, rows)
 
 
-def _ask(args: argparse.Namespace) -> Callable[..., list[str]]:
-    from sso.sampling import seed_of
-    from sso.sampling.transformers_engine import TransformersEngine
-
-    writer = args.settings
-    engine = TransformersEngine(args.model, dtype=writer.dtype, batch_size=writer.batch_size)
-    end_start_up()
-
-    def ask(conversations: list, names: list[str]) -> list[str]:
-        seeds = [seed_of(args.seed, name, "principle") for name in names]
-        made = engine.generate(
-            conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, progress("principles")
-        )
-        return [g.text for g in made]
-
-    return ask
-
-
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
+    from sso.sampling import shards
     from sso.sampling.triples import draw, pairs_of
 
-    inputs = {"model": args.model, "principles": args.principles}
-    with tracking.run(args.out, "sample", args.settings, inputs, args.seed) as run:
-        from sso.sampling.transformers_engine import TransformersEngine
-
-        written = read(args.principles, Principles)
-        engine = TransformersEngine(args.model, dtype=args.settings.dtype, batch_size=args.settings.batch_size)
-        end_start_up()
-        triples, counts = draw(
-            engine, written, args.settings, args.wrapper, args.seed, args.responses.split(","), progress("sample")
-        )
+    written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
+    expected = len(written) * len(responses)
+    written = shards.own(written, args.shard)
+    with (
+        _recorded(args, "sample", principles=args.principles, model=args.model) as run,
+        shards.kept(args, expected, "sample") as engine,
+    ):
+        show = None if args.shard else progress("sample")
+        triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, show)
+        if args.shard:
+            return
         run.summary.update(counts)
         if args.pairs is None:
             write(args.out, triples)
@@ -194,6 +247,14 @@ def pairs(args: argparse.Namespace) -> None:
         made = pairs_of(read(args.triples, Triple), args.kind, args.world)
         run.summary["pairs"] = len(made)
         write(args.out, made)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Pairs as a folder for the hub."""
+    from sso.export import made_by, write_folder
+
+    with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
+        run.summary["pairs"] = write_folder(args.pairs, args.out)
 
 
 def _records(path: Path) -> list[Triple] | list[Pair]:
@@ -276,6 +337,38 @@ def report(args: argparse.Namespace) -> None:
         build(experiment, args.results, args.out)
 
 
+def plan(args: argparse.Namespace) -> None:
+    """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
+    from sso.report.collect import grid_of
+
+    grid = grid_of(load(args.configfile))
+    from workflow.plan import show
+
+    show(grid, args.measured)
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """What is missing for a run, a line a problem; exit code 1 where there is one."""
+    from sso.report.collect import grid_of
+
+    grid = grid_of(load(args.configfile))
+    from workflow.doctor import problems
+
+    found = list(problems(grid))
+    for problem in found:
+        print(problem)
+    if found:
+        sys.exit(1)
+    print("nothing is missing")
+
+
+def table(args: argparse.Namespace) -> None:
+    """One table of a run."""
+    from sso.report.show import find, show
+
+    show(*find(args.experiment, args.config, args.results), args.version, args.table, args.format)
+
+
 def sync(args: argparse.Namespace) -> None:
     """Records to MLflow."""
     tracking.sync(args.results, args.tracking_uri)
@@ -305,9 +398,13 @@ def parser() -> argparse.ArgumentParser:
 
     path, required = {"type": Path}, {"type": Path, "required": True}
     seed = ("--seed", {"type": int, "default": 0})
-    out, model, source = ("--out", required), ("--model", required), ("--data", required)
+    out, source = ("--out", required), ("--data", required)
+    folder = {"type": checkpoint, "help": "folder of a checkpoint, or its name on the hub"}
+    model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
+    # Of the processes that share the work, which the command starts itself.
+    shard = ("--shard", {"help": argparse.SUPPRESS})
 
     def own(kind: type[BaseModel]) -> tuple[str, dict[str, Any]]:
         return "--settings", {"type": settings(kind), "required": True, "help": f"JSON or YAML file of {kind.__name__}"}
@@ -322,8 +419,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "sft",
         sft,
-        "train a tiny model from scratch",
-        source,
+        "train a tiny model from scratch, or a base model on dialogues",
+        ("--data", {"required": True, "help": "JSON Lines with `messages`, or a data set of the hub"}),
         ("--backbone", {"type": settings(Backbone), "required": True}),
         own(Sft),
         seed,
@@ -337,7 +434,8 @@ def parser() -> argparse.ArgumentParser:
         ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
         own(Writer),
         world,
-        ("--model", path),
+        ("--model", folder),
+        shard,
         seed,
         out,
     )
@@ -345,16 +443,26 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         sample,
         "draw y+, y- and yo; with --pairs, write pairs",
-        model,
+        ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
         ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
         ("--pairs", {"choices": ["good_bad"]}),
-        ("--reference-model", path),
+        ("--limit", {"type": int, "help": "only the first so many queries"}),
+        ("--reference-model", folder),
         ("--reference-settings", {"type": settings(Training), "default": Training()}),
         ("--reference-out", path),
+        shard,
         seed,
+        out,
+    )
+    add(
+        "preferences",
+        preferences,
+        "a set of annotated pairs, from the hub or a file",
+        own(Preferences),
+        ("--part", {"default": "1/1", "help": "1/3: the first of three parts"}),
         out,
     )
     add(
@@ -364,6 +472,13 @@ def parser() -> argparse.ArgumentParser:
         ("--triples", required),
         ("--kind", {"choices": ["good_bad", "good_original", "annotated"], "required": True}),
         world,
+        out,
+    )
+    add(
+        "export",
+        export,
+        "pairs as a folder for the hub: parquet and a dataset card",
+        ("--pairs", required),
         out,
     )
     add(
@@ -405,7 +520,22 @@ def parser() -> argparse.ArgumentParser:
         *(("--" + name.replace("_", "-"), {"type": kind}) for name, kind in LOSS_OPTIONS.items()),
     )
     add("report", report, "tables and figures", ("--config", required), ("--results", required), out)
+    add(
+        "table",
+        table,
+        "print one of the paper's tables with the figures of a run",
+        ("--experiment", {"help": "a folder in results/"}),
+        ("--config", {**path, "help": "the experiment's config file, in place of --experiment"}),
+        ("--results", {**path, "help": "the experiment's folder; default: results/<experiment>"}),
+        ("--version", {"choices": ["v1", "v2"], "default": "v2"}),
+        ("--table", {"required": True, "help": "its number in the paper, or figure3, instruct_full, llama3_full"}),
+        ("--format", {"choices": ["terminal", "markdown", "latex", "csv"], "default": "terminal"}),
+    )
     add("mlflow-sync", sync, "bring the runs' records to MLflow", ("--results", required), ("--tracking-uri", {}))
+    configfile = ("--configfile", {**required, "help": "an experiment, as Snakemake's"})
+    measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
+    add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
+    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
     add("schema", print_schema, "JSON schema of the config", ("--out", path))
     return top
 

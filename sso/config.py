@@ -38,14 +38,39 @@ class World(Settings):
     eval_queries: int = Field(1200, ge=1)
     benchmark_items: int = Field(300, ge=1)
     """Items of each lm-eval benchmark and of MT-Bench's look-alike."""
+    annotated_pairs: int = Field(1024, ge=1)
+    """Pairs of the annotated preference set, which the paper's Skywork set is to the arms' pairs: 80k to 60k."""
+
+
+class Preferences(Settings):
+    """A preference set: a data set of the hub or a local copy of its folder, or a JSON Lines, JSON or Parquet file."""
+
+    path: str
+    subset: str | None = None
+    """Its configuration on the hub, where it has several."""
+    split: str = "train"
+    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    revision: str | None = None
+    """A commit of the hub."""
+    limit: int | None = Field(None, ge=1)
+    """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
+    seed: int = 0
 
 
 class Data(Settings):
-    """Real input in the micro-world's place: JSON Lines with `prompt`."""
+    """Real input in the micro-world's place."""
 
     queries: str | None = None
+    """A JSON Lines file with `prompt`, or a data set's name on the hub."""
+    split: str = "train"
+    column: str = "prompt"
+    """Of a data set on the hub."""
     limit: int | None = Field(None, ge=1)
     tune: str | None = None
+    generator_queries: int | None = Field(None, ge=1)
+    """Generators train on the triples of so many first queries; None: of all. The paper: 8,000 of 60,000."""
+    preferences: Preferences | None = None
+    """Annotated pairs for arms with `data: annotated`."""
 
 
 class Backbone(Settings):
@@ -59,8 +84,12 @@ class Backbone(Settings):
     heads: int = 2
     kv_heads: int = 1
     max_length: int = 2048
+    sft: bool = False
+    """Fine-tune `path`, a base model, on `sft.data` first."""
     paper: dict[str, str] = {}
     """The paper's backbone whose figures stand beside ours, by version: {v2: Qwen2-7B-SFT}."""
+    evaluation: dict[str, Any] = {}
+    """Laid over the experiment's `evaluation` for this backbone; an arm's own is laid over both."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Backbone":
@@ -70,38 +99,93 @@ class Backbone(Settings):
 
 
 class Sft(Settings):
-    """Supervised fine-tuning from scratch on the world's corpus."""
+    """Supervised fine-tuning: of a tiny model on the world's corpus, or of a base model on `data`."""
 
     steps: int = 3300
+    """-1: as many as `epochs` make."""
+    epochs: float = Field(1, gt=0)
     batch_size: int = 32
     learning_rate: float = 5e-3
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
-
-
-class Writer(Settings):
-    """Who writes the principles: the world's procedure, the policy itself, or a checkpoint."""
-
-    kind: Literal["procedural", "policy", "checkpoint"] = "procedural"
-    path: str | None = None
-    wrapper: Literal["micro", "paper"] = "micro"
-    """How a principle becomes a system message."""
-    max_new_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 0.8
-    batch_size: int = Field(8, ge=1)
+    data: str | None = None
+    """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus. Below: only with `data`."""
+    split: str = "train"
+    limit: int | None = Field(None, ge=1)
+    chat_template: str | None = None
+    """For base models that have none: a checkpoint whose template and end-of-turn token are taken."""
+    max_length: int = Field(2048, ge=8)
+    """Tokens of a dialogue; longer ones are cut at the end."""
+    micro_batch_size: int = Field(1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = True
+    devices: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    save_steps: int = Field(0, ge=0)
 
 
-class Sampling(Settings):
-    """How y+, y- and yo are drawn, all three alike. Paper: temperature 0.7, top-p 0.8, 2,048 tokens."""
+class Vllm(Settings):
+    """How vLLM holds a model."""
 
-    engine: Literal["transformers"] = "transformers"
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which vLLM splits the model."""
+    context: int | None = Field(None, ge=8)
+    """Tokens of prompt and response that vLLM makes room for; None: all that the checkpoint can attend to."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes."""
+
+
+class Decoding(Vllm):
+    """Who draws text, and how (docs/engines.md)."""
+
+    engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.8, gt=0, le=1)
     max_new_tokens: int = Field(2048, ge=1)
     batch_size: int = Field(8, ge=1)
+    """Of transformers; vLLM fills its batches itself."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    devices: int = Field(1, ge=1)
+    """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""
+    endpoint: "Endpoint | None" = None
+    """The served model of `engine: endpoint`."""
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "Decoding":
+        if (self.engine == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`engine: endpoint` and the settings of an `endpoint` go together")
+        if self.tensor_parallel > 1 and self.engine != "vllm":
+            raise ValueError("`tensor_parallel` needs `engine: vllm`")
+        if self.devices > 1 and self.engine == "endpoint":
+            raise ValueError("an endpoint needs one process; its `concurrency` is what asks in parallel")
+        return self
+
+
+class Writer(Decoding):
+    """Who writes the principles: the world's procedure, the policy itself, a checkpoint, or an endpoint."""
+
+    kind: Literal["procedural", "policy", "checkpoint", "endpoint"] = "procedural"
+    path: str | None = None
+    wrapper: Literal["micro", "paper"] = "micro"
+    """How a principle becomes a system message."""
+    max_new_tokens: int = Field(256, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, values: Any) -> Any:
+        served = isinstance(values, dict) and values.get("kind") == "endpoint"
+        return {"engine": "endpoint", **values} if served else values
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> "Writer":
+        if (self.kind == "endpoint") != (self.engine == "endpoint"):
+            raise ValueError("`kind: endpoint` is the writer that an `endpoint` serves, and the only one")
+        return self
+
+
+class Sampling(Decoding):
+    """How y+, y- and yo are drawn, all three alike. Paper: temperature 0.7, top-p 0.8, 2,048 tokens."""
 
 
 class Lora(Settings):
@@ -113,7 +197,39 @@ class Lora(Settings):
     target_modules: str | list[str] = "all-linear"
 
 
-class Training(Settings):
+class Optimization(Settings):
+    """How weights are trained, whatever the loss: steps, batches, precision, devices."""
+
+    epochs: float = Field(1, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(32, ge=1)
+    """Samples an optimizer step, over all devices and micro-batches."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
+    scheduler: str = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = Field(4096, ge=8)
+    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
+    gradient_checkpointing: bool = False
+    devices: int = Field(1, ge=1)
+    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    nodes: int = Field(1, ge=1)
+    """Machines, in a SLURM allocation of so many."""
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
+    save_steps: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints for resuming; 0: none."""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each device holds a part of the weights only."""
+        return self.engine in ("zero3", "zero3_offload", "fsdp2")
+
+
+class Training(Optimization):
     """One preference training of a generator or a policy. Defaults are the paper's where it states them."""
 
     use: str | None = None
@@ -136,41 +252,16 @@ class Training(Settings):
     """Weight of G (v1)."""
     learning_rates: list[float] = Field([5e-7], min_length=1)
     """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
-    epochs: float = Field(1, gt=0)
-    max_steps: int = -1
-    batch_size: int = Field(32, ge=1)
-    """Samples an optimizer step, over all devices and micro-batches."""
-    tokens_per_batch: int = Field(8192, ge=1)
-    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
-    scheduler: str = "cosine"
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_length: int = Field(4096, ge=8)
-    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
     layout: Literal["auto", "forest", "padded"] = "auto"
     """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
-    gradient_checkpointing: bool = False
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
-    devices: int = Field(1, ge=1)
-    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
-    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
-    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
-    save_steps: int = Field(0, ge=0)
-    """Optimizer steps between checkpoints for resuming; 0: none."""
-
-    @property
-    def shards_weights(self) -> bool:
-        """Whether each device holds a part of the weights only."""
-        return self.engine in ("zero3", "zero3_offload", "fsdp2")
 
     @model_validator(mode="after")
     def _coherent(self) -> "Training":
         if self.label_smoothing and self.base_loss != "dpo":
             raise ValueError("label_smoothing belongs to base_loss dpo")
-        if len(self.learning_rates) > 1 and (self.devices > 1 or self.engine != "ddp"):
+        if len(self.learning_rates) > 1 and (self.devices * self.nodes > 1 or self.engine != "ddp"):
             raise ValueError("several learning_rates are tried on one device only; give one")
         if self.lora and self.shards_weights:
             raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
@@ -194,8 +285,14 @@ class Arm(Settings):
     generator: Training | None = None
     policy: Training | None = None
     iterations: int = Field(1, ge=1)
+    offline: bool = False
+    """Triples of all queries are drawn from the starting model and trained on once (v1, table 3)."""
+    writer: str | None = None
+    """Who writes this arm's principles: a key of `writers`; None: `principles`."""
     backbones: list[str] | None = None
     """Only on these backbones; None: on all."""
+    evaluation: dict[str, Any] = {}
+    """Laid over the backbone's and the experiment's `evaluation`."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "Arm":
@@ -203,20 +300,78 @@ class Arm(Settings):
             raise ValueError("`data: none` and a missing `policy` go together")
         if self.generator is not None and (self.data != "good_bad" or self.iterations > 1):
             raise ValueError("a `generator` needs `data: good_bad` and one iteration")
-        if self.iterations > 1 and self.data not in ("triples", "good_bad"):
-            raise ValueError("iterations need `data: triples` or `data: good_bad`")
+        if self.iterations > 1 and self.data not in ("triples", "good_bad", "annotated"):
+            raise ValueError("iterations need `data: triples`, `good_bad` or `annotated`")
+        if self.offline and (self.data != "triples" or self.iterations > 1):
+            raise ValueError("`offline` needs `data: triples` and one iteration")
         return self
 
 
-class Reward(Settings):
-    """A Bradley-Terry reward model on the pairs of one arm, started from the backbone's SFT model."""
+class Source(Preferences):
+    """Pairs that go into a reward model: an arm's, a preference set's (`path`), or the micro-world's annotated ones."""
+
+    path: str | None = None
+    arm: str | None = None
+    world: bool = False
+    """The micro-world's annotated set: its own procedure's responses to queries of its own, labelled by the oracle."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the mixture, beside the others' weights; the mixture is as large as the scarcest source allows."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        if (self.path is not None) + (self.arm is not None) + self.world != 1:
+            raise ValueError("a source is one of `arm`, `path` (a preference set) and `world: true`")
+        if self.weight is not None and self.limit is not None:
+            raise ValueError("a source has a `limit` or a `weight`, not both")
+        return self
+
+
+class Mixture(Settings):
+    """Which pairs a reward model is trained on."""
+
+    arm: str | None = None
+    """Short for one source, this arm's pairs."""
+    sources: list[Source] = []
+    dedupe: bool = True
+    """A prompt that an earlier source has is not taken from a later one. Pairs that repeat wholly never count twice."""
+    ngram: int = Field(13, ge=0)
+    """Pairs whose prompt shares so many words in a row with a RewardBench prompt are left out; 0: none are."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Mixture":
+        if self.arm is not None and self.sources:
+            raise ValueError("give `arm` or `sources`, not both")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("sources: all have a `weight`, or none has")
+        return self
+
+    @property
+    def parts(self) -> list[Source]:
+        """The sources, `arm` among them."""
+        return self.sources or ([Source(arm=self.arm)] if self.arm else [])
+
+
+class Reward(Mixture, Optimization):
+    """A Bradley-Terry reward model on pairs of arms and preference sets."""
 
     label: str
+    version: Literal["v1", "v2"] = "v2"
+    """Of the paper, in whose table it stands."""
     method: str | None = None
-    arm: str
-    learning_rate: float = 5e-4
-    epochs: float = 2
-    batch_size: int = 32
+    """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
+    base: str | None = None
+    """A checkpoint to start from, e.g. meta-llama/Meta-Llama-3-8B-Instruct; None: the backbone's starting model."""
+    backbones: list[str] | None = None
+    """Only in these backbones' cells; None: in all that have the arms."""
+    learning_rate: float = Field(5e-4, gt=0)
+    epochs: float = Field(2, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(4096, ge=8)
+    """Tokens of a prompt with a response; longer pairs are left out, nothing is cut."""
+    margin: float = Field(0.0, ge=0)
+    """m in -log sigmoid(r_w - r_l - m), times the pair's own margin where its set has one."""
+    centering: float = Field(0.0, ge=0)
+    """Weight of (r_w + r_l)^2, which keeps rewards around zero (Eisenstein et al. 2023)."""
 
 
 class Endpoint(Settings):
@@ -297,22 +452,54 @@ class Mirror(Settings):
     """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
-class Evaluation(Settings):
+class Evaluation(Vllm):
     """Which benchmarks, and how answers are drawn."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
     tasks: list[Task] = []
     mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
     """Local files in place of the hub's data sets, by benchmark."""
+    files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
+    """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
     arena_hard: bool = False
+    rewardbench: str = "allenai/reward-bench"
+    """Where reward models are scored outside the micro-world: RewardBench on the hub, or a JSON Lines copy of it."""
     batch_size: int = 64
     max_new_tokens: int = 64
     temperature: float = 1.0
     """Of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
     judge: Judge = Judge()
+
+
+class Hardware(Settings):
+    """The machine that `sso plan` reckons with; the workflow asks for GPUs only where it is given."""
+
+    name: str = "H100-80GB"
+    gpus: int = Field(8, ge=1)
+    """On one machine."""
+    memory_gb: float = Field(80, gt=0)
+    """Of one GPU."""
+    tflops: float = Field(989, gt=0)
+    """Peak of one GPU in bfloat16, dense."""
+    bandwidth_gbs: float = Field(3350, gt=0)
+    """Of one GPU's memory."""
+    training_mfu: float = Field(0.35, gt=0, le=1)
+    """Share of the peak that training reaches."""
+    decoding_mbu: float = Field(0.5, gt=0, le=1)
+    """Share of the memory bandwidth that decoding reaches."""
+    prompt_tokens: int = Field(200, ge=1)
+    """Means of the queries, the guideline's system message and the responses, for tokens and hours."""
+    principle_tokens: int = Field(100, ge=0)
+    response_tokens: int = Field(350, ge=1)
+    sequences: int = Field(256, ge=1)
+    """Requests that vLLM decodes at once."""
+    host_memory_gb: float = Field(1000, gt=0)
+    disk_gb: float = Field(8000, gt=0)
+    price_per_gpu_hour: float = Field(0, ge=0)
 
 
 class Experiment(Settings):
@@ -326,12 +513,19 @@ class Experiment(Settings):
     backbones: dict[str, Backbone] = Field(min_length=1)
     sft: Sft | None = None
     principles: Writer = Writer()
+    writers: dict[str, Writer] = {}
+    """Other writers, which arms name."""
     sampling: Sampling = Sampling()
     trainings: dict[str, Training] = {}
     """Named settings that arms start from by `use:`."""
     arms: dict[str, Arm] = Field(min_length=1)
     rewards: dict[str, Reward] = {}
     evaluation: Evaluation = Evaluation()
+    hardware: Hardware | None = None
+    assumed: dict[str, str] = {}
+    """What the paper leaves open: key of this config -> why it has its value. The report lists them."""
+    local: dict[str, str] = {}
+    """Name of a model or data set (or hf:// file) -> where it lies here; each is replaced wherever it stands."""
     tracking_uri: str | None = None
     """MLflow; None: SQLite at results/<experiment>/mlflow.db, or MLFLOW_TRACKING_URI where that is set."""
 
@@ -340,6 +534,8 @@ class Experiment(Settings):
     def _named_settings(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if isinstance(local := values.get("local"), dict):
+            values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
         named, arms = values.get("trainings") or {}, values.get("arms")
         for name, arm in arms.items() if isinstance(arms, dict) and isinstance(named, dict) else ():
             for stage in ("generator", "policy"):
@@ -353,17 +549,45 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _references(self) -> "Experiment":
         for name, reward in self.rewards.items():
-            if reward.arm not in self.arms:
-                raise ValueError(f"rewards.{name}.arm: unknown arm {reward.arm!r}; known: {', '.join(self.arms)}")
+            if not reward.parts:
+                raise ValueError(f"rewards.{name}: give `arm` or `sources`: the pairs that it is trained on")
+            for source in reward.parts:
+                if source.arm is not None and source.arm not in self.arms:
+                    raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; known: {', '.join(self.arms)}")
+                if source.world and self.world is None:
+                    raise ValueError(f"rewards.{name}: `world: true` is the micro-world's annotated set; give a `path`")
+            for backbone in reward.backbones or []:
+                if backbone not in self.backbones:
+                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {backbone!r}")
         for name, arm in self.arms.items():
             for backbone in arm.backbones or []:
                 if backbone not in self.backbones:
                     raise ValueError(f"arms.{name}.backbones: unknown backbone {backbone!r}")
+            if arm.writer is not None and arm.writer not in self.writers:
+                raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`")
+            if arm.data == "annotated" and self.world is None and self.data.preferences is None:
+                raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
+            if arm.data == "good_original" and self.data.generator_queries:
+                raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
+            for backbone in self.backbones:
+                self.evaluation_of(backbone, name)
+        kinds = {writer.kind == "policy" for writer in [self.principles, *self.writers.values()]}
+        if len(kinds) > 1:
+            raise ValueError("writers: either all principles are written by the policy itself or none")
+        known = self.model_dump()
+        for key in self.assumed:
+            if not _has(known, key):
+                raise ValueError(f"assumed.{key}: this config has no such key")
         if (self.world is None) == (self.data.queries is None):
             raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+        for name, backbone in self.backbones.items():
+            if backbone.sft and (self.sft is None or self.sft.data is None):
+                raise ValueError(f"backbones.{name}.sft needs `sft.data`, the dialogues to train on")
         scratch = [name for name, backbone in self.backbones.items() if backbone.architecture]
         if scratch and (self.world is None or self.sft is None):
             raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
+        if self.sampling.engine == "endpoint":
+            raise ValueError("sampling.engine: an endpoint serves one model, but arms sample from what they trained")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
         asked = self.evaluation
@@ -371,6 +595,31 @@ class Experiment(Settings):
         if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
+
+    def evaluation_of(self, backbone: str, arm: str) -> Evaluation:
+        """The evaluation of an arm on a backbone: the experiment's with theirs laid over."""
+        over = merge(self.backbones[backbone].evaluation, self.arms[arm].evaluation)
+        if not over:
+            return self.evaluation
+        return Evaluation.model_validate(merge(self.evaluation.model_dump(), over))
+
+
+def _replaced(value: Any, names: dict[str, str]) -> Any:
+    """A config with every text that is one of ``names`` replaced; keys stay."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _has(values: Any, key: str) -> bool:
+    """Whether nested mappings have a key `a.b.c`."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

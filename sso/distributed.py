@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sso.config import Training
+from sso.config import Optimization
 from sso.errors import InputError
 
 
@@ -22,8 +22,10 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launch(training: Training, argv: Sequence[str]) -> None:
+def launch(training: Optimization, argv: Sequence[str], module: str = "sso.cli") -> None:
     """Go on as one process a device, started by torchrun; a plain lone one, or one that a launcher started, stays.
+
+    ``module`` is the command line that ``argv`` belongs to.
 
     Raises:
         InputError: FSDP without GPUs, for which accelerate would run plain data parallelism without a word.
@@ -33,15 +35,48 @@ def launch(training: Training, argv: Sequence[str]) -> None:
 
         if not torch.cuda.is_available():
             raise InputError("engine fsdp2: there is no GPU here; use zero3, or ddp.")
-    if (training.devices == 1 and training.engine == "ddp") or "WORLD_SIZE" in os.environ:
+    alone = training.devices * training.nodes == 1
+    if (alone and training.engine == "ddp") or "WORLD_SIZE" in os.environ:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(training.devices)]
-    os.execv(sys.executable, [sys.executable, *run, "-m", "sso.cli", *argv])
+    command = [sys.executable, "-m", module, *argv]
+    if training.nodes > 1 and IN_STEP not in os.environ:
+        os.environ[IN_STEP] = "1"
+        step = ["srun", "--overlap", f"--nodes={training.nodes}", f"--ntasks={training.nodes}", "--ntasks-per-node=1"]
+        _replace([*step, *command], f"nodes: {training.nodes}: there is no srun here; run in a SLURM allocation.")
+    where = ["--standalone"] if training.nodes == 1 else _rendezvous(training.nodes)
+    run = ["-m", "torch.distributed.run", *where, "--nproc_per_node", str(training.devices)]
+    _replace([sys.executable, *run, *command[1:]], f"{sys.executable} can't be started.")
 
 
-def start(training: Training) -> None:
+IN_STEP = "SSO_IN_STEP"
+"""Set in the tasks that `launch` has started, one a machine."""
+
+
+def _replace(command: Sequence[str], otherwise: str) -> None:
+    """Become ``command``; InputError where there is no such program."""
+    try:
+        os.execvp(command[0], list(command))
+    except FileNotFoundError as error:
+        raise InputError(otherwise) from error
+
+
+def _rendezvous(nodes: int) -> list[str]:
+    """torchrun's arguments for this machine of a SLURM step: the first machine listens, on a port of the job's own."""
+    import subprocess
+
+    try:
+        listed = os.environ["SLURM_STEP_NODELIST"]
+        names = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+        head, rank = names.stdout.split()[0], os.environ["SLURM_NODEID"]
+        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    except (LookupError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"nodes: {nodes}: this is no SLURM step of several machines ({error}).") from error
+    return ["--nnodes", str(nodes), "--node_rank", rank, "--master_addr", head, "--master_port", str(port)]
+
+
+def start(training: Optimization) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
     if "WORLD_SIZE" not in os.environ:
         return
@@ -86,8 +121,8 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
-def engine_arguments(training: Training) -> dict[str, Any]:
-    """What TrainingArguments need for the training's engine. The batch is planned by PreferenceTrainer itself;
+def engine_arguments(training: Optimization) -> dict[str, Any]:
+    """What TrainingArguments need for the training's engine. The batch is planned by GlobalBatchTrainer itself;
     the size per device is what DeepSpeed's bookkeeping wants to know."""
     import torch
 

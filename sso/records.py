@@ -5,10 +5,12 @@ format, so they load in any trainer. Files are written under a temporary name an
 """
 
 import glob
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,12 +104,21 @@ LONGEST_LINE = 64 << 20
 
 
 def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object); raises InputError that names file and line."""
+    """Yield (line number, object), of a gzipped file too; raises InputError that names file and line."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a JSON Lines file.")
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+    number = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise InputError(f"{path}:{number + 1}: broken gzip file ({error}); fetch it again.") from error
+            if line is None:
+                return
+            number += 1
             if not line.strip():
                 continue
             if len(line) > LONGEST_LINE:
@@ -221,9 +232,10 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Sixteen hex digits of a file's bytes, or of all files of a folder by name."""
+    """Sixteen hex digits of a file's bytes, or of all files of a folder by name but its card, which tells of them."""
     path, digester = Path(path), hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    inside = [] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p != path / "README.md")
+    for file in [path] if path.is_file() else inside:
         digester.update(file.name.encode())
         with file.open("rb") as content:
             while block := content.read(1 << 20):

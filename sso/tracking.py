@@ -26,6 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sso import cards
 from sso.config import ROOT
 from sso.distributed import is_main
 from sso.errors import of_machine, printable
@@ -147,6 +148,7 @@ def run(
         # Where the work's own writing failed, its error is the one to tell.
         with suppress(OSError) if "error" in status else nullcontext():
             write_text(record_path(out), json.dumps(record, ensure_ascii=False) + "\n")
+    cards.write(out, record)
 
 
 # MLflow.
@@ -179,7 +181,12 @@ def arm_tags(config: Path) -> dict[str, dict[str, str]]:
         training = arm["generator"] or arm["policy"] or {}
         own = {key: training[key] for key in ("objective", "base_loss") if key in training}
         tags[name] = {"method": arm["method"] or arm["label"], "version": arm["version"], **own}
-    return tags | {f"reward/{name}": tags[reward["arm"]] for name, reward in rewards.items()}
+    # A reward model on a mixture is no arm's; its method says which sets it read.
+    own = {
+        name: tags.get(reward["arm"]) or {"method": reward["method"] or reward["label"], "version": reward["version"]}
+        for name, reward in rewards.items()
+    }
+    return tags | {f"reward/{name}": about for name, about in own.items()}
 
 
 def _name(name: str) -> str:

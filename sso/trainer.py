@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from sso.checkpoints import SAVED
-from sso.config import Training
+from sso.config import Optimization
 from sso.distributed import engine_arguments, world_size
 from sso.errors import InputError
 from sso.logprobs import Scorer
@@ -79,37 +79,54 @@ class Loader(torch.utils.data.DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-class PreferenceTrainer(Trainer):
-    """Minimises an `Objective` averaged over the samples of the global batch."""
+class GlobalBatchTrainer(Trainer):
+    """Minimises a mean over the samples of the global batch, in micro-batches that change nothing but memory.
 
-    def __init__(self, *args: Any, objective: Objective, scorer: Scorer, **kwargs: Any):
+    A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``_sums``: sums over
+    samples by name, and `samples`, `tokens`, `places` (tokens with padding) and `flops`.
+    """
+
+    def __init__(self, *args: Any, settings: Optimization, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.objective, self.scorer = objective, scorer
+        self.settings = settings
         self.peak = _peak_flops()
-        self._head, self._body = _weights(self.model)
-        self._costs = {s.id: cost(s, scorer.nodes, scorer.layout) for s in self.train_dataset.samples}
         self._sums: dict[str, float] = {}
         self._ids: list[str] = []
         self._since = time.monotonic()
 
+    def name(self, item: Any) -> str:
+        """The id of an item of the training set."""
+        raise NotImplementedError
+
+    def cost(self, item: Any) -> int:
+        """Tokens of an item."""
+        raise NotImplementedError
+
+    def sample_losses(self, model: Any, items: list[Any], counts: bool = True) -> torch.Tensor:
+        """Loss of each item of a micro-batch, zero where it does not count. [items]."""
+        raise NotImplementedError
+
+    def plan(self, costs: Sequence[int]) -> list[list[list[int]]]:
+        """Micro-batches by device, see `packing.plan`."""
+        return plan(costs, self.settings.tokens_per_batch, self.args.world_size)
+
     def get_train_dataloader(self) -> Loader:
         """Global batches as lists of items, the same on every device."""
-        batches = Batches(len(self.train_dataset), self.objective.training.batch_size, self.args.seed)
+        batches = Batches(len(self.train_dataset), self.settings.batch_size, self.args.seed)
         return Loader(self.train_dataset, batch_sampler=batches, collate_fn=list)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
     def floating_point_ops(self, inputs: Any) -> float:
-        return 0.0  # counted by micro-batch, in _record
+        return 0.0  # counted by micro-batch
 
-    def training_step(self, model: Any, items: list[Item], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, items: list[Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of this device's micro-batches; returns its part of the mean loss."""
         model.train()
-        self._ids = [sample.id for sample, _ in items]
-        costs = [self._costs[name] for name in self._ids]
-        budget, devices = self.objective.training.tokens_per_batch, self.args.world_size
-        mine = plan(costs, budget, devices)[self.args.process_index]
+        self._ids = [self.name(item) for item in items]
+        costs, devices = [self.cost(item) for item in items], self.args.world_size
+        mine = self.plan(costs)[self.args.process_index]
         smallest = min(range(len(items)), key=costs.__getitem__)
         state, total = self.accelerator.gradient_state, torch.zeros((), device=self.args.device)
         plain = self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -130,50 +147,22 @@ class PreferenceTrainer(Trainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         return {"scale_wrt_gas": False} if deepspeed else {}
 
-    def sample_losses(self, model: Any, items: list[Item], counts: bool = True) -> torch.Tensor:
-        """Loss of each sample of a micro-batch, zero where it does not count. [samples].
-
-        Raises:
-            InputError: a loss is not finite; names the samples.
-        """
-        batch = to_device(self.scorer.batch([sample for sample, _ in items]), self.args.device)
-        reference = torch.stack([logp for _, logp in items]).to(self.args.device)
-        with self.compute_loss_context_manager():
-            logp = self.scorer(model, batch)
-        scores = Scores(
-            *({n: t[:, i] for i, n in enumerate(self.scorer.nodes)} for t in (logp, reference, batch["tokens"]))
-        )
-        losses = self.objective(scores)
-        if not counts:
-            return losses * 0.0
+    def check_finite(self, losses: torch.Tensor, items: list[Any]) -> None:
+        """Raise InputError that names the items whose losses are not finite."""
         finite = torch.isfinite(losses)
         if not finite.all():
-            bad = [sample.id for (sample, _), good in zip(items, finite.tolist(), strict=True) if not good]
+            bad = [self.name(item) for item, good in zip(items, finite.tolist(), strict=True) if not good]
             raise InputError(
-                f"the loss is not finite for {_some(bad)}; lower learning_rate or beta, or look at these records."
+                f"the loss is not finite for {_some(bad)}; lower the learning rate, or look at these records."
             )
-        self._record(scores, losses, batch)
-        return losses
 
-    @torch.no_grad()
-    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any]) -> None:
-        rows = {"loss_per_sample": losses}
-        for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
-            name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
-            rows |= {f"{name}/base": term["base"], f"{name}/sft": term["sft"], f"{name}/margin": term["margin"]}
-            rows[f"{name}/accuracy"] = (term["margin"] > 0).float()
-        if self.objective.uses_weight:
-            rows["W"] = self.objective.weight(scores)
-        places = batch["input_ids"].numel()
-        forest = self.scorer.layout == "forest"
-        seen = places if forest else float(batch["attention_mask"].sum())
-        scored = len(batch["target"]) if forest else batch["response_mask"].numel()
-        totals = torch.stack([value.sum().double() for value in rows.values()]).tolist()
-        sums = dict(zip(rows, totals, strict=True))
-        sums |= {"samples": len(losses), "tokens": seen, "places": places}
-        sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
+    def add(self, sums: dict[str, float], counts: bool) -> None:
+        """Add a micro-batch's sums, zero where it does not count, to those that the next `log` takes.
+
+        An idle device has to add them too: devices' sums are united name by name.
+        """
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + (value if counts else 0.0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the samples since the last call, over all devices, and the speed.
@@ -207,6 +196,60 @@ class PreferenceTrainer(Trainer):
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
 
 
+class PreferenceTrainer(GlobalBatchTrainer):
+    """Minimises an `Objective` averaged over the samples of the global batch."""
+
+    def __init__(self, *args: Any, objective: Objective, scorer: Scorer, **kwargs: Any):
+        super().__init__(*args, settings=objective.training, **kwargs)
+        self.objective, self.scorer = objective, scorer
+        self._head, self._body = _weights(self.model)
+        self._costs = {s.id: cost(s, scorer.nodes, scorer.layout) for s in self.train_dataset.samples}
+
+    def name(self, item: Item) -> str:
+        return item[0].id
+
+    def cost(self, item: Item) -> int:
+        return self._costs[item[0].id]
+
+    def sample_losses(self, model: Any, items: list[Item], counts: bool = True) -> torch.Tensor:
+        """Loss of each sample of a micro-batch, zero where it does not count. [samples].
+
+        Raises:
+            InputError: a loss is not finite; names the samples.
+        """
+        batch = to_device(self.scorer.batch([sample for sample, _ in items]), self.args.device)
+        reference = torch.stack([logp for _, logp in items]).to(self.args.device)
+        with self.compute_loss_context_manager():
+            logp = self.scorer(model, batch)
+        scores = Scores(
+            *({n: t[:, i] for i, n in enumerate(self.scorer.nodes)} for t in (logp, reference, batch["tokens"]))
+        )
+        losses = self.objective(scores)
+        if counts:
+            self.check_finite(losses, items)
+        self._record(scores, losses, batch, counts)
+        return losses if counts else losses * 0.0
+
+    @torch.no_grad()
+    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any], counts: bool) -> None:
+        rows = {"loss_per_sample": losses}
+        for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
+            name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
+            rows |= {f"{name}/base": term["base"], f"{name}/sft": term["sft"], f"{name}/margin": term["margin"]}
+            rows[f"{name}/accuracy"] = (term["margin"] > 0).float()
+        if self.objective.uses_weight:
+            rows["W"] = self.objective.weight(scores)
+        places = batch["input_ids"].numel()
+        forest = self.scorer.layout == "forest"
+        seen = places if forest else float(batch["attention_mask"].sum())
+        scored = len(batch["target"]) if forest else batch["response_mask"].numel()
+        totals = torch.stack([value.sum().double() for value in rows.values()]).tolist()
+        sums = dict(zip(rows, totals, strict=True))
+        sums |= {"samples": len(losses), "tokens": seen, "places": places}
+        sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
+        self.add(sums, counts)
+
+
 def _weights(model: Any) -> tuple[int, int]:
     """Weights of the head, and those that every token is multiplied with: all but embeddings and head."""
 
@@ -226,7 +269,7 @@ def _peak_flops() -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-def training_arguments(training: Training, learning_rate: float, seed: int, workspace: Path) -> Any:
+def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> Any:
     """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
     how = arguments(
         workspace,
@@ -254,12 +297,12 @@ ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}
 """What accelerate calls each engine; all others are DEEPSPEED."""
 
 
-def check_engine(trainer: PreferenceTrainer) -> None:
+def check_engine(trainer: GlobalBatchTrainer) -> None:
     """Raise InputError where another engine, or fewer processes, would run than were asked for.
 
     transformers and accelerate fall back on plain or lone processes without a word: on CPU, for FSDP.
     """
-    engine, runs = trainer.objective.training.engine, trainer.accelerator.distributed_type.value
+    engine, runs = trainer.settings.engine, trainer.accelerator.distributed_type.value
     if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
         raise InputError(
             f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "

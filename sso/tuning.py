@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from sso.config import Optimization
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write_text
 
@@ -99,15 +100,26 @@ def with_adapters(model: Any, training: Any) -> Any:
 
 def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
     """Save what was trained as a plain checkpoint: shards gathered, adapters merged. Call on every device."""
+    save_gathered(trainer, tokenizer, trainer.settings, out)
+
+
+def save_gathered(trainer: Any, tokenizer: Any, training: Optimization, out: Path) -> None:
+    """The same for any Trainer, in the precision that ``training`` computes in: half the disk of float32 masters."""
+    import torch
+
     from sso.distributed import is_main
     from sso.sft import save
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.objective.training.shards_weights
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, training.dtype)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if training.shards_weights else None
     if is_main():
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
+        if weights is None:
+            model = model.to(dtype)
+        else:
+            weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model.config.dtype = dtype
         save(model, tokenizer, out, weights)
     trainer.accelerator.wait_for_everyone()
 

@@ -105,7 +105,7 @@ def test_lost_processes_are_noticed(monkeypatch):
     from types import SimpleNamespace
 
     trainer = SimpleNamespace(
-        objective=SimpleNamespace(training=Training()),
+        settings=Training(),
         accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO")),
         args=SimpleNamespace(world_size=1),
     )

@@ -1,8 +1,10 @@
 """`sso-eval` from answers to scores on a tiny untrained model, and what it says to bad input."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,22 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "q_pairs.jsonl").read_text().splitlines()]
     assert [row["hit"] for row in rows] == [0.5] * 3 and rows[0]["agree"] is True
     assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; docs/engines.md has the command")
+def test_vllm_answers_what_transformers_answers(model, data, tmp_path, monkeypatch):
+    # lm-eval asks for the version of `vllm`; the CPU build goes by another name.
+    version, packages = importlib.metadata.version, importlib.metadata.packages_distributions()["vllm"]
+    if "vllm" not in packages:
+        named = version(packages[0]) + "+cpu"
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: named if name == "vllm" else version(name))
+    made = {}
+    for engine in ("transformers", "vllm"):
+        settings = json.dumps({**SETTINGS, "temperature": 0, "engine": engine, "context": 1024})
+        call("answer", "--model", model, "--data", data, "--settings", settings, "--out", tmp_path / engine)
+        folder = tmp_path / engine
+        answers = [(folder / f"{name}.jsonl").read_bytes() for name in ("answers", "mt_bench_answers")]
+        tasks = json.loads((folder / "lm_eval.json").read_text())["tasks"]
+        made[engine] = [answer.replace(b'"vllm"', b'"transformers"') for answer in answers], tasks
+    assert made["transformers"] == made["vllm"]

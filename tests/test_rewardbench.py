@@ -3,10 +3,14 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rewardbench import data, score
 from sso.config import ROOT, Reward
@@ -90,34 +94,17 @@ def pair(name: str, chosen: str, rejected: str, prompt: str = "say a word") -> d
     return {"id": name, "prompt": [{"role": "user", "content": prompt}], **turns}
 
 
-def test_equal_and_empty_pairs_are_set_aside_by_name(tmp_path):
+def test_bad_pairs_are_set_aside_by_name(tmp_path):
     path = write(
-        tmp_path / "p.jsonl", pair("a", "yes", "no"), pair("b", "x", "x"), pair("c", "", "x"), pair("d", "", "")
+        tmp_path / "p.jsonl",
+        pair("a", "yes", "no"),
+        pair("b", "x", "x"),
+        pair("c", "", "x"),
+        {**pair("d", "x", "y"), "rejected": None},
     )
-    pairs = data.read_pairs(path)
-    assert [p.id for p in pairs.kept] == ["a"] and pairs.equal == ["b"] and pairs.empty == ["c", "d"]
-
-
-def test_no_usable_pair_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no usable pair: 1 have equal sides and 1 an empty side"):
-        data.read_pairs(write(tmp_path / "p.jsonl", pair("a", "x", "x"), pair("b", "", "x")))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"rejected": None}, "`rejected`"),
-        ({"rejected": []}, "'a': `rejected` must end with an assistant message"),
-        ({"rejected": [{"role": "user", "content": "x"}]}, "'a': `rejected` must end with an assistant message"),
-    ],
-)
-def test_a_missing_side_is_named(tmp_path, change, message):
-    with pytest.raises(InputError, match=message):
-        data.read_pairs(write(tmp_path / "p.jsonl", {**pair("a", "x", "y"), **change}))
-    row = pair("b", "x", "y")
-    del row["chosen"]
-    with pytest.raises(InputError, match=":1: `chosen`"):
-        data.read_pairs(write(tmp_path / "q.jsonl", row))
+    pairs, left_out = data.read_pairs(path)
+    assert [data.comparison(p).chosen for p in pairs] == ["yes"]
+    assert left_out == {"equal sides": ["b"], "empty side": ["c"], "missing side": ["d"]}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +120,32 @@ def test_bad_bench_rows_are_named(tmp_path, change, message):
     row = {"id": "r7", "subset": "micro-chat", "prompt": "hello", "chosen": "good", "rejected": "bad", **change}
     with pytest.raises(InputError, match=message):
         data.read_bench(write(tmp_path / "b.jsonl", row))
+
+
+def test_the_hubs_rows(tmp_path):
+    """Numbers repeat between subsets; a side may be a whole dialogue."""
+    row = {"id": 0, "prompt": "q", "chosen": "good", "rejected": "bad", "chosen_model": "m"}
+    dialogue = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]
+    path = write(tmp_path / "b.jsonl", {**row, "subset": "hep-cpp"}, {**row, "subset": "hep-go", "chosen": dialogue})
+    first, second = data.read_bench(path)
+    assert (first.id, second.id, second.chosen) == ("0", "hep-go/0", "good")
+    with pytest.raises(InputError, match="id '0' stands twice in subset hep-go"):
+        data.read_bench(write(path, *[{**row, "subset": "hep-go"}] * 3))
+
+
+@pytest.mark.shared_data
+def test_llmbar_is_chat_hard(shared_data):
+    """Its five files are RewardBench's subsets, with the row counts of the weights."""
+    rows = data.read_bench(shared_data / "llmbar")
+    weights = score.read_weights(score.WEIGHTS[0])
+    result = score.aggregate([(row.subset, 1.0, 0.0) for row in rows], weights)
+    assert {name: row["n"] for name, row in result["subsets"].items()} == {
+        name: weight for name, (_, weight) in weights.items() if name.startswith("llmbar")
+    }
+    assert result["sections"]["rewardbench_chat_hard"] == 100.0 and result["rewardbench_avg"] is None
+    with (shared_data / "llmbar/Natural.json").open() as file:
+        first = json.load(file)[0]
+    assert rows[0].chosen == first[f"output_{first['label']}"]
 
 
 # Training and scoring, with tiny random models.
@@ -176,7 +189,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
     return folder
 
 
-def separable(count: int = 60) -> data.Pairs:
+def separable(count: int = 60) -> list[data.Comparison]:
     """Pairs that one word tells apart, in responses of unequal length."""
     from sso.records import Message
 
@@ -184,7 +197,7 @@ def separable(count: int = 60) -> data.Pairs:
         prompt = [Message(role="user", content=f"question {i}")]
         return data.Comparison(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
 
-    return data.Pairs([one(i) for i in range(count)], [], [])
+    return [one(i) for i in range(count)]
 
 
 class Recorder(SimpleNamespace):
@@ -230,13 +243,13 @@ def test_plain_from_pretrained_gives_the_same_rewards(trained):
 
     out, _ = trained
     model, tokenizer = score.load(out)
-    chosen, _ = score.encode(tokenizer, separable(5).kept, 128)
+    chosen, _ = score.encode(tokenizer, separable(5), 128)
     ours = score.rewards(model, chosen, 5)
     plain_model, plain_tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(out),
         AutoTokenizer.from_pretrained(out),
     )
-    for i, row in enumerate(separable(5).kept):
+    for i, row in enumerate(separable(5)):
         messages = [*[m.model_dump() for m in row.prompt], {"role": "assistant", "content": row.chosen}]
         text = plain_tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
         with torch.no_grad():
@@ -247,7 +260,7 @@ def test_plain_from_pretrained_gives_the_same_rewards(trained):
 def test_rewards_do_not_depend_on_the_batch(trained):
     out, _ = trained
     model, tokenizer = score.load(out)
-    chosen, rejected = score.encode(tokenizer, separable(17).kept, 128)
+    chosen, rejected = score.encode(tokenizer, separable(17), 128)
     alone = score.rewards(model, [*chosen, *rejected], 1)
     for size in (3, 34):
         assert score.rewards(model, [*chosen, *rejected], size) == pytest.approx(alone, abs=1e-5)
@@ -259,7 +272,7 @@ def test_the_reward_is_read_at_the_end_of_turn(trained):
 
     out, _ = trained
     model, tokenizer = score.load(out)
-    chosen, _ = score.encode(tokenizer, separable(4).kept, 128)
+    chosen, _ = score.encode(tokenizer, separable(4), 128)
     assert all(ids[-1] == tokenizer.eos_token_id != tokenizer.pad_token_id for ids in chosen)
     with torch.no_grad():
         hidden = [model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in chosen]
@@ -291,7 +304,7 @@ def test_a_pair_beyond_the_context_is_named(trained):
     out, _ = trained
     _, tokenizer = score.load(out)
     with pytest.raises(InputError, match=r"pair '0': \d+ tokens, but the model's context holds 16"):
-        score.encode(tokenizer, separable(1).kept, 16)
+        score.encode(tokenizer, separable(1), 16)
 
 
 def test_a_causal_checkpoint_is_no_reward_model(checkpoint):
@@ -320,11 +333,13 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
         good, bad = (writer.respond([prompt], random, ["accuracy", "safety"], good=kind) for kind in (True, False))
         if good != bad:
             pairs.append(data.Comparison(str(i), [prompt], good, bad))
-    train(tmp_path / "sft", data.Pairs(pairs, [], []), SETTINGS, 0, tmp_path / "reward", Recorder())
+    train(tmp_path / "sft", pairs, SETTINGS, 0, tmp_path / "reward", Recorder())
     _, reloaded = score.load(tmp_path / "reward")
     assert score.encode(reloaded, pairs, 256) == score.encode(tokenizer, pairs, 256)
     bench = write(tmp_path / "bench.jsonl", *benchmarks(writer, 3, set())["rewardbench"])
-    result = score.score(tmp_path / "reward", bench, tmp_path / "rewardbench.json")
+    rows = data.read_bench(bench)
+    values = score.by_reward_model(rows, tmp_path / "reward")
+    result = score.write(rows, values, tmp_path / "rewardbench.json", {"kind": "reward model"})
     assert [row["n"] for row in result["subsets"].values()] == [3] * 4
     assert result == json.loads((tmp_path / "rewardbench.json").read_text())
 
@@ -333,7 +348,7 @@ def test_a_diverged_training_is_named(checkpoint, tmp_path):
     from rewardbench.train import train
 
     wild = SETTINGS.model_copy(update={"learning_rate": math.inf, "epochs": 1})
-    with pytest.raises(InputError, match="reward training diverged"):
+    with pytest.raises(InputError, match="the loss is not finite for sample"):
         train(checkpoint, separable(24), wild, 0, tmp_path / "model", Recorder())
     assert not (tmp_path / "model").exists()
 
@@ -351,9 +366,9 @@ def test_commands(trained, checkpoint, tmp_path, capsys):
     model = tmp_path / "model"
     train_argv = ("train", "--model", checkpoint, "--pairs", file, "--settings", settings, "--seed", 1, "--out", model)
     assert call(*train_argv) == 0
-    assert "with equal sides: same" in capsys.readouterr().out
+    assert "left out 1 rows (equal sides): same" in capsys.readouterr().err
     record = json.loads((tmp_path / "model.run.json").read_text())
-    assert record["summary"]["equal_pairs"] == 1 and record["status"] == "finished"
+    assert record["summary"]["equal_sides"] == 1 and record["status"] == "finished"
 
     names = ("micro-chat", "micro-chat-hard", "micro-safety", "micro-reasoning")
     bench = [{"id": n, "subset": n, "prompt": "q", "chosen": "fine", "rejected": "awful"} for n in names]
@@ -366,3 +381,285 @@ def test_commands(trained, checkpoint, tmp_path, capsys):
     assert "`epoch`" in capsys.readouterr().err
     assert call("score", "--model", trained[0], "--data", tmp_path / "none.jsonl", "--out", out) == 2
     assert "error:" in capsys.readouterr().err
+
+
+# The loss and its batches.
+
+
+def test_loss_by_hand():
+    import torch
+
+    from rewardbench.trainer import bradley_terry
+
+    winners, losers = torch.tensor([2.0, 0.5]), torch.tensor([1.0, 1.0])
+    plain = bradley_terry(winners, losers)
+    # ln(1 + e^-1) and ln(1 + e^0.5)
+    assert plain.tolist() == pytest.approx([0.3132616875, 0.9740769842], abs=1e-6)
+    margin = bradley_terry(winners, losers, torch.tensor([1.0, 0.0]))
+    # ln 2
+    assert margin.tolist() == pytest.approx([0.6931471806, 0.9740769842], abs=1e-6)
+    # + 0.01 * 3^2, + 0.01 * 1.5^2
+    centred = bradley_terry(winners, losers, centering=0.01) - plain
+    assert centred.tolist() == pytest.approx([0.09, 0.0225], abs=1e-6)
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=40), st.integers(100, 900), st.integers(1, 3))
+def test_micro_batches_hold_every_pair_once_within_the_budget(costs, budget, devices):
+    from rewardbench.trainer import bucketed
+
+    made = bucketed(costs, budget, devices)
+    assert len(made) == devices and len({len(steps) for steps in made}) == 1
+    groups = [group for steps in made for group in steps]
+    assert sorted(i for group in groups for i in group) == list(range(len(costs)))
+    for group in groups:
+        assert len(group) < 2 or max(costs[i] for i in group) * len(group) <= budget
+    if len(costs) >= devices:
+        assert not [steps for steps in made if not any(steps)]
+    in_order = sorted((group for group in groups if group), key=lambda group: -costs[group[0]])
+    lengths = [costs[i] for group in in_order for i in group]
+    assert sorted(lengths, reverse=True) == [c for g in in_order for c in sorted((costs[i] for i in g), reverse=True)]
+
+
+def weights_of(path: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+def test_micro_batches_change_nothing(checkpoint, tmp_path):
+    import torch
+
+    from rewardbench.train import train
+
+    runs = {}
+    for name, tokens in (("whole", 8192), ("single", 1)):
+        how = SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5})
+        runs[name] = Recorder()
+        train(checkpoint, separable(24), how, 1, tmp_path / name, runs[name])
+    whole, single = (weights_of(tmp_path / name) for name in runs)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, single[name], rtol=1e-4, atol=1e-5)
+    assert [v["loss"] for _, v in runs["whole"].rows] == pytest.approx(
+        [v["loss"] for _, v in runs["single"].rows], rel=1e-4
+    )
+
+
+def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
+    from rewardbench.train import train
+
+    long = data.Comparison("long", separable(1)[0].prompt, "fine " * 40, "awful")
+    run, how = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
+    train(checkpoint, [*separable(12), long], how, 0, tmp_path / "model", run)
+    assert run.summary["pairs_too_long"] == 1 and run.summary["pairs_train"] + run.summary["pairs_held_out"] == 12
+    assert (
+        "left out 1 pairs of more than 90 tokens (max_length, or the model's context): long" in capsys.readouterr().out
+    )
+    with pytest.raises(InputError, match="all 1 pairs have more than 90 tokens"):
+        train(checkpoint, [long], how, 0, tmp_path / "none", run)
+
+
+def test_two_processes_give_the_weights_of_one(checkpoint, tmp_path):
+    import torch
+
+    pairs = write(tmp_path / "pairs.jsonl", *[pair(f"p{i}", "fine" + " so" * (i % 4), "awful") for i in range(12)])
+    for devices in (1, 2):
+        settings = {"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 300, "devices": devices}
+        command = ["train", "--model", checkpoint, "--pairs", pairs, "--settings", json.dumps(settings)]
+        done = subprocess.run(
+            [sys.executable, "-m", "rewardbench.cli", *map(str, command), "--out", str(tmp_path / f"model{devices}")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (weights_of(tmp_path / f"model{devices}") for devices in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
+    records = [json.loads((tmp_path / f"model{n}.run.json").read_text()) for n in (1, 2)]
+    assert records[0]["summary"]["accuracy_train"] == records[1]["summary"]["accuracy_train"]
+
+
+def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
+    import torch
+
+    from rewardbench.train import train
+    from rewardbench.trainer import RewardTrainer
+
+    how = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
+    train(checkpoint, separable(24), how, 1, tmp_path / "whole", Recorder())
+    losses, step = RewardTrainer.sample_losses, []
+
+    def stops(self, *args, **kwargs):
+        step.append(self.state.global_step)
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return losses(self, *args, **kwargs)
+
+    monkeypatch.setattr(RewardTrainer, "sample_losses", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+    assert not (tmp_path / "killed").exists()
+    monkeypatch.setattr(
+        RewardTrainer,
+        "sample_losses",
+        lambda self, *a, **k: (step.append(self.state.global_step), losses(self, *a, **k))[1],
+    )
+    step.clear()
+    train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+    assert step[0] == 2
+    whole, killed = (weights_of(tmp_path / name) for name in ("whole", "killed"))
+    for name, value in whole.items():
+        torch.testing.assert_close(value, killed[name], rtol=1e-5, atol=1e-6)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".work")]
+
+
+def test_padding_never_ends_a_turn(checkpoint, tmp_path):
+    """Llama 3 has no padding token: its end of turn would stand in, and the reward be read before it."""
+    from rewardbench.train import _own_padding
+    from sso.chat import end_of_turn, load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|reserved_special_token_0|>"]})
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer.pad_token_id == end_of_turn(tokenizer)
+    _own_padding(tokenizer)
+    assert tokenizer.pad_token in ("<pad>", "<|reserved_special_token_0|>")
+
+
+def test_a_plain_pipeline_gives_the_same_rewards(trained):
+    from transformers import AutoTokenizer, pipeline
+
+    out, _ = trained
+    model, tokenizer = score.load(out)
+    rows = separable(5)
+    ours = score.rewards(model, score.encode(tokenizer, rows)[0])
+    classify = pipeline("text-classification", model=str(out), tokenizer=AutoTokenizer.from_pretrained(out))
+    for row, value in zip(rows, ours, strict=True):
+        messages = [*[m.model_dump() for m in row.prompt], {"role": "assistant", "content": row.chosen}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+        # float32 of two batch shapes
+        assert classify(text, function_to_apply="none")[0]["score"] == pytest.approx(value, abs=1e-4)
+
+
+# Other scorers of the same rows.
+
+
+BENCH = [
+    {"id": n, "subset": n, "prompt": f"{n}?", "chosen": "fine so", "rejected": "awful"}
+    for n in ("micro-chat", "micro-chat-hard", "micro-safety", "micro-reasoning")
+]
+
+
+def test_a_policys_implicit_reward(checkpoint, tmp_path):
+    """Against plain log-probabilities, token by token, of two models."""
+    import torch
+
+    from sso import chat
+
+    tokenizer, reference = chat.load_tokenizer(checkpoint), chat.load_model(checkpoint)
+    policy = chat.load_model(checkpoint)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    rows = data.read_bench(write(tmp_path / "bench.jsonl", *BENCH))
+
+    def logp(model, row, text) -> tuple[float, int]:
+        ids = torch.tensor(chat.encode(tokenizer, row.prompt, text))
+        start = len(chat.encode_prompt(tokenizer, row.prompt))
+        with torch.no_grad():
+            each = model(ids[None]).logits[0].log_softmax(-1)
+        return sum(each[i - 1, ids[i]].item() for i in range(start, len(ids))), len(ids) - start
+
+    implicit = score.by_policy(rows, tmp_path / "policy", checkpoint)
+    alone = score.by_policy(rows, tmp_path / "policy", None)
+    for row, rewards, means in zip(rows, implicit, alone, strict=True):
+        for text, reward, mean in zip((row.chosen, row.rejected), rewards, means, strict=True):
+            (own, count), (base, _) = logp(policy, row, text), logp(reference, row, text)
+            assert reward == pytest.approx(own - base, abs=1e-3) and mean == pytest.approx(own / count, abs=1e-4)
+    with pytest.raises(InputError, match="'long': more than the 128 tokens"):
+        score.by_policy([data.Comparison("long", rows[0].prompt, "x " * 100, "y")], checkpoint, None)
+
+
+def test_a_judges_verdicts(tmp_path, capsys):
+    """A tie and an unreadable verdict are not won; both are counted and the latter is named."""
+    from eval.judge import Preference
+
+    class Fixed:
+        def pairwise(self, items, draw=0):
+            assert [item.a for item in items] == ["fine so"] * 4
+            return [
+                Preference(1.0, 1.0),
+                Preference(1.0, 0.0),
+                Preference(math.nan, math.nan),
+                Preference(math.nan, 1.0),
+            ]
+
+    rows = data.read_bench(write(tmp_path / "bench.jsonl", *BENCH))
+    result = score.write(rows, score.by_judge(rows, Fixed()), tmp_path / "r.json", {"kind": "judge"})
+    assert [row["accuracy"] for row in result["subsets"].values()] == [100.0, 0.0, 0.0, 100.0]
+    assert [(row["ties"], row["nan"]) for row in result["subsets"].values()] == [(0, 0), (1, 0), (0, 1), (0, 0)]
+    assert "1 rows have no score and count as lost: micro-safety" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "r_rows.jsonl").read_text().splitlines()]
+    assert lines[2] == {"id": "micro-safety", "subset": "micro-safety", "chosen": None, "rejected": None}
+
+
+def test_score_command_takes_a_policy_and_a_judge(tiny_checkpoint, tmp_path):
+    from rewardbench.cli import main
+    from sso.config import World
+    from sso.micro.data import benchmarks
+    from sso.micro.world import Writer
+
+    bench = write(tmp_path / "bench.jsonl", *benchmarks(Writer(World()), 2, set())["rewardbench"])
+    policy = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint]
+    for who in (policy, ["--judge", '{"kind": "oracle"}', "--world", "{}"]):
+        assert main([str(a) for a in ("score", *who, "--data", bench, "--out", tmp_path / "r.json")]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["scorer"]["kind"] == "judge" and result["rewardbench_avg"] == 100.0
+
+
+# Best of n.
+
+
+def test_curve_and_calibration_by_hand():
+    import numpy as np
+
+    from rewardbench.best_of_n import calibration, curve
+
+    quality = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.2, 0.8, 0.8]])
+    rewards = np.array([[0.0, 1.0, 5.0, 2.0], [3.0, 1.0, 0.0, 2.0]])
+    one, two, four = curve(rewards, quality)
+    assert (one["n"], one["reward"], one["oracle"], one["random"]) == (1, 0.25, 0.25, 0.25)
+    # 0.9 and 0.4; 0.9 and 0.4; the mean of the first two of both
+    assert (two["reward"], two["oracle"], two["random"]) == pytest.approx((0.65, 0.65, 0.4))
+    # 0.5 and 0.4; 0.9 and 0.8
+    assert (four["reward"], four["oracle"]) == pytest.approx((0.45, 0.85))
+    # Gaps 1 (right), 3 (wrong), 2 (right); the pair of equal quality is left out.
+    small, large = calibration(rewards, quality, bins=2)
+    assert (small["n"], small["agreement"], small["gap"]) == (2, 1.0, 1.5)
+    assert (large["n"], large["agreement"], large["expected"]) == (1, 0.0, pytest.approx(1 / (1 + math.exp(-3))))
+
+
+def test_best_of_n_command(tiny_checkpoint, tmp_path):
+    """A reward model from a tiny checkpoint picks, and more answers leave the first ones as they are."""
+    from rewardbench.cli import main
+    from rewardbench.train import start
+    from sso.config import World
+    from sso.micro.data import queries
+    from sso.micro.world import Writer
+    from sso.records import Answer, read
+    from sso.records import write as write_records
+
+    for part in start(tiny_checkpoint, 0):
+        part.save_pretrained(tmp_path / "reward")
+    write_records(tmp_path / "queries.jsonl", queries(Writer(World()), "q", 3, set()))
+    files = ("--model", tmp_path / "reward", "--policy", tiny_checkpoint, "--queries", tmp_path / "queries.jsonl")
+    how = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
+    for n in (2, 4):
+        argv = ("best-of-n", *files, *how, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
+        assert main([str(a) for a in argv]) == 0
+    answers = read(tmp_path / "best4.jsonl", Answer)
+    assert [a.id for a in answers] == ["q-0", "q-1", "q-2"] and answers[0].model == "best of 4"
+    two, four = (json.loads((tmp_path / f"best{n}.report.json").read_text())["best_of_n"] for n in (2, 4))
+    assert two == four[:2] and len(four) == 3 and (tmp_path / "best4.svg").stat().st_size > 1000

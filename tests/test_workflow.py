@@ -29,9 +29,11 @@ def count(grid: grids.Grid) -> Counter:
     return Counter(job.rule for job in grid.jobs.values())
 
 
-def snakemake(*arguments: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
+def snakemake(
+    *arguments: str, cwd: Path, python: str = sys.executable, timeout: int = 600
+) -> subprocess.CompletedProcess:
     command = [python, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(cwd), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 def planned(result: subprocess.CompletedProcess) -> set[str]:
@@ -48,7 +50,7 @@ def test_smoke_has_every_rule_of_micro():
 
 
 def test_micro_has_the_jobs_that_its_arms_ask_for():
-    arms = load(CONFIG / "micro.yaml").arms.values()
+    arms, rewards = load(CONFIG / "micro.yaml").arms.values(), len(load(CONFIG / "micro.yaml").rewards)
     on_pairs = sum(arm.policy is not None and arm.version == "v2" for arm in arms)
     made = sum(arm.generator is not None for arm in arms)
     # Two backbones, each: base, the arms on pairs, and v1's two of three iterations.
@@ -66,8 +68,9 @@ def test_micro_has_the_jobs_that_its_arms_ask_for():
         "policy": 2 * (on_pairs + 2 * 3),
         "evaluate": 2 * (1 + on_pairs + 2 * 3),
         "judge": 2 * (1 + on_pairs + 2 * 3),
-        "reward_model": 2 * 2,
-        "rewardbench": 2 * 2,
+        "mixture": 2 * rewards,
+        "reward_model": 2 * rewards,
+        "rewardbench": 2 * rewards,
         "report": 1,
         "mlflow": 1,
     }
@@ -173,7 +176,7 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
     ("given", "sentence"),
     [
         ({"arms": {"a b": {"label": "x", "data": "none"}}}, "names a folder"),
-        ({"rewards": {"sso": {"arm": "sso_v1"}}}, "makes no pairs of its own"),
+        ({"rewards": {"sso": {"arm": "base"}}}, "makes no pairs"),
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
         ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),
@@ -336,3 +339,39 @@ def test_an_extra_arm_leaves_the_others_alone(stage):
     plan = planned(call("-n", "--quiet", "host", "--config", f"arms={{extra: {arm}}}"))
     shared = {"results/smoke/config.json", "results/smoke/report", "results/smoke/mlflow.done"}
     assert plan >= shared and all("/extra" in path for path in plan - shared)
+
+
+def test_a_reward_model_reads_what_its_sources_are(tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("{}\n")
+    sources = [{"arm": "sso", "weight": 1}, {"arm": "sso_v1", "weight": 3}, {"world": True, "weight": 1}]
+    sources.append({"path": str(own), "weight": 1})
+    reward = {"label": "mixed", "sources": sources, "base": "org/base", "backbones": ["llama"]}
+    grid = build("micro.yaml", rewards={"mixed": reward})
+    jobs = {job.rule: job for job in grid.jobs.values() if job.wildcards.get("reward") == "mixed"}
+    cell = "results/micro/llama/s0"
+    drawn = [f"{cell}/triples/{part}/triples.jsonl" for part in ("v1", "sso_v1/it2", "sso_v1/it3")]
+    expected = [f"{cell}/pairs/sso/pairs.jsonl", *drawn, "results/micro/data/annotated.jsonl", str(own)]
+    settings = json.loads(jobs["mixture"].params["settings"])
+    assert [source["path"] for source in settings["sources"]] == expected
+    assert [source["weight"] for source in settings["sources"]] == [1, 1, 1, 1, 1, 1]
+    assert jobs["mixture"].inputs["data"] == ["results/micro/data/rewardbench.jsonl", *expected]
+    assert jobs["reward_model"].params["model"] == "org/base" and "model" not in jobs["reward_model"].inputs
+    assert len([j for j in grid.jobs.values() if j.wildcards.get("reward") == "mixed"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({"sources": [{"path": "no/such/file.jsonl"}]}, "no such file"),
+        ({"sources": [{"path": "a", "arm": "sso"}]}, "a source is one of"),
+        ({"sources": [{"arm": "sso", "weight": 1}, {"arm": "pbaa"}]}, "all have a `weight`, or none"),
+        ({"sources": [{"arm": "sso", "weight": 1, "limit": 5}]}, "a `limit` or a `weight`"),
+        ({"arm": "sso", "sources": [{"arm": "sso"}]}, "`arm` or `sources`, not both"),
+        ({}, "give `arm` or `sources`"),
+        ({"arm": "sso", "backbones": ["none"]}, "unknown backbone 'none'"),
+    ],
+)
+def test_bad_rewards_are_named(reward, message):
+    with pytest.raises(InputError, match=message):
+        grids.check(grids.load([CONFIG / "micro.yaml"], {"rewards": {"new": {"label": "new", **reward}}}))

@@ -8,6 +8,7 @@ A *cell* is one backbone with one seed. A *run* is what is evaluated: an arm, or
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,11 +24,13 @@ from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
+from workflow.costs import Cost, Costs
 
 PATHS = {
     "config": "{root}/config.json",
     "data": "{root}/data",
-    "principles": "{writer}/principles/{version}_{t}.jsonl",
+    "preferences": "{root}/data/{part}.jsonl",
+    "principles": "{writer}/principles/{guidelines}.jsonl",
     "sft": "{cell}/sft",
     "sample": "{cell}/triples/{set}/triples.jsonl",
     "reference": "{cell}/triples/{set}/reference.safetensors",
@@ -38,6 +41,7 @@ PATHS = {
     "policy": "{cell}/policy/{run}",
     "evaluate": "{cell}/eval/{run}/answers",
     "judge": "{cell}/eval/{run}/judged",
+    "mixture": "{cell}/reward/{reward}/pairs.jsonl",
     "reward_model": "{cell}/reward/{reward}/model",
     "rewardbench": "{cell}/reward/{reward}/rewardbench.json",
     "report": "{root}/report",
@@ -59,6 +63,11 @@ class Job:
     def reads(self) -> list[str]:
         """All input paths, flat."""
         return [path for value in self.inputs.values() for path in ([value] if isinstance(value, str) else value)]
+
+
+def file_name(name: str) -> str:
+    """Of a judged benchmark's file in the data folder (docs/evaluation_judges.md)."""
+    return "reference.json" if name == "reference" else f"{name}.jsonl"
 
 
 def text(settings: BaseModel | Mapping[str, Any], *keys: str, without: Iterable[str] = ()) -> str:
@@ -125,13 +134,19 @@ def check(experiment: Experiment) -> None:
     if len({(g.dtype, g.max_length) for g in generators}) > 1:
         raise InputError("arms: generators share their reference scores, so `dtype` and `max_length` must be the same.")
     for name, reward in experiment.rewards.items():
-        if experiment.world is None:
-            raise InputError(f"rewards.{name}: reward models are scored on the micro-world's pairs; remove `rewards`.")
-        if chained(experiment.arms[reward.arm]) or experiment.arms[reward.arm].data == "none":
-            raise InputError(f"rewards.{name}.arm: arm {reward.arm!r} makes no pairs of its own; choose one that does.")
+        for source in reward.parts:
+            if source.arm and experiment.arms[source.arm].policy is None:
+                raise InputError(f"rewards.{name}.arm: arm {source.arm!r} makes no pairs; choose one that does.")
+            if source.path and not Path(source.path).exists() and not is_hub_name(source.path):
+                raise InputError(f"rewards.{name}.sources: {source.path}: no such file; give one or a hub name.")
+    bench = experiment.evaluation.rewardbench
+    if experiment.rewards and experiment.world is None and not Path(bench).exists() and not is_hub_name(bench):
+        raise InputError(f"evaluation.rewardbench: {bench}: no such file; give one, or its name on the hub.")
     queries = []
-    if experiment.data.queries is not None:
+    if experiment.data.queries is not None and Path(experiment.data.queries).is_file():
         queries = read(experiment.data.queries, Query)[: experiment.data.limit]
+    elif experiment.data.queries is not None and not is_hub_name(experiment.data.queries):
+        raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
     for task in experiment.evaluation.tasks:
@@ -145,16 +160,50 @@ def check(experiment: Experiment) -> None:
             if not Path(file).is_file():
                 raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
-    for path in [*checkpoints, *filter(None, [experiment.principles.path])]:
-        if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    writers = [writer.path for writer in (experiment.principles, *experiment.writers.values()) if writer.path]
+    for path in [*checkpoints, *writers]:
+        if not Path(path).is_dir() and not is_hub_name(path):
             raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
-        check_checkpoint(path)
+        base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
+        check_checkpoint(path, template=not base)
         check_prompts(path, queries, experiment.sampling.max_new_tokens)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text that is no path here can be OWNER/NAME on the hub."""
+    return not Path(name).exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def hub_names(experiment: Experiment) -> dict[str, str]:
+    """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
+    data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
+    models = [backbone.path for backbone in experiment.backbones.values()]
+    models += [writer.path for writer in (experiment.principles, *experiment.writers.values())]
+    sets = [data.queries, data.preferences and data.preferences.path]
+    if sft and any(backbone.sft for backbone in experiment.backbones.values()):
+        models, sets = [*models, sft.chat_template], [*sets, sft.data]
+    for reward in experiment.rewards.values():
+        models.append(reward.base)
+        sets += [source.path for source in reward.sources]
+        sets.append(evaluation.rewardbench if experiment.world is None else None)
+    found = {name: "model" for name in models if name and is_hub_name(name)}
+    found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
+    found |= {name: "file" for name in evaluation.files.values() if name.startswith("hf://")}
+    for task in evaluation.tasks:
+        name = task.name.removeprefix("real_")
+        if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
+            found[task.name] = "benchmark"
+    return found
+
+
+def local_paths(experiment: Experiment) -> list[str]:
+    """Where names of the hub were mapped to."""
+    return sorted(set(experiment.local.values()))
 
 
 def chained(arm: Arm) -> bool:
     """Whether the policy trains on whole triples that it draws itself, once an iteration (v1)."""
-    return arm.policy is not None and (arm.data == "triples" or arm.iterations > 1)
+    return arm.policy is not None and (arm.data == "triples" or arm.iterations > 1 or arm.offline)
 
 
 class Grid:
@@ -207,12 +256,54 @@ class Grid:
         """Priority function of a rule: the longest chain of jobs that waits for this one."""
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
 
-    def environment(self, wildcards: Any) -> str | None:
-        """The conda environment file of a job: None, the one that Snakemake itself runs in, which holds this project.
+    def resource(self, rule: str, name: str) -> Callable[[Any], int]:
+        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's)."""
 
-        Here is the place for an engine that can't share it (vLLM): the path of a file in workflow/envs.
-        """
+        def ask(wildcards: Any) -> int:
+            if self.experiment.hardware is None:
+                return {"gpu": 0, "nodes": 1, "mem_mb": 2500, "runtime": 120}[name]
+            cost = self.cost(self.job(rule, wildcards))
+            own = {
+                "gpu": cost.gpus,
+                "nodes": cost.nodes,
+                "mem_mb": 1000 * cost.host_gb,
+                "runtime": 30 + 2 * 60 * cost.wall_hours,
+            }
+            return math.ceil(own[name])
+
+        return ask
+
+    def threads(self, rule: str) -> Callable[[Any], int]:
+        """Threads function of a rule: four a GPU, which feed it; a job without is one process."""
+        return lambda wildcards: max(1, 4 * self.resource(rule, "gpu")(wildcards))
+
+    @cached_property
+    def costs(self) -> Costs:
+        """The cost model on the experiment's hardware."""
+        return Costs(self.experiment)
+
+    def cost(self, job: Job) -> Cost:
+        """What a job costs by the model."""
+        return self.costs.of(job.rule, job.wildcards, job.params)
+
+    def environment(self, wildcards: Any) -> str | None:
+        """The conda environment file of a job: None, the one that Snakemake runs in, which holds this project."""
         return None
+
+    def engine_environment(self, rule: str) -> Callable[[Any], str | None]:
+        """Environment function of a rule that draws text: vLLM's pins exclude those of this project."""
+
+        def ask(wildcards: Any) -> str | None:
+            engine = json.loads(self.job(rule, wildcards).params["settings"])["engine"]
+            return str(ROOT / "workflow" / "envs" / "vllm.yaml") if engine == "vllm" else None
+
+        return ask
+
+    def command(self, rule: str, module: str) -> Callable[[Any], str]:
+        """Command function of a rule that draws text: in vLLM's environment the project is not installed, but found."""
+        script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
+        environment = self.engine_environment(rule)
+        return lambda wildcards: f"python -m {module}" if environment(wildcards) else script
 
     def names(self, rule: str, wildcard: str) -> str:
         """A regular expression that matches just the values of a wildcard which a rule's jobs have."""
@@ -229,10 +320,11 @@ class Grid:
         """Files of the data folder by name without suffix."""
         queries = [f"queries{t}" for t in range(1, self.iterations + 1)]
         if self.experiment.world is None:
-            names = [*queries, *(["tune"] if self.experiment.data.tune else [])]
-            return {name: f"{self.data_folder}/{name}.jsonl" for name in names}
-        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS, "rewardbench"]
-        files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
+            names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
+            files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
+            return files | {name: f"{self.data_folder}/{file_name(name)}" for name in self.experiment.evaluation.files}
+        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS]
+        files = {name: f"{self.data_folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{self.data_folder}/world.json"}
 
     @property
@@ -298,12 +390,15 @@ class Grid:
     def _build(self) -> None:
         experiment = self.experiment
         config = self._add("config", params={"experiment": text(experiment)})
-        chosen = {"world": experiment.world and experiment.world.model_dump(), "data": experiment.data.model_dump()}
+        world, data = experiment.world, experiment.data
+        files = experiment.evaluation.files
+        own = {"data": data.model_dump(exclude={"generator_queries", "preferences"})}
+        own |= {"files": {file_name(name): source for name, source in files.items()}} if files else {}
         self._add(
             "data",
             "",
-            {"queries": [f for f in (experiment.data.queries, experiment.data.tune) if f]},
-            params={"settings": text({**chosen, "iterations": self.iterations})},
+            {"queries": [f for f in (data.queries, data.tune, *files.values()) if f and Path(f).is_file()]},
+            params={"settings": text({"world": world and world.model_dump(), **own, "iterations": self.iterations})},
         )
         results: list[str] = []
         for seed in experiment.seeds:
@@ -336,9 +431,12 @@ class _Cell:
         # What the oracle reads: sizes of the data sets are not part of it.
         oracle = text(self.world, "name", "seed", "entities") if self.world else ""
         self.oracle = ["--world", oracle] if oracle else []
-        self.start = self.backbone.path or grid._path("sft", **self.at)
+        about = self.backbone
+        self.base = f"{about.path}@{about.revision}" if about.path and about.revision else about.path
+        trained = about.sft or not about.path
+        self.start = grid._path("sft", **self.at) if trained else self.base
         """The model that everything starts from."""
-        self.made = {} if self.backbone.path else {"model": self.start}
+        self.made = {"model": self.start} if trained else {}
         """Its path as an input, where a job of ours makes it."""
 
     def add(self, rule: str, output: str = "", inputs: Mapping[str, Any] | None = None, /, **rest: Any) -> str:
@@ -346,13 +444,15 @@ class _Cell:
 
     def build(self) -> list[str]:
         """Add the jobs of this cell; returns the files that the report reads."""
-        if not self.backbone.path:
-            settings = text(self.backbone, without=("path", "revision", "paper"))
+        if self.made:
+            shape = () if self.backbone.path else ("architecture", "hidden_size", "layers", "heads", "kv_heads")
+            settings = text(self.backbone, "path", "revision", "sft", "max_length", *shape)
+            source = self.experiment.sft.data if self.backbone.path else self.data["sft"]
             self.add(
                 "sft",
                 "",
-                {"data": self.data["sft"]},
-                params={"backbone": settings, "settings": text(self.experiment.sft)},
+                {"data": source} if Path(source).is_file() or not self.backbone.path else {},
+                params={"backbone": settings, "settings": text(self.experiment.sft), "data": source},
             )
         results: list[str] = []
         for name, arm in self.arms.items():
@@ -360,26 +460,30 @@ class _Cell:
                 results.append(self.evaluate(name, self.start, self.made))
             elif chained(arm):
                 results += self.chain(name, arm)
+            elif arm.data == "annotated" and not self.world:
+                results += self.annotated_arm(name, arm)
             else:
                 results += self.pair_arm(name, arm)
         for name, reward in self.experiment.rewards.items():
-            if reward.arm in self.arms:
+            here = reward.backbones is None or self.name in reward.backbones
+            if here and all(source.arm is None or source.arm in self.arms for source in reward.parts):
                 results.append(self.reward(name))
         return results
 
-    def principles(self, version: str, t: int) -> str:
-        """Guidelines for the queries of iteration ``t``; the policy writes them with its starting model."""
-        writer = self.experiment.principles
+    def principles(self, version: str, t: int | str, name: str | None = None) -> str:
+        """Guidelines for the queries of iteration ``t`` or of `all`; the policy writes with its starting model."""
+        writer = self.experiment.writers[name] if name else self.experiment.principles
         own = writer.kind == "policy"
         model = {"policy": self.start, "checkpoint": writer.path}.get(writer.kind)
         options = [*(self.oracle if writer.kind == "procedural" else []), *(["--model", model] if model else [])]
-        where = {**(self.at if own else {}), "version": version, "t": t}
+        where = {**(self.at if own else {}), "guidelines": "_".join([version, *([name] if name else []), str(t)])}
         return self.grid._add(
             "principles",
             "",
-            {"queries": self.data[f"queries{t}"], **(self.made if own else {})},
+            {"queries": self.data["queries_all" if t == "all" else f"queries{t}"], **(self.made if own else {})},
             **where,
             params={
+                "version": version,
                 "settings": text(writer),
                 "options": options,
                 # One text for all seeds, unless each policy writes its own.
@@ -387,35 +491,43 @@ class _Cell:
             },
         )
 
-    def sample(self, version: str, t: int, arm: str, model: str, inputs: Mapping[str, str]) -> str:
-        """Triples of one model; the first iteration's are shared by all arms of a version."""
-        folder = version if t == 1 else f"{arm}/it{t}"
+    def sample(self, name: str, t: int | str, model: str, inputs: Mapping[str, str]) -> str:
+        """Triples of one model; the first iteration's are shared by all arms of a version and a writer."""
+        arm = self.arms[name]
+        folder = self.folder(arm, t) if t in (1, "all") else f"{name}/it{t}"
         # A second unprompted response is only for the pairs that the oracle labels.
-        annotated = t == 1 and any(a.data == "annotated" and a.version == version for a in self.arms.values())
+        labelled = self.world and any(a.data == "annotated" and a.version == arm.version for a in self.arms.values())
+        count = self.experiment.data.generator_queries if arm.version == "v2" else None
         return self.add(
             "sample",
             "",
-            {**inputs, "principles": self.principles(version, t)},
+            {**inputs, "principles": self.principles(arm.version, t, arm.writer)},
             set=folder,
             params={
                 **self.sampling(),
                 "model": model,
-                "responses": "y+,y-,yo,second" if annotated else "y+,y-,yo",
+                "responses": "y+,y-,yo,second" if labelled and t == 1 else "y+,y-,yo",
+                "options": ["--limit", str(count)] if count else [],
             },
         )
+
+    def folder(self, arm: Arm, t: int | str = 1) -> str:
+        """Of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
+        return "_".join([arm.version, *([arm.writer] if arm.writer else []), *([t] if t == "all" else [])])
 
     def sampling(self) -> dict[str, str]:
         return {"settings": text(self.experiment.sampling), "wrapper": self.experiment.principles.wrapper}
 
-    def shared_reference(self, version: str, triples: str) -> str:
-        """Reference scores of every node that a generator of this version asks for, once for all of them."""
-        generators = [a.generator for a in self.arms.values() if a.generator and a.version == version]
+    def shared_reference(self, arm: Arm, triples: str) -> str:
+        """Reference scores of every node that a generator on these triples asks for, once for all of them."""
+        alike = [a for a in self.arms.values() if a.generator and self.folder(a) == self.folder(arm)]
+        generators = [a.generator for a in alike]
         wanted = {g.objective for g in generators}
         return self.add(
             "reference",
             "",
             {**self.made, "data": triples},
-            set=version,
+            set=self.folder(arm),
             params={
                 "model": self.start,
                 "objectives": ",".join(name for name in load_objectives() if name in wanted),
@@ -423,20 +535,53 @@ class _Cell:
             },
         )
 
+    def preferences(self, part: int, parts: int) -> str:
+        """Annotated pairs, whole or one of so many parts; every backbone and seed reads the same."""
+        name = "preferences" if parts == 1 else f"preferences{part}of{parts}"
+        source = self.experiment.data.preferences
+        return self.grid._add(
+            "preferences",
+            "",
+            {"source": source.path if Path(source.path).is_file() else ""},
+            part=name,
+            params={"settings": text(source), "part": f"{part}/{parts}"},
+        )
+
+    def annotated_arm(self, name: str, arm: Arm) -> list[str]:
+        """A policy on annotated pairs that others made, and its evaluation; nothing is sampled."""
+        pairs = self.preferences(1, 1)
+        reference = self.add(
+            "reference",
+            "",
+            {**self.made, "data": pairs},
+            set="preferences",
+            params={
+                "model": self.start,
+                "objectives": "pairs",
+                "settings": text(arm.policy, "dtype", "max_length", "devices"),
+            },
+        )
+        policy = self.train("policy", arm.policy, pairs, self.start, self.made, reference, run=name)
+        return [self.evaluate(name, policy, {"model": policy})]
+
     def pair_arm(self, name: str, arm: Arm) -> list[str]:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
-        grid = self.grid
-        triples = self.sample(arm.version, 1, name, self.start, self.made)
+        grid, all_sampled = self.grid, not self.experiment.data.generator_queries
         scoring = text(arm.policy, "dtype", "max_length")
-        if arm.generator:
-            reference = self.shared_reference(arm.version, triples)
-            generator = self.train("generator", arm.generator, triples, self.start, self.made, reference, arm=name)
+        if arm.generator or all_sampled:
+            triples = self.sample(name, 1, self.start, self.made)
+        if arm.generator or not all_sampled:
+            source, made = self.start, self.made
+            if arm.generator:
+                reference = self.shared_reference(arm, triples)
+                source = self.train("generator", arm.generator, triples, self.start, self.made, reference, arm=name)
+                made = {**self.made, "generator": source}
             pairs = self.add(
                 "generated_pairs",
                 "pairs",
-                {**self.made, "generator": generator, "principles": self.principles(arm.version, 1)},
+                {**made, "principles": self.principles(arm.version, 1, arm.writer)},
                 arm=name,
-                params={**self.sampling(), "model": self.start, "scoring": scoring},
+                params={**self.sampling(), "generator": source, "model": self.start, "scoring": scoring},
             )
         else:
             options = self.oracle if arm.data == "annotated" else []
@@ -449,26 +594,33 @@ class _Cell:
             )
         reference = grid._path("pairs_reference", **self.at, arm=name)
         policy = self.train("policy", arm.policy, pairs, self.start, self.made, reference, run=name)
+        results = [self.evaluate(name, policy, {"model": policy})]
+        judge = self.experiment.evaluation_of(self.name, name).judge
+        # Who is not asked for a sample of the pairs is not asked for money for all of them.
+        if not self.world and not judge.pairs:
+            return results
         quality = self.add(
             "data_quality",
             "",
             {"pairs": pairs, "reference": reference},
             arm=name,
-            params={"settings": text(self.experiment.evaluation.judge), "options": self.oracle},
+            params={"settings": text(judge), "options": self.oracle},
         )
-        results = [self.evaluate(name, policy, {"model": policy})]
-        # Only the micro-world's oracle is there to judge pairs without being asked for money.
-        return [*results, quality] if self.world else results
+        return [*results, quality]
 
     def chain(self, name: str, arm: Arm) -> list[str]:
         """Iterations: the current policy draws triples, then trains on them, itself the reference."""
         results, model, inputs, first = [], self.start, self.made, None
         for t in range(1, arm.iterations + 1):
-            triples = self.sample(arm.version, t, name, model, inputs)
-            model = self.train("policy", arm.policy, triples, model, inputs, None, rate_from=first, run=f"{name}/it{t}")
+            if arm.data == "annotated":
+                triples = self.preferences(t, arm.iterations)
+            else:
+                triples = self.sample(name, "all" if arm.offline else t, model, inputs)
+            run = name if arm.offline else f"{name}/it{t}"
+            model = self.train("policy", arm.policy, triples, model, inputs, None, rate_from=first, run=run)
             inputs = {"model": model}
-            first = first or self.grid._path("policy", **self.first, run=f"{name}/it1")
-            results.append(self.evaluate(f"{name}/it{t}", model, inputs))
+            first = first or self.grid._path("policy", **self.first, run=run)
+            results.append(self.evaluate(run, model, inputs))
         return results
 
     @property
@@ -513,8 +665,9 @@ class _Cell:
 
     def evaluate(self, run: str, model: str, inputs: Mapping[str, str]) -> str:
         """All benchmarks of one model, then the judge; returns the folder of scores."""
-        settings = self.experiment.evaluation
-        asked = [*(["eval"] if settings.pairwise else []), *(["mt_bench"] if settings.mt_bench else [])]
+        settings = self.experiment.evaluation_of(self.name, run.partition("/")[0])
+        asked = ["eval" if self.world else "reference"] if settings.pairwise else []
+        asked += [name for name in ("mt_bench", "arena_hard") if getattr(settings, name)]
         micro = [task.name.removeprefix("micro_") for task in settings.tasks if task.file is None]
         asked += [name for name in micro if name in self.data]
         answers = self.add(
@@ -522,17 +675,22 @@ class _Cell:
             "",
             {
                 **inputs,
-                "data": [self.data[name] for name in asked],
+                "data": [self.data[name] for name in asked if name in self.data],
                 "mirrors": [
                     *[task.file for task in settings.tasks if task.file],
                     *[file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file],
                 ],
             },
             run=run,
-            params={"model": model, "folder": self.grid.data_folder, "settings": text(settings, without=("judge",))},
+            params={
+                "model": model,
+                "folder": self.grid.data_folder,
+                "settings": text(settings, without=("judge", "files", "rewardbench")),
+            },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []
-        fixed += ["mt_bench"] if settings.mt_bench else []
+        fixed += ["mt_bench", "mt_bench_reference"] if settings.mt_bench else []
+        fixed += ["arena_hard", "arena_hard_baseline"] if settings.arena_hard else []
         return self.add(
             "judge",
             "",
@@ -545,15 +703,50 @@ class _Cell:
             },
         )
 
+    def trained_on(self, name: str) -> list[str]:
+        """What an arm's policy is trained on: its pairs, or the triples of each iteration, which hold pairs too."""
+        arm = self.arms[name]
+        iterations = range(1, arm.iterations + 1) if chained(arm) and not arm.offline else [None]
+        runs = [f"{name}/it{t}" if t else name for t in iterations]
+        return [self.grid.jobs[self.grid._path("policy", **self.at, run=run)].inputs["data"] for run in runs]
+
     def reward(self, name: str) -> str:
-        """A reward model on one arm's pairs, and its scores."""
+        """The pairs of a reward model, itself, and its scores."""
         reward = self.experiment.rewards[name]
-        pairs = self.grid._path("pairs", **self.at, arm=reward.arm)
+        bench = self.data["rewardbench"] if self.world else self.experiment.evaluation.rewardbench
+        sources: list[dict[str, Any]] = []
+        for source in reward.parts:
+            paths = self.trained_on(source.arm) if source.arm else [source.path or self.data["annotated"]]
+            limit = source.limit and math.ceil(source.limit / len(paths))
+            weight = source.weight and source.weight / len(paths)
+            own = {**source.model_dump(), "arm": None, "world": False, "limit": limit, "weight": weight}
+            sources += [{**own, "path": path} for path in paths]
+        files = [source["path"] for source in sources]
+        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid._makes(job)}
+        local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
+        pairs = self.add(
+            "mixture",
+            "",
+            {"data": local},
+            reward=name,
+            params={
+                "settings": text({"sources": sources, "dedupe": reward.dedupe, "ngram": reward.ngram}),
+                "bench": bench,
+            },
+        )
+        about = {"label", "version", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones"}
+        start = reward.base or self.start
         model = self.add(
             "reward_model",
             "",
-            {**self.made, "pairs": pairs},
+            {**({} if reward.base else self.made), "pairs": pairs},
             reward=name,
-            params={"model": self.start, "settings": text({**reward.model_dump(), "label": name, "method": None})},
+            params={"model": start, "settings": text(reward, without=about)},
         )
-        return self.add("rewardbench", "", {"model": model, "data": self.data["rewardbench"]}, reward=name)
+        return self.add(
+            "rewardbench",
+            "",
+            {"model": model, "data": [path for path in local if path == bench]},
+            reward=name,
+            params={"bench": bench, "dtype": reward.dtype},
+        )

@@ -12,7 +12,7 @@ from typing import Any
 from sso.config import World
 from sso.micro import lexicon as lex
 from sso.micro.world import FAMILIES, Writer, listed
-from sso.records import Answer, Message, Query, write, write_text
+from sso.records import Answer, Message, Pair, Query, write, write_text
 
 
 def user(text: str) -> list[Message]:
@@ -133,6 +133,28 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
     return sets
 
 
+def annotated(writer: Writer, count: int, taken: set[str]) -> list[Pair]:
+    """A preference set that no model made: two responses of the world's procedure, each without principle or after a
+    good or a bad one, labelled by the oracle. Prompts are in none of the other sets."""
+    random, pairs = Random(f"annotated/{writer.world.seed}"), []
+    while len(pairs) < count:
+        prompt = user(writer.prompt(random))
+        if prompt[0].content in taken:
+            continue
+        task, drafts = writer.oracle.read(prompt), []
+        for good in random.choices([None, True, False], k=2):
+            named = writer.features(task, random, 3) if good is not None else []
+            drafts.append(writer.respond(prompt, random, named, good))
+        scores = [writer.oracle.score(prompt, draft).total for draft in drafts]
+        if abs(scores[0] - scores[1]) > 1e-9:
+            taken.add(prompt[0].content)
+            better, worse = drafts if scores[0] > scores[1] else drafts[::-1]
+            pairs.append(
+                Pair(id=f"annotated-{len(pairs)}", prompt=prompt, chosen=better, rejected=worse, source="world")
+            )
+    return pairs
+
+
 def preference_rows(writer: Writer, fresh, random: Random, index: int) -> list[dict[str, Any]]:
     """One row a section: open requests with flaws against without (Chat), near misses that differ in one wrong
     value (Chat Hard), a missing or violated safety note (Safety), a wrong number or hop (Reasoning)."""
@@ -183,6 +205,7 @@ def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     sets["reference"] = reference(writer, sets["eval"])
     sets["tune_reference"] = reference(writer, sets["tune"])
     sets |= benchmarks(writer, world.benchmark_items, taken)
+    sets["annotated"] = annotated(writer, world.annotated_pairs, taken)
     sets["sft"] = list(sft(writer, world.sft_examples))
     for name, rows in sets.items():
         write(out / f"{name}.jsonl", rows)

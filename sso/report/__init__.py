@@ -14,37 +14,43 @@ from sso.config import Experiment
 def build(experiment: Experiment, results: Path, out: Path) -> None:
     """Write the report of what lies under ``results`` (the experiment's folder) to ``out``, whole or not at all.
 
-    results.csv, tables/*.{md,csv}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
-    provenance.json and report.md only.
+    results.csv, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
+    provenance.json, report.md and report.html only.
     """
-    from sso.report import figures, tables
+    from sso.report import claims, figures, page, render, samples, tables
     from sso.report.collect import collect
+    from sso.report.measured import Measured
 
     results, out = Path(results), Path(out)
-    measured = tables.Measured(collect(experiment, results))
+    measured = Measured(collect(experiment, results))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "report"
         frame = measured.collected.frame()
         records.write_text(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
         pages = {}
-        claims = tables.claims(measured)
-        pages["claims"] = tables.claims_markdown(measured, claims)
-        head = ["claim", "backbone", "verdict", "difference", "test"]
-        records.write_text(folder / "tables/claims.csv", tables.to_csv([head, *claims]))
-        for name in measured.content["tables"]:
-            table = tables.table(measured, name)
-            pages[name] = tables.markdown(measured, table)
-            records.write_text(folder / f"tables/{name}.csv", tables.table_csv(measured, table))
-        found = tables.comparisons(measured)
-        pages["comparisons"] = tables.comparisons_markdown(measured, found)
-        records.write_text(folder / "tables/comparisons.csv", tables.comparisons_csv(found))
+        claimed = claims.claims(measured)
+        pages["claims"] = claims.claims_markdown(measured, claimed)
+        records.write_text(folder / "tables/claims.csv", render.to_csv([claims.HEAD, *claimed]))
+        made = {name: tables.table(measured, name) for name in measured.content["tables"]}
+        for name, table in made.items():
+            pages[name] = render.markdown(measured, table)
+            records.write_text(folder / f"tables/{name}.csv", render.table_csv(measured, table))
+            records.write_text(folder / f"tables/{name}.tex", render.latex(measured, table))
+        found = claims.comparisons(measured)
+        pages["comparisons"] = claims.comparisons_markdown(measured, found)
+        records.write_text(folder / "tables/comparisons.csv", claims.comparisons_csv(found))
         for name, text in pages.items():
             records.write_text(folder / f"tables/{name}.md", text)
         drawn = figures.draw(measured, folder / "figures")
         provenance = _provenance(measured.collected)
         records.write_text(folder / "provenance.json", json.dumps(provenance, indent=2) + "\n")
-        records.write_text(folder / "report.md", _page(experiment, pages, drawn, provenance))
+        shown = {name: text for name, text in pages.items() if name not in made or made[name].applies}
+        records.write_text(folder / "report.md", _page(experiment, shown, drawn, provenance))
+        charts = {name: (folder / f"figures/{name}.svg").read_text(encoding="utf-8") for name in drawn}
+        read = samples.collect(experiment, results)
+        html = page.html(measured, made, claimed, found, charts, read, provenance)
+        records.write_text(folder / "report.html", html)
         shutil.rmtree(out, ignore_errors=True)
         folder.replace(out)
 
@@ -72,7 +78,7 @@ def _provenance(collected: Any) -> dict[str, Any]:
 
 def _page(experiment: Experiment, pages: dict[str, str], drawn: Sequence[str], provenance: dict[str, Any]) -> str:
     from sso.report.figures import CHARTS
-    from sso.report.tables import markdown_rows
+    from sso.report.render import markdown_rows
 
     parts = [f"# {experiment.title or experiment.experiment}\n"]
     parts.append("Every figure with its file: [results.csv](results.csv). Each table is in `tables/` as CSV too.\n")
@@ -81,6 +87,9 @@ def _page(experiment: Experiment, pages: dict[str, str], drawn: Sequence[str], p
         parts.append(f"## {CHARTS[name][0]}\n\n![{CHARTS[name][0]}](figures/{name}.png)\n")
     dirty = " (with uncommitted changes)" if provenance["git_dirty"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    if experiment.assumed:
+        parts.append("## Assumed, where the paper is silent\n")
+        parts.append("".join(f"- `{key}`: {why}\n" for key, why in experiment.assumed.items()))
     parts.append("## Provenance\n")
     parts.append(
         f"- config digest {provenance['config_digest']}, seeds {', '.join(map(str, provenance['seeds']))}\n"

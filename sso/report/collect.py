@@ -55,8 +55,18 @@ class Collected:
     iterations: dict[str, list[int]] = field(default_factory=dict)
     """Arm -> its iterations, [0] for an arm without."""
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    categories: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """Means by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise queries."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
+
+    def version(self, name: str, of: str) -> str:
+        """Of an arm, or of the arms whose pairs a reward model reads; else that of the experiment's first arm."""
+        arms = self.experiment.arms
+        if of == "arms":
+            return arms[name].version
+        own = [source.arm for source in self.experiment.rewards[name].parts if source.arm]
+        return arms[own[0]].version if own else next(iter(arms.values())).version
 
     def frame(self) -> "pd.DataFrame":
         """One row a figure, columns COLUMNS, in the grid's order."""
@@ -68,7 +78,7 @@ class Collected:
             about = rewards[key.arm] if key.metric.startswith("rewardbench") else arms[key.arm]
             rows.append(
                 (
-                    arms[about.arm].version if key.metric.startswith("rewardbench") else about.version,
+                    self.version(key.arm, "rewards" if key.metric.startswith("rewardbench") else "arms"),
                     key.backbone,
                     key.arm,
                     about.method,
@@ -102,8 +112,8 @@ def grid_of(experiment: Experiment) -> Any:
     return Grid(experiment)
 
 
-def collect(experiment: Experiment, results: Path) -> Collected:
-    """All figures under ``results``, the folder of this experiment."""
+def collect(experiment: Experiment, results: Path, length_controlled: bool = True) -> Collected:
+    """All figures under ``results``, the folder of this experiment; length-controlled ones take seconds to fit."""
     grid, found = grid_of(experiment), Collected(experiment)
 
     def place(path: str) -> Path:
@@ -119,6 +129,8 @@ def collect(experiment: Experiment, results: Path) -> Collected:
             known = found.iterations.setdefault(arm, [])
             known += [int(iteration or 0)] if int(iteration or 0) not in known else []
             figures = _judged(path, place(job.inputs["answers"]))
+            for metric, means in _categories(path, place(grid.data_files.get("eval", grid.root))):
+                found.categories[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = means
         elif job.rule == "data_quality":
             figures = _data_quality(path, place(job.inputs["reference"]))
         else:
@@ -126,14 +138,15 @@ def collect(experiment: Experiment, results: Path) -> Collected:
         for metric, figure in figures:
             figure.source = Path(figure.source).relative_to(results).as_posix()
             found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
-    _length_controlled(found, results)
+    if length_controlled:
+        _length_controlled(found, results)
     for job in grid.jobs.values():
         if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
             count = parameter_count(place(job.output))
             if count:
                 found.parameters[job.wildcards["backbone"]] = count
     records = sorted(path for path in results.rglob("*.run.json") if "mlartifacts" not in path.parts)
-    found.jobs = [read_json(path) for path in records]
+    found.jobs = [{**read_json(path), "path": path.relative_to(results).as_posix()} for path in records]
     return found
 
 
@@ -180,6 +193,25 @@ def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
             yield metric, figure
 
 
+def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The metric that is split by category, and its means; nothing where there are less than three."""
+    scores = folder / "scores.json"
+    if not scores.is_file():
+        return
+    means = (read_json(scores).get("mt_bench") or {}).get("categories") or {}
+    means = {name: value for name, value in means.items() if value is not None}
+    if len(means) > 2:
+        yield "mt_bench", means
+    elif queries.is_file() and (folder / "pairwise.jsonl").is_file():
+        family = {str(row.get("id")): row.get("family", "") for _, row in iter_json_lines(queries)}
+        scored: dict[str, list[float]] = {}
+        for _, row in iter_json_lines(folder / "pairwise.jsonl"):
+            if row.get("score") is not None and family.get(row["id"]):
+                scored.setdefault(family[row["id"]], []).append(row["score"])
+        if len(scored) > 2:
+            yield "oracle_score", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
+
+
 def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
     """Scores of items by metric (percent where it is a rate), of a judged folder and its answers."""
     items: dict[str, Items] = {}
@@ -207,6 +239,10 @@ def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
         return
     values = read_json(path)
     items = _pair_items(reference)
+    judged = path.with_name(f"{path.stem}_pairs.jsonl")
+    if judged.is_file():
+        hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
+        items["accuracy"] = {name: hit for name, hit in hits.items() if hit is not None}
     both = [values.get(key) for key in ("nll_chosen", "nll_rejected")]
     if all(entry is not None for entry in both):
         each = [_figure(entry, path) for entry in both]

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sso.errors import InputError
 from sso.report.collect import read_json
-from sso.report.figures import COLOURS, MARKERS
+from sso.report.style import COLOURS, MARKERS
 
 
 def read_categories(path: Path) -> dict[str, float]:
@@ -18,6 +19,22 @@ def read_categories(path: Path) -> dict[str, float]:
     if len(found) < 3:
         raise InputError(f"{path}: holds {len(found)} graded MT-Bench categories; a radar needs three or more.")
     return found
+
+
+def spokes(
+    axis: Any, models: Mapping[str, Mapping[str, float]], styles: Mapping[str, Mapping[str, Any]], top: float
+) -> None:
+    """``models`` (means by category) on a polar axis that ends at ``top``, each in its style."""
+    names = list(next(iter(models.values())))
+    angles = [2 * math.pi * i / len(names) for i in range(len(names))]
+    axis.set_theta_offset(math.pi / 2)
+    axis.set_theta_direction(-1)
+    axis.set_xticks(angles, names)
+    axis.set_ylim(0, top)
+    axis.set_yticks([top * i / 5 for i in range(1, 6)])
+    for label, values in models.items():
+        means = [values[name] for name in names]
+        axis.plot([*angles, angles[0]], [*means, means[0]], label=label, markersize=4, **styles[label])
 
 
 def draw(models: Mapping[str, Mapping[str, float]], out: Path) -> None:
@@ -32,19 +49,14 @@ def draw(models: Mapping[str, Mapping[str, float]], out: Path) -> None:
     for label, values in models.items():
         if set(values) != set(names):
             raise InputError(f"{label}: its categories differ from the first model's; chart them apart.")
-    angles = [2 * math.pi * i / len(names) for i in range(len(names))]
     with matplotlib.rc_context({"svg.hashsalt": "radar"}):
         figure = Figure(figsize=(6.4, 6), layout="constrained")
         axis = figure.add_subplot(projection="polar")
-        axis.set_theta_offset(math.pi / 2)
-        axis.set_theta_direction(-1)
-        axis.set_xticks(angles, names)
-        axis.set_ylim(0, 10)
-        axis.set_yticks(range(2, 11, 2))
-        for i, (label, values) in enumerate(models.items()):
-            grades = [values[name] for name in names]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-            axis.plot([*angles, angles[0]], [*grades, grades[0]], label=label, **style)
+        styles = {
+            label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            for i, label in enumerate(models)
+        }
+        spokes(axis, models, styles, 10)
         axis.set_title("MT-Bench: mean grade by category, both turns")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,32 @@
 """Sampling engines behind one interface; a seed belongs to a query, never to a batch."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from sso.config import Decoding
+from sso.endpoint import Show
+from sso.errors import InputError
 from sso.records import Message
 
 
 @dataclass(frozen=True)
 class Generation:
-    """``text`` of one assistant turn, its number of tokens, and whether it ended by itself."""
+    """``text`` of one assistant turn, its number of tokens, and whether it ended by itself.
+
+    ``logprob``: nats of all its tokens, the end of the turn too, at temperature 1; None where the engine does not tell.
+    """
 
     text: str
     tokens: int
     finished: bool
+    logprob: float | None = None
+
+
+Keep = Callable[[int, Generation], None]
+"""Gets each row's number and generation the moment it is made, in any order, from any thread."""
 
 
 class Engine(Protocol):
@@ -26,9 +39,30 @@ class Engine(Protocol):
         temperature: float,
         top_p: float,
         max_new_tokens: int,
+        progress: Show | None = None,
+        keep: Keep | None = None,
     ) -> list[Generation]:
         """One response a conversation, in order. Row i depends on conversation i and seed i alone."""
         ...
+
+
+def make_engine(settings: Decoding, model: str | Path | None, cache: Path | None = None) -> Engine:
+    """The engine that ``settings`` ask for; ``cache`` keeps an endpoint's replies. InputError: wrong input."""
+    if settings.engine == "endpoint":
+        from sso.sampling.endpoint_engine import EndpointEngine
+
+        if model is not None:
+            raise InputError("--model: the endpoint's settings name its model; leave it out.")
+        return EndpointEngine(settings.endpoint, cache)
+    if model is None:
+        raise InputError(f"--model: engine {settings.engine} needs a checkpoint.")
+    if settings.engine == "vllm":
+        from sso.sampling.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model, settings.dtype, settings)
+    from sso.sampling.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model, dtype=settings.dtype, batch_size=settings.batch_size)
 
 
 def seed_of(seed: int, query: str, role: str) -> int:

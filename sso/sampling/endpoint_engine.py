@@ -9,7 +9,7 @@ from pathlib import Path
 from sso.config import Endpoint
 from sso.endpoint import Client, Progress, Show
 from sso.records import Message
-from sso.sampling import Generation
+from sso.sampling import Generation, Keep
 from sso.untrusted import plain
 
 SEED_BITS = 31
@@ -30,21 +30,29 @@ class EndpointEngine:
         top_p: float = 1.0,
         max_new_tokens: int = 256,
         progress: Show | None = None,
+        keep: Keep | None = None,
     ) -> list[Generation]:
         """See `sso.sampling.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
 
         Control tokens spelled in a message are spaced out (`sso.untrusted.plain`): the server would obey them.
         """
 
-        def one(row: tuple[list[Message], int]) -> Generation:
-            conversation, seed = row
+        # Where no seed is sent, what tells two draws of one prompt apart in the cache is the draw's number.
+        unseeded = "seed" in self.client.settings.parameters
+
+        def one(row: tuple[int, list[Message], int]) -> Generation:
+            number, conversation, seed = row
             completion = self.client.complete(
                 [{"role": m.role, "content": plain(m.content)} for m in conversation],
+                seed if unseeded else 0,
                 temperature=temperature,
                 top_p=top_p,
                 max_tokens=max_new_tokens,
                 seed=seed & ((1 << SEED_BITS) - 1),
             )
-            return Generation(completion.text, completion.completion_tokens or 0, completion.finish == "stop")
+            made = Generation(completion.text, completion.completion_tokens or 0, completion.finish == "stop")
+            if keep is not None:
+                keep(number, made)
+            return made
 
-        return self.client.map(one, list(zip(conversations, seeds, strict=True)), progress)
+        return self.client.map(one, list(zip(range(len(seeds)), conversations, seeds, strict=True)), progress)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sso.chat import context_limit, encode_prompt, load_model, load_tokenizer
-from sso.errors import InputError
+from sso.chat import context_limit, encode_prompts, load_model, load_tokenizer, stop_ids
+from sso.endpoint import Show
 from sso.records import Message
-from sso.sampling import Generation
+from sso.sampling import Generation, Keep
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:
@@ -70,17 +70,11 @@ class TransformersEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_new_tokens: int = 256,
-        progress: Any = None,
+        progress: Show | None = None,
+        keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`. Temperature 0 is greedy. ``progress(done, total)`` is called per batch."""
-        prompts = [encode_prompt(self.tokenizer, c) for c in conversations]
-        limit = context_limit(self.model.config)
-        for prompt, conversation in zip(prompts, conversations, strict=True):
-            if len(prompt) + max_new_tokens > limit:
-                raise InputError(
-                    f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the context of {limit} "
-                    f"({conversation[-1].content[:60]!r}); drop the query or lower max_new_tokens."
-                )
+        """See `sso.sampling.Engine`. Temperature 0 is greedy. ``progress`` and ``keep`` are called per batch."""
+        prompts = encode_prompts(self.tokenizer, conversations, max_new_tokens, context_limit(self.model.config))
         # Prompts of like length share a batch: less padding.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         results: dict[int, Generation] = {}
@@ -90,6 +84,8 @@ class TransformersEngine:
                 [prompts[i] for i in rows], [seeds[i] for i in rows], temperature, top_p, max_new_tokens
             )
             results.update(zip(rows, texts, strict=True))
+            for i in rows if keep is not None else []:
+                keep(i, results[i])
             if progress is not None:
                 progress(len(results), len(prompts))
         return [results[i] for i in range(len(prompts))]
@@ -99,7 +95,7 @@ class TransformersEngine:
         self, prompts: list[list[int]], seeds: list[int], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[Generation]:
         device, width = self.model.device, max(map(len, prompts))
-        pad, stop = self.tokenizer.pad_token_id, self._stop_ids()
+        pad, stop = self.tokenizer.pad_token_id, stop_ids(self.tokenizer, self.model.generation_config.eos_token_id)
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         warpers = LogitsProcessorList()
@@ -128,10 +124,3 @@ class TransformersEngine:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             generations.append(Generation(text, len(ids) + (end is not None), end is not None))
         return generations
-
-    def _stop_ids(self) -> list[int]:
-        from sso.chat import end_of_turn
-
-        configured = self.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured] if configured is not None else []
-        return list(dict.fromkeys([end_of_turn(self.tokenizer), *listed]))

@@ -27,7 +27,8 @@ def draw(
     responses: list[str],
     progress: Any = None,
 ) -> tuple[list[Triple], dict[str, float]]:
-    """One triple a query, and counts: tokens drawn and responses cut at the token limit.
+    """One triple a query, and counts: tokens drawn, responses cut at the token limit, and where the engine tells it
+    the mean log-probability of a token.
 
     ``responses`` are among y+, y-, yo and second; one that is not drawn is empty.
     """
@@ -67,7 +68,11 @@ def draw(
         )
         for i, p in enumerate(principles)
     ]
-    return triples, {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
+    counts = {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
+    told = [g for g in drawn if g.logprob is not None]
+    if told:
+        counts["logprob_per_token"] = sum(g.logprob for g in told) / max(1, sum(g.tokens for g in told))
+    return triples, counts
 
 
 def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> list[Pair]:

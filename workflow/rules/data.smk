@@ -1,4 +1,4 @@
-# The experiment as it was resolved, and the micro-world's files (or the real queries).
+# The experiment as it was resolved, the micro-world's files (or real queries and benchmarks), annotated pairs.
 
 
 rule config:
@@ -33,3 +33,22 @@ rule data:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         "sso data --settings {params.settings:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule preferences:
+    input:
+        unpack(grid.inputs("preferences")),
+    output:
+        grid.pattern("preferences"),
+    log:
+        grid.log("preferences"),
+    benchmark:
+        grid.benchmark("preferences")
+    priority: grid.priority("preferences")
+    conda:
+        grid.environment
+    params:
+        settings=grid.param("preferences", "settings"),
+        part=grid.param("preferences", "part"),
+    shell:
+        "sso preferences --settings {params.settings:q} --part {params.part} --out {output:q} > {log:q} 2>&1"

@@ -11,14 +11,21 @@ rule evaluate:
     benchmark:
         grid.benchmark("evaluate")
     priority: grid.priority("evaluate")
+    threads: grid.threads("evaluate")
+    resources:
+        gpu=grid.resource("evaluate", "gpu"),
+        mem_mb=grid.resource("evaluate", "mem_mb"),
+        runtime=grid.resource("evaluate", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("evaluate")
     params:
+        command=grid.command("evaluate", "eval"),
         model=grid.param("evaluate", "model"),
         folder=grid.param("evaluate", "folder"),
         settings=grid.param("evaluate", "settings"),
     shell:
-        "sso-eval answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
+        "export SSO_GPUS={resources.gpu}; "
+        "{params.command} answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 
@@ -32,6 +39,11 @@ rule judge:
     benchmark:
         grid.benchmark("judge")
     priority: grid.priority("judge")
+    threads: grid.threads("judge")
+    resources:
+        gpu=grid.resource("judge", "gpu"),
+        mem_mb=grid.resource("judge", "mem_mb"),
+        runtime=grid.resource("judge", "runtime"),
     conda:
         grid.environment
     params:
@@ -39,6 +51,7 @@ rule judge:
         settings=grid.param("judge", "settings"),
         options=grid.param("judge", "options"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso-eval judge --answers {input.answers:q} --data {params.folder:q} --settings {params.settings:q}"
         " {params.options:q} --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
@@ -53,11 +66,17 @@ rule data_quality:
     benchmark:
         grid.benchmark("data_quality")
     priority: grid.priority("data_quality")
+    threads: grid.threads("data_quality")
+    resources:
+        gpu=grid.resource("data_quality", "gpu"),
+        mem_mb=grid.resource("data_quality", "mem_mb"),
+        runtime=grid.resource("data_quality", "runtime"),
     conda:
         grid.environment
     params:
         settings=grid.param("data_quality", "settings"),
         options=grid.param("data_quality", "options"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso-eval pairs --pairs {input.pairs:q} --reference {input.reference:q} --settings {params.settings:q}"
         " {params.options:q} --out {output:q} > {log:q} 2>&1"

@@ -11,12 +11,20 @@ rule principles:
     benchmark:
         grid.benchmark("principles")
     priority: grid.priority("principles")
+    threads: grid.threads("principles")
+    resources:
+        gpu=grid.resource("principles", "gpu"),
+        mem_mb=grid.resource("principles", "mem_mb"),
+        runtime=grid.resource("principles", "runtime"),
     conda:
-        grid.environment
+        grid.engine_environment("principles")
     params:
+        command=grid.command("principles", "sso.cli"),
+        version=grid.param("principles", "version"),
         settings=grid.param("principles", "settings"),
         options=grid.param("principles", "options"),
         seed=grid.param("principles", "seed"),
     shell:
-        "sso principles --queries {input.queries:q} --version {wildcards.version} --settings {params.settings:q}"
+        "export SSO_GPUS={resources.gpu}; "
+        "{params.command} principles --queries {input.queries:q} --version {params.version} --settings {params.settings:q}"
         " {params.options:q} --seed {params.seed} --out {output:q} > {log:q} 2>&1"

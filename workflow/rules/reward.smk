@@ -1,4 +1,23 @@
-# Bradley-Terry reward models and their RewardBench scores.
+# What reward models are trained on, Bradley-Terry reward models, and their RewardBench scores.
+
+
+rule mixture:
+    input:
+        unpack(grid.inputs("mixture")),
+    output:
+        grid.pattern("mixture"),
+    log:
+        grid.log("mixture"),
+    benchmark:
+        grid.benchmark("mixture")
+    priority: grid.priority("mixture")
+    conda:
+        grid.environment
+    params:
+        settings=grid.param("mixture", "settings"),
+        bench=grid.param("mixture", "bench"),
+    shell:
+        "sso-rewardbench mix --settings {params.settings:q} --bench {params.bench:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule reward_model:
@@ -11,12 +30,19 @@ rule reward_model:
     benchmark:
         grid.benchmark("reward_model")
     priority: grid.priority("reward_model")
+    threads: grid.threads("reward_model")
+    resources:
+        gpu=grid.resource("reward_model", "gpu"),
+        nodes=grid.resource("reward_model", "nodes"),
+        mem_mb=grid.resource("reward_model", "mem_mb"),
+        runtime=grid.resource("reward_model", "runtime"),
     conda:
         grid.environment
     params:
         model=grid.param("reward_model", "model"),
         settings=grid.param("reward_model", "settings"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso-rewardbench train --model {params.model:q} --pairs {input.pairs:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
@@ -31,7 +57,18 @@ rule rewardbench:
     benchmark:
         grid.benchmark("rewardbench")
     priority: grid.priority("rewardbench")
+    threads: grid.threads("rewardbench")
+    resources:
+        gpu=grid.resource("rewardbench", "gpu"),
+        nodes=grid.resource("rewardbench", "nodes"),
+        mem_mb=grid.resource("rewardbench", "mem_mb"),
+        runtime=grid.resource("rewardbench", "runtime"),
     conda:
         grid.environment
+    params:
+        bench=grid.param("rewardbench", "bench"),
+        dtype=grid.param("rewardbench", "dtype"),
     shell:
-        "sso-rewardbench score --model {input.model:q} --data {input.data:q} --out {output:q} > {log:q} 2>&1"
+        "export SSO_GPUS={resources.gpu}; "
+        "sso-rewardbench score --model {input.model:q} --data {params.bench:q} --dtype {params.dtype}"
+        " --out {output:q} > {log:q} 2>&1"

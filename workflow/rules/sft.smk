@@ -1,4 +1,4 @@
-# A tiny model from scratch; backbones that are checkpoints have no such job.
+# A tiny model from scratch, or a base model on dialogues; backbones that are ready have no such job.
 
 
 rule sft:
@@ -11,11 +11,19 @@ rule sft:
     benchmark:
         grid.benchmark("sft")
     priority: grid.priority("sft")
+    threads: grid.threads("sft")
+    resources:
+        gpu=grid.resource("sft", "gpu"),
+        nodes=grid.resource("sft", "nodes"),
+        mem_mb=grid.resource("sft", "mem_mb"),
+        runtime=grid.resource("sft", "runtime"),
     conda:
         grid.environment
     params:
+        data=grid.param("sft", "data"),
         backbone=grid.param("sft", "backbone"),
         settings=grid.param("sft", "settings"),
     shell:
-        "sso sft --data {input.data:q} --backbone {params.backbone:q} --settings {params.settings:q}"
+        "export SSO_GPUS={resources.gpu}; "
+        "sso sft --data {params.data:q} --backbone {params.backbone:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"

@@ -11,6 +11,11 @@ rule reference:
     benchmark:
         grid.benchmark("reference")
     priority: grid.priority("reference")
+    threads: grid.threads("reference")
+    resources:
+        gpu=grid.resource("reference", "gpu"),
+        mem_mb=grid.resource("reference", "mem_mb"),
+        runtime=grid.resource("reference", "runtime"),
     conda:
         grid.environment
     params:
@@ -18,6 +23,7 @@ rule reference:
         objectives=grid.param("reference", "objectives"),
         settings=grid.param("reference", "settings"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso reference --model {params.model:q} --data {input.data:q} --objectives {params.objectives}"
         " --settings {params.settings:q} --out {output:q} > {log:q} 2>&1"
 
@@ -32,6 +38,12 @@ rule generator:
     benchmark:
         grid.benchmark("generator")
     priority: grid.priority("generator")
+    threads: grid.threads("generator")
+    resources:
+        gpu=grid.resource("generator", "gpu"),
+        nodes=grid.resource("generator", "nodes"),
+        mem_mb=grid.resource("generator", "mem_mb"),
+        runtime=grid.resource("generator", "runtime"),
     conda:
         grid.environment
     params:
@@ -39,6 +51,7 @@ rule generator:
         settings=grid.param("generator", "settings"),
         options=grid.param("generator", "options"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
@@ -53,6 +66,12 @@ rule policy:
     benchmark:
         grid.benchmark("policy")
     priority: grid.priority("policy")
+    threads: grid.threads("policy")
+    resources:
+        gpu=grid.resource("policy", "gpu"),
+        nodes=grid.resource("policy", "nodes"),
+        mem_mb=grid.resource("policy", "mem_mb"),
+        runtime=grid.resource("policy", "runtime"),
     conda:
         grid.environment
     params:
@@ -60,5 +79,6 @@ rule policy:
         settings=grid.param("policy", "settings"),
         options=grid.param("policy", "options"),
     shell:
+        "export SSO_GPUS={resources.gpu}; "
         "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"

@@ -1,0 +1,32 @@
+"""Preference pairs as a folder that can be pushed to the hub as it is: parquet, and a card (`sso.cards`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sso.cards import PARQUET
+from sso.records import Pair, read, whole_folder
+from sso.tracking import record_path
+
+
+def write_folder(pairs: Path, out: Path) -> int:
+    """Write the pairs to ``out``, whole or not at all, in their order; returns how many.
+
+    The columns are a Pair's own: `id`, `prompt`, `chosen` and `rejected` as lists of messages, `source`.
+    """
+    from datasets import Dataset
+
+    rows = [pair.model_dump() for pair in read(pairs, Pair)]
+    with whole_folder(out) as folder:
+        (folder / PARQUET).parent.mkdir()
+        Dataset.from_list(rows).to_parquet(str(folder / PARQUET))
+    return len(rows)
+
+
+def made_by(pairs: Path) -> dict[str, Any]:
+    """Stage and settings of the job that made a file of pairs, by the record beside it; {} where there is none."""
+    try:
+        record = json.loads(record_path(pairs).read_text(encoding="utf-8"))
+        return {"made_by": record["stage"], **record["settings"]}
+    except (OSError, ValueError, KeyError):
+        return {}

@@ -1,0 +1,134 @@
+"""Supervised fine-tuning of a base model on dialogues (v1's SFT backbones); transformers.Trainer, assistant turns only.
+
+The tiny models of the micro-world are sso/sft.py's.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sso import distributed
+from sso.chat import load_model, load_tokenizer
+from sso.config import Backbone, Optimization, Sft
+from sso.errors import InputError
+from sso.hub import checkpoint, is_local, rows
+from sso.records import Message
+from sso.sft import arguments, tokens
+from sso.trainer import check_engine
+from sso.tuning import save_gathered
+
+
+def tokenizer_for(base: Path, template: str | None) -> Any:
+    """The base model's tokenizer; without a template of its own it takes that of the checkpoint ``template``.
+
+    Raises:
+        InputError: neither has one, or the template's control tokens are no single tokens of the base model's.
+    """
+    from transformers import AutoTokenizer
+
+    if template is None:
+        return load_tokenizer(base)
+    tokenizer, other = AutoTokenizer.from_pretrained(base), load_tokenizer(checkpoint(template))
+    tokenizer.chat_template = other.chat_template
+    vocabulary = tokenizer.get_vocab()
+    marks = [token for token in other.all_special_tokens if token in other.chat_template]
+    added = [token for token in marks if token not in vocabulary]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    if added:
+        print(f"sft: {len(added)} tokens of the template are new to the model: {', '.join(added)}")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def dialogues(settings: Sft, tokenizer: Any) -> Any:
+    """The tokenized dialogues as a memory-mapped data set with input_ids and labels, cut at ``max_length`` tokens.
+
+    Raises:
+        InputError: the data have no `messages`, or none has an assistant's turn within ``max_length``.
+    """
+    found = rows(settings.data, settings.split, settings.limit)
+    if "messages" not in found.column_names:
+        raise InputError(f"{settings.data}: no column `messages`; it has {', '.join(found.column_names)}.")
+
+    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+        made = tokens(tokenizer, [Message(role=m["role"], content=m["content"]) for m in row["messages"]])
+        return {key: ids[: settings.max_length] for key, ids in made.items()}
+
+    made = found.map(encode, remove_columns=found.column_names, desc="tokenize")
+    kept = made.filter(lambda row: any(label >= 0 for label in row["labels"]), desc="filter")
+    if len(kept) < len(made):
+        print(
+            f"sft: {len(made) - len(kept)} of {len(made)} dialogues have no answer within {settings.max_length} tokens"
+        )
+    if not len(kept):
+        raise InputError(f"{settings.data}: no dialogue has an answer within {settings.max_length} tokens.")
+    return kept
+
+
+def as_training(settings: Sft) -> Optimization:
+    """What sso.distributed reads."""
+    keys = ("devices", "nodes", "engine", "gradient_checkpointing", "batch_size", "dtype")
+    return Optimization(**{key: getattr(settings, key) for key in keys})
+
+
+def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
+    """Fine-tune ``backbone.path`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
+    from transformers import DataCollatorForSeq2Seq, Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    training = as_training(settings)
+    engine = distributed.engine_arguments(training) | {"per_device_train_batch_size": settings.micro_batch_size}
+    steps = settings.batch_size / (settings.micro_batch_size * distributed.world_size())
+    if steps != int(steps) or steps < 1:
+        raise InputError(
+            f"sft.batch_size: {settings.batch_size} is no multiple of micro_batch_size {settings.micro_batch_size} "
+            f"times {distributed.world_size()} devices."
+        )
+    if "deepspeed" in engine:
+        engine["deepspeed"] = engine["deepspeed"] | {"gradient_accumulation_steps": "auto"}
+    scratch = out.with_name(f".{out.name}.checkpoints")
+    how = arguments(
+        scratch,
+        seed,
+        **engine,
+        max_steps=settings.steps,
+        num_train_epochs=settings.epochs,
+        gradient_accumulation_steps=int(steps),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        bf16=settings.dtype == "bfloat16",
+        train_sampling_strategy="group_by_length",
+        logging_steps=10,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=1,
+    )
+    base = checkpoint(f"{backbone.path}@{backbone.revision}" if backbone.revision else backbone.path)
+    tokenizer = tokenizer_for(base, settings.chat_template)
+    with how.main_process_first(desc="tokenize"):
+        data = dialogues(settings, tokenizer)
+    model = load_model(base)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    trainer = Trainer(
+        model=model,
+        args=how,
+        train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+    )
+    trainer.settings = training
+    check_engine(trainer)
+    last = get_last_checkpoint(str(scratch)) if is_local(str(scratch)) else None
+    result = trainer.train(resume_from_checkpoint=last)
+    for row in trainer.state.log_history:
+        if log is not None and "loss" in row:
+            log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
+    save_gathered(trainer, tokenizer, training, out)
+    if distributed.is_main():
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(data)}

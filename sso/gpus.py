@@ -1,0 +1,72 @@
+"""Which GPUs a job may use on one machine: a lock file each, held by the kernel as long as a process of the job lives.
+
+A crash, even SIGKILL of all, frees them; a child that still runs keeps them. Under a cluster's scheduler, which sets
+CUDA_VISIBLE_DEVICES itself, nothing is claimed.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from sso.errors import InputError
+
+WANTED = "SSO_GPUS"
+"""The environment variable that says how many the workflow wants for a job."""
+
+
+def folder() -> Path:
+    """Where the locks lie: one place a user and machine, whatever the working directory."""
+    return Path(os.environ.get("SSO_GPU_LOCKS") or Path(tempfile.gettempdir()) / f"sso-gpus-{os.getuid()}")
+
+
+def known() -> list[str]:
+    """Indices of this machine's GPUs, or of those that SSO_GPU_IDS (`0,1,2`) leaves to this workflow."""
+    if given := os.environ.get("SSO_GPU_IDS"):
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def claim(count: int, wait_s: float = 600, poll_s: float = 0.5) -> list[str]:
+    """Lock ``count`` GPUs for this process and what it starts; waits while others hold them.
+
+    Raises:
+        InputError: this machine has fewer, or they are not free within ``wait_s`` seconds.
+    """
+    names, held = known(), {}
+    if len(names) < count:
+        raise InputError(f"this job wants {count} GPUs, but {len(names)} are here; lower `devices` in the config.")
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    while True:
+        for name in names:
+            handle = os.open(place / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                continue
+            held[name] = handle
+            if len(held) == count:
+                for one in held.values():
+                    os.set_inheritable(one, True)  # torchrun and its processes keep them too
+                return list(held)
+        # All or none: two jobs that each hold half would wait for ever.
+        for handle in held.values():
+            os.close(handle)
+        held.clear()
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"no {count} free GPUs in {wait_s:.0f} s: other jobs hold the locks in {place}; "
+                "run Snakemake with `--resources gpu=N`, N what this machine has."
+            )
+        time.sleep(poll_s * (1 + os.getpid() % 7 / 7))
+
+
+def claim_for_job() -> None:
+    """Claim what the workflow wants for this job, once, and show it those GPUs alone."""
+    count = int(os.environ.pop(WANTED, None) or 0)
+    if count and "CUDA_VISIBLE_DEVICES" not in os.environ and "SLURM_JOB_ID" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(count))

@@ -1,0 +1,101 @@
+"""Files and prompts from the Hugging Face hub or from local copies; the one place that asks the hub for data files.
+
+A source is a local path, a data set's name, or one file as `hf://datasets/OWNER/NAME[@REVISION]/FILE`. Nothing is
+executed: data sets are read from their files, never by a script.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from sso.config import Data
+from sso.errors import InputError
+from sso.records import Query, read
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder here."""
+    return Path(source).exists()
+
+
+def fetch(source: str) -> Path:
+    """The local path of a file, from the hub's cache if it is a hub's.
+
+    Raises:
+        InputError: there is no such file, or the hub can't be reached.
+    """
+    if not source.startswith("hf://"):
+        if not Path(source).is_file():
+            raise InputError(f"{source}: no such file; give a local one or hf://datasets/OWNER/NAME/FILE.")
+        return Path(source)
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    try:
+        place = HfFileSystem().resolve_path(source)
+        return Path(
+            hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision)
+        )
+    except Exception as error:
+        raise _unreachable(source, error) from error
+
+
+def rows(
+    source: str, split: str, limit: int | None = None, subset: str | None = None, revision: str | None = None
+) -> Any:
+    """A data set of the hub, or of a local folder or JSON Lines or parquet file, as `datasets.Dataset`.
+
+    ``subset`` is its configuration and ``revision`` a commit, of the hub's sets.
+    """
+    from datasets import load_dataset
+
+    path = Path(source)
+    try:
+        if path.is_file():
+            kind = "parquet" if path.suffix == ".parquet" else "json"
+            found = load_dataset(kind, data_files=str(path), split="train")
+        else:
+            found = load_dataset(source, subset, split=split, revision=revision)
+    except Exception as error:
+        raise _unreachable(source, error) from error
+    return found.select(range(min(limit, len(found)))) if limit else found
+
+
+def queries(data: Data) -> list[Query]:
+    """The prompts of ``data.queries``: of a file, or a column of a hub's data set, a prompt that occurs again left out.
+
+    Raises:
+        InputError: the data set has no such column, or it can't be reached.
+    """
+    if Path(data.queries).is_file():
+        return read(data.queries, Query)[: data.limit]
+    found = rows(data.queries, data.split)
+    if data.column not in found.column_names:
+        known = ", ".join(found.column_names)
+        raise InputError(f"{data.queries}: no column {data.column!r}; set data.column to one of: {known}.")
+    prompts = dict.fromkeys(prompt for prompt in found[data.column] if isinstance(prompt, str) and prompt.strip())
+    made = [Query(id=hashlib.sha256(p.encode()).hexdigest()[:16], prompt=p) for p in list(prompts)[: data.limit]]
+    print(f"queries: {len(made)} of {len(found)} rows of {data.queries}; repeated and empty prompts are left out")
+    return made
+
+
+def _unreachable(source: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:120]
+    return InputError(
+        f"{source}: neither here nor to be had from the hub ({type(error).__name__}: {reason}); "
+        f"map its name to a local copy under `local`."
+    )
+
+
+def checkpoint(name: str | Path) -> Path:
+    """The folder of a checkpoint: a local one, or a hub's `OWNER/NAME[@REVISION]`, fetched without code or pickles."""
+    text = str(name)
+    if Path(text).is_dir() or text.count("/") != 1 or text.startswith((".", "/")):
+        return Path(text)
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = text.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(text, error) from error

@@ -1,0 +1,147 @@
+"""Differences between arms, and the paper's claims as signs of them.
+
+What is compared and claimed is data (tables.yaml); whether a claim holds is the side of zero that the 95%
+interval of its difference lies on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sso.report.measured import Estimate, Measured
+from sso.report.render import NOTHING, cell, markdown_rows, to_csv
+from sso.report.tables import header
+
+HEAD = ["claim", "backbone", "verdict", "difference", "test"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a - b of one metric on one backbone (or all)."""
+
+    backbone: str
+    a: str
+    b: str
+    metric: str
+    difference: Estimate
+
+
+def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+    """The (arm, iteration) pairs that a comparison or claim names and that this experiment has."""
+    version = spec.get("version", "v2")
+
+    def side(which: str) -> list[tuple[str, int]]:
+        name = spec[which]
+        arms = measured.others(version) if name == "*" else [measured.arm(name, version)]
+        picked = []
+        for arm in filter(None, arms):
+            known = measured.iterations(arm)
+            wanted = spec.get(f"{which}_iteration")
+            picked.append((arm, known[-1] if wanted == "last" else known[0] if wanted == "first" else 0))
+        return picked
+
+    for a in side("a"):
+        for b in side("b"):
+            if a != b:
+                yield a, b
+
+
+def comparisons(measured: Measured) -> list[Comparison]:
+    """Paired differences, per backbone and, where there are several, over all."""
+    found = []
+    for spec in measured.content["comparisons"]:
+        for a, b in _sides(measured, spec):
+            for metric in spec["metrics"]:
+                for scope in measured.scopes:
+                    difference = measured.difference(scope, a, b, metric)
+                    if difference:
+                        found.append(Comparison(scope, measured.label(*a), measured.label(*b), metric, difference))
+    return found
+
+
+def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str:
+    """All differences as one table, a column a backbone."""
+    metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
+    rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    for row in found:
+        rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = row.difference
+    lines = [["a - b", "metric", *measured.scopes, "n", "interval"]]
+    for (a, b, metric), by in rows.items():
+        name, digits = f"{metrics[metric]['label']} ({metrics[metric]['unit']})", metrics[metric]["digits"] + 1
+        one = next(iter(by.values()))
+        cells = [cell(by.get(scope), digits, seeds) for scope in measured.scopes]
+        lines.append([f"({a}) - ({b})", name, *cells, str(one.n or ""), one.test])
+    parts = ["## Comparisons\n", header(measured) + "\n"]
+    parts.append(markdown_rows(lines) if found else "No two arms to compare yet.\n")
+    parts.append(
+        "Positive: a has the larger figure. Paired: the same items in both arms, drawn together. `all`: the mean over "
+        "the backbones. n: items of one seed. ±: standard deviation of the difference between seeds.\n"
+    )
+    return "\n".join(parts)
+
+
+def comparisons_csv(found: Sequence[Comparison]) -> str:
+    """All differences, a row each."""
+    head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test"]
+    rows = [
+        [c.a, c.b, c.metric, c.backbone, d.mean, d.low, d.high, d.spread, d.seeds, d.n, d.test]
+        for c in found
+        for d in [c.difference]
+    ]
+    return to_csv([head, *rows])
+
+
+def verdict(difference: Estimate, larger: str, or_equal: bool = False) -> str:
+    """Whether the interval of a - b is on the claimed side of zero, on the other, or on both."""
+    if difference.low is None:
+        return "not tested (no interval)"
+    low, high = (difference.low, difference.high) if larger == "a" else (-difference.high, -difference.low)
+    if low > 0:
+        return "holds"
+    if high < 0:
+        return "does not hold"
+    return "not distinguishable from equal" if or_equal else "not distinguishable"
+
+
+def claims(measured: Measured) -> list[list[str]]:
+    """[claim, backbone, verdict, difference, test] rows: each claim on each backbone and on all."""
+    rows = []
+    for spec in measured.content["claims"]:
+        sides = next(_sides(measured, spec), None)
+        metric = measured.content["metrics"][spec["metric"]]
+        tested = False
+        for scope in measured.scopes if sides else []:
+            difference = measured.difference(scope, *sides, spec["metric"])
+            if difference:
+                tested = True
+                names = " - ".join(f"({measured.label(*side)})" for side in sides)
+                text = f"{metric['label']}, {names}: {cell(difference, metric['digits'] + 1, difference.seeds)}"
+                said = verdict(difference, spec["larger"], spec.get("or_equal", False))
+                rows.append([spec["claim"], scope, said, text, difference.test])
+        if not tested:
+            rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])
+    return rows
+
+
+def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
+    """The claims as a table, a column a backbone; the difference is that of the last column."""
+    by: dict[str, dict[str, Sequence[str]]] = {}
+    for row in rows:
+        by.setdefault(row[0], {})[row[1]] = row
+    lines = [["claim of the paper", *measured.scopes, f"difference ({measured.scopes[-1]})", "test"]]
+    for claim, scopes in by.items():
+        last = list(scopes.values())[-1]
+        said = [
+            scopes[scope][2] if scope in scopes else last[2] if "" in scopes else NOTHING for scope in measured.scopes
+        ]
+        lines.append([claim, *said, last[3], last[4]])
+    return "\n".join(
+        [
+            "## What holds here\n",
+            header(measured) + "\n",
+            markdown_rows(lines),
+            "Holds: the 95% interval of the difference lies on the claimed side of zero. Does not hold: on the other "
+            "side. Not distinguishable: it includes zero. No correction for the number of claims. With one seed the "
+            "interval tells of the queries only, not of another training run.\n",
+        ]
+    )

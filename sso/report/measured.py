@@ -1,0 +1,203 @@
+"""The arithmetic of every table and chart: an arm's figures over seeds and backbones, with their intervals.
+
+Knows which arm a name of tables.yaml means and how figures are combined; nothing of layout.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sso.config import ROOT, Experiment
+from sso.report.collect import Collected, Figure, Key
+
+SPECS = Path(__file__).with_name("tables.yaml")
+PRINTED = ROOT / "results" / "paper" / "results.csv"
+POOLED = "all"
+"""The backbone name of a figure over all backbones."""
+
+
+def specs() -> dict[str, Any]:
+    """tables.yaml."""
+    return yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval (None where nothing tells how sure it is) and where they come from."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    n: int | None
+    """Items of one seed."""
+    spread: float | None
+    """Standard deviation between seeds; None with one seed."""
+    test: str
+    """How the interval was made."""
+
+
+class Measured:
+    """Looks figures up by arm and combines them over seeds; the arithmetic of every table and chart."""
+
+    def __init__(self, collected: Collected, content: dict[str, Any] | None = None):
+        self.collected = collected
+        self.experiment: Experiment = collected.experiment
+        self.content = content or specs()
+        self._known: dict[tuple[Any, ...], Estimate | None] = {}
+
+    @property
+    def scopes(self) -> list[str]:
+        """The backbones, and all of them pooled where there are several."""
+        names = list(self.experiment.backbones)
+        return [*names, POOLED] if len(names) > 1 else names
+
+    @cached_property
+    def printed(self) -> dict[tuple[str, ...], float]:
+        """The paper's figures by (version, table, backbone, method, iteration, metric)."""
+        with PRINTED.open(encoding="utf-8", newline="") as file:
+            keys = ("version", "table", "backbone", "method", "iteration", "metric")
+            return {tuple(row[key] for key in keys): float(row["value"]) for row in csv.DictReader(file)}
+
+    def printed_backbones(self, version: str, table: str | None) -> list[str]:
+        """The backbones that a table of the paper has."""
+        return list(dict.fromkeys(key[2] for key in self.printed if key[:2] == (version, table)))
+
+    def arm(self, name: str, version: str, of: str = "arms", loss: str | None = None) -> str | None:
+        """The arm (or reward model) that a row names: by the paper's method, else by its own name.
+
+        An arm with the version's main base loss goes before one with another; with ``loss`` only an arm with
+        just that one will do. The base model has no loss.
+        """
+        table = getattr(self.experiment, of)
+        alike = [
+            key
+            for key, row in table.items()
+            if row.method == name and (self.collected.version(key, of) == version or (of == "arms" and name == "base"))
+        ]
+        if not alike and name in table and self.collected.version(name, of) == version:
+            alike = [name]
+        if of == "rewards":
+            return next(iter(alike), None)
+        matching = [key for key in alike if self._loss(key) in (None, loss or self.content["main_loss"][version])]
+        return next(iter(matching if loss else matching or alike), None)
+
+    def _loss(self, arm: str) -> str | None:
+        """The base loss of an arm's policy; None for the base model."""
+        policy = self.experiment.arms[arm].policy
+        return policy.base_loss if policy else None
+
+    def other_loss(self, arm: str, version: str, of: str = "arms") -> str:
+        """What a row says of an arm whose loss is not the version's main one, and whose label does not say it."""
+        loss = self._loss(arm) if of == "arms" else None
+        named = loss is None or loss in self.label(arm).lower()
+        return "" if named or loss == self.content["main_loss"][version] else f" ({loss.upper()})"
+
+    def others(self, version: str, of: str = "arms") -> list[str]:
+        """Arms of a version that the paper has no name for."""
+        table = getattr(self.experiment, of)
+        return [key for key, row in table.items() if row.method is None and self.collected.version(key, of) == version]
+
+    def label(self, arm: str, iteration: int = 0, of: str = "arms") -> str:
+        """An arm as the tables call it."""
+        label = getattr(self.experiment, of)[arm].label
+        return f"{label}, iteration {iteration}" if iteration else label
+
+    def iterations(self, arm: str) -> list[int]:
+        """The iterations of an arm, [0] for an arm without."""
+        return self.collected.iterations.get(arm, [0])
+
+    def figures(self, backbone: str, arm: str, iteration: int, metric: str) -> dict[int, list[Figure]]:
+        """seed -> its figure, or its figures on every backbone where they are pooled; only seeds that have all."""
+        names = list(self.experiment.backbones) if backbone == POOLED else [backbone]
+        found = {}
+        for seed in self.experiment.seeds:
+            row = [self.collected.figures.get(Key(name, seed, arm, iteration, metric)) for name in names]
+            if all(row):
+                found[seed] = row
+        return found
+
+    def estimate(self, backbone: str, arm: str, iteration: int, metric: str) -> Estimate | None:
+        """The mean over seeds; None where nothing was measured."""
+        key = (backbone, arm, iteration, metric)
+        if key not in self._known:
+            figures = self.figures(*key)
+            self._known[key] = _combine([[(figure, None) for figure in row] for row in figures.values()])
+        return self._known[key]
+
+    def difference(self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str) -> Estimate | None:
+        """a - b over the seeds that have both; paired by item where items were kept."""
+        key = (backbone, a, b, metric)
+        if key not in self._known:
+            left, right = (self.figures(backbone, *side, metric) for side in (a, b))
+            self._known[key] = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
+        return self._known[key]
+
+
+Cell = tuple[Figure, Figure | None]
+"""A figure, and the one to subtract from it."""
+
+
+def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
+    """The mean over seeds of the mean over backbones, with its interval.
+
+    Backbones are fixed, not drawn: where several are pooled, an item's score is its mean over them.
+    """
+    if not seeds:
+        return None
+    values = [_mean([x.value - (y.value if y else 0.0) for x, y in row]) for row in seeds]
+    spread, paired = _spread(values), seeds[0][0][1] is not None
+    samples = [_items(row) for row in seeds]
+    if all(samples):
+        from eval.statistics import mean_interval
+
+        found = mean_interval([list(items.values()) for items in samples])
+        test = ("paired " if paired else "") + "bootstrap over " + ("seeds and items" if len(seeds) > 1 else "items")
+        return Estimate(found.mean, found.low, found.high, len(seeds), len(samples[0]), spread, test)
+    mean, n = _mean(values), seeds[0][0][0].n
+    if len(values) > 2:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+        return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, "t over seeds")
+    errors = [figure.stderr for row in seeds for cell in row for figure in cell if figure]
+    if any(error is None for error in errors):
+        return Estimate(mean, None, None, len(seeds), n, spread, "no interval")
+    half = 1.959964 * sum(error**2 for error in errors) ** 0.5 / (len(seeds) * len(seeds[0]))
+    test = ("unpaired, " if paired else "") + "normal"
+    return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, test)
+
+
+def _items(row: Sequence[Cell]) -> dict[str, float]:
+    """Item -> score (or difference), averaged over a seed's cells; empty where a figure is not its items' mean."""
+    tables = []
+    for x, y in row:
+        if not _describes(x) or (y is not None and not _describes(y)):
+            return {}
+        tables.append({k: v - y.items[k] for k, v in x.items.items() if k in y.items} if y else x.items)
+    common = sorted(set(tables[0]).intersection(*tables[1:]))
+    return {name: _mean([table[name] for table in tables]) for name in common}
+
+
+def _describes(figure: Figure) -> bool:
+    """Whether a figure is the mean of its items: else they are of another kind and its own error counts."""
+    if not figure.items:
+        return False
+    return abs(_mean(list(figure.items.values())) - figure.value) <= 1e-4 * max(1.0, abs(figure.value))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation between seeds."""
+    if len(values) < 2:
+        return None
+    mean = _mean(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5

@@ -1,0 +1,488 @@
+"""The configs of the paper's size: jobs a table, costs, GPU claims, several machines, and a run on tiny stand-ins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rewardbench.score import read_weights
+from sso.cli import main
+from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
+from sso.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.openai_server import serving
+from tests.test_workflow import count, snakemake
+from workflow import grid as grids
+from workflow.costs import OVERHEAD_H, Costs, Shape
+from workflow.plan import totals, warnings
+
+CONFIG = REPOSITORY / "config"
+
+
+def paper(version: str) -> grids.Grid:
+    return grids.Grid(load(CONFIG / f"paper_{version}.yaml"))
+
+
+def judged(grid: grids.Grid, arms: set[str], backbones: set[str]) -> int:
+    """Judge jobs of a table: its arms (all their iterations) on its backbones."""
+    return sum(
+        job.rule == "judge" and job.wildcards["run"].split("/")[0] in arms and job.wildcards["backbone"] in backbones
+        for job in grid.jobs.values()
+    )
+
+
+SFT, INSTRUCT = {"llama3_sft", "qwen2_sft"}, {"llama3_instruct", "qwen2_instruct"}
+LLAMA31, V1_INSTRUCT = {"llama31_sft", "llama31_instruct"}, {"llama31_instruct", "qwen2_instruct"}
+
+
+@pytest.mark.parametrize(
+    ("version", "table", "arms", "backbones", "expected"),
+    [
+        ("v2", "1", {"base", "ultrafeedback", "pbaa", "sso"}, SFT | INSTRUCT, 4 * 4),
+        ("v2", "3", {"base", "pbaa", "l_plus", "l_minus", "sso"}, {"llama3_sft", "llama3_instruct"}, 5 * 2),
+        ("v2", "4", {"base", "l_minus_naive", "sso"}, SFT, 3 * 2),
+        ("v2", "5", {"base", "pbaa", "sso", "pbaa_weak", "sso_weak"}, SFT, 5 * 2),
+        ("v2", "6", {"base", "ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"}, SFT | INSTRUCT, 4 * 4),
+        ("v1", "1", {"base", "ultrafeedback", "pbaa", "sso"}, {"llama31_sft", "qwen2_sft"}, (1 + 3 * 3) * 2),
+        ("v1", "2", {"base", "ultrafeedback", "pbaa", "sso"}, V1_INSTRUCT, (1 + 3 * 3) * 2),
+        ("v1", "3", {"base", "ultrafeedback_offline", "sso_offline"}, LLAMA31, 3 * 2),
+        ("v1", "5", {"base", "sso", "sso_without_w", "sso_without_g", "pbaa"}, {"qwen2_instruct"}, 1 + 4 * 3),
+        ("v1", "7", {"base", "sso"}, {"infinity"}, 1 + 3),
+        ("v1", "8", {"base", "pbaa_dpo", "sso_dpo"}, V1_INSTRUCT, (1 + 2 * 3) * 2),
+        ("v1", "12", {"sso", "sso_without_w", "sso_without_g", "pbaa"}, V1_INSTRUCT, 4 * 3 * 2),
+        ("v1", "llama3_full", {"base", "ultrafeedback", "pbaa", "sso"}, {"llama3_sft", "llama3_instruct"}, 10 * 2),
+    ],
+)
+def test_each_table_has_its_jobs(version, table, arms, backbones, expected):
+    assert judged(paper(version), arms, backbones) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "backbone", "expected"), [("v2", "llama3_instruct", 7), ("v1", "llama31_instruct", 3)]
+)
+def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expected):
+    grid = paper(version)
+    jobs = [job for job in grid.jobs.values() if job.rule in ("mixture", "reward_model", "rewardbench")]
+    assert {job.wildcards["backbone"] for job in jobs} == {backbone} and len(jobs) == 3 * expected
+    mixed = next(j for j in jobs if j.rule == "mixture" and j.wildcards["reward"] == "skywork_sso")
+    sources = json.loads(mixed.params["settings"])["sources"]
+    assert sources[0]["path"] == "Skywork/Skywork-Reward-Preference-80K-v0.2" and sources[0]["limit"] == 80_000
+    # v1's SSO has pairs in the triples of three iterations.
+    assert sum(source["limit"] for source in sources[1:]) == 60_000 and len(sources) == {"v2": 2, "v1": 4}[version]
+    names = grids.hub_names(grid.experiment)
+    assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"] == names["allenai/reward-bench"] == "dataset"
+
+
+@pytest.mark.parametrize(("version", "expected"), [("v2", 7), ("v1", 3)])
+def test_reward_tables_have_their_models(version, expected):
+    assert count(paper(version))["reward_model"] == count(paper(version))["rewardbench"] == expected
+
+
+def test_generators_train_on_8k_queries_and_policies_on_60k():
+    grid = paper("v2")
+    drawn = grid.jobs["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
+    assert drawn.params["options"] == ["--limit", "8000"]
+    pbaa = grid.jobs["results/paper_v2/llama3_sft/s0/pairs/pbaa/pairs.jsonl"]
+    assert pbaa.rule == "generated_pairs" and pbaa.params["generator"] == "BAAI/Infinity-Instruct-3M-0625-Llama3-8B"
+    sso = grid.jobs["results/paper_v2/llama3_sft/s0/pairs/sso/pairs.jsonl"]
+    assert sso.params["generator"] == "results/paper_v2/llama3_sft/s0/generator/sso"
+    weak = grid.jobs["results/paper_v2/llama3_sft/s0/generator/sso_weak"]
+    assert weak.inputs["data"].endswith("triples/v2_weak/triples.jsonl")
+
+
+def test_v1_iterations_of_ultrafeedback_read_a_third_each():
+    grid = paper("v1")
+    second = grid.jobs["results/paper_v1/llama31_sft/s0/policy/ultrafeedback/it2"]
+    assert second.inputs["data"] == "results/paper_v1/data/preferences2of3.jsonl"
+    assert second.inputs["model"].endswith("policy/ultrafeedback/it1")
+    offline = grid.jobs["results/paper_v1/llama31_sft/s0/policy/sso_offline"]
+    principles = grid.jobs[grid.jobs[offline.inputs["data"]].inputs["principles"]]
+    assert principles.inputs["queries"] == "results/paper_v1/data/queries_all.jsonl"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_paper_configs_dry_run_to_the_end(version, tmp_path):
+    config = CONFIG / f"paper_{version}.yaml"
+    done = snakemake("-n", "--cores", "8", "--quiet", "rules", "--configfile", str(config), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    jobs = sum(count(paper(version)).values())
+    assert f"total {jobs + 1}" in " ".join(said.split())
+
+
+def test_every_assumed_value_is_a_key_of_the_config():
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    with pytest.raises(InputError, match=r"assumed\.trainings\.none: this config has no such key"):
+        parse({**values, "assumed": {"trainings.none": "?"}}, "c")
+
+
+def test_what_vllm_draws_runs_in_its_own_environment():
+    grid = paper("v2")
+    at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
+    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
+    for rule, names in keys.items():
+        cell = [] if rule == "principles" else ["backbone", "seed"]
+        wildcards = {name: at[name] for name in [*cell, *names]}
+        assert grid.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
+        assert grid.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+
+
+# Costs.
+
+
+def test_training_memory_and_hours_by_hand():
+    costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(tflops=1000, training_mfu=0.5))
+    size = Shape(8e9, 32, 4096, 1024, 128_000)
+    how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
+    cost = costs._fit(size, how, 1e9, 4096)
+    assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
+    assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
+    # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
+    states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
+    assert cost.memory_gb == pytest.approx(states + active + 4)
+    assert costs._fit(size, how.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
+
+
+def test_decoding_reads_the_weights_once_a_step():
+    costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
+    size = Shape(8e9, 32, 4096, 0, 128_000)
+    cost = costs._decode(size, Decoding(engine="vllm"), 10, 0, 100)
+    assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600)
+
+
+def test_plan_warns_of_what_cannot_fit():
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    whole = grids.Grid(parse(values, "c"))
+    assert list(warnings(whole)) == []
+    principles = {**values["principles"], "tensor_parallel": 1, "devices": 8}
+    assert any(
+        line.startswith("principles: about")
+        for line in warnings(grids.Grid(parse({**values, "principles": principles}, "c")))
+    )
+    few = {**values, "hardware": {**values["hardware"], "gpus": 4}}
+    assert any("wants 8 GPUs of 4" in line for line in warnings(grids.Grid(parse(few, "c"))))
+
+
+def test_fewer_arms_cost_less():
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
+    some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
+    assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
+
+
+def test_doctor_names_each_problem(monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--configfile", str(CONFIG / "paper_v2.yaml")])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    for part in ("hub: ", "key: OPENAI_API_KEY is not set", "GPUs: ", "map names under `local`"):
+        assert part in said, said
+    assert len(said.splitlines()) == len(set(said.splitlines()))
+
+
+def test_doctor_finds_nothing_wrong_with_the_micro_world(capsys):
+    assert main(["doctor", "--configfile", str(CONFIG / "micro.yaml")]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+# GPUs of one machine.
+
+HOLD = """
+import sys, time
+from sso.gpus import claim
+print(",".join(claim(int(sys.argv[1]), 5)), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSO_GPU_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setenv("SSO_GPU_IDS", "0,1,2,3")
+    return tmp_path
+
+
+def hold(number: int) -> tuple[subprocess.Popen, set[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(number)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    return process, set(filter(None, process.stdout.readline().strip().split(",")))
+
+
+def test_jobs_get_disjoint_gpus_and_a_killed_one_frees_its_own(machine):
+    from sso.gpus import claim
+
+    (first, one), (second, two) = hold(2), hold(1)
+    try:
+        assert len(one) == 2 and len(two) == 1 and not one & two
+        with pytest.raises(InputError, match="no 2 free GPUs"):
+            claim(2, wait_s=0.2, poll_s=0.05)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert len(set(claim(2, wait_s=5)) - two) == 2
+    finally:
+        first.kill(), second.kill()
+
+
+def test_more_gpus_than_there_are_is_a_sentence(machine):
+    from sso.gpus import claim
+
+    with pytest.raises(InputError, match="wants 5 GPUs, but 4 are here"):
+        claim(5)
+
+
+def test_a_child_that_lives_on_keeps_its_gpus(machine):
+    from sso.gpus import claim
+
+    code = (
+        "import os, subprocess, sys; from sso.gpus import claim; claim(4, 1);"
+        "print(subprocess.Popen(['sleep', '30'], close_fds=False, stdout=-3, stderr=-3).pid, flush=True)"
+    )
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY).stdout)
+    try:
+        with pytest.raises(InputError, match="no 1 free"):
+            claim(1, wait_s=0.2, poll_s=0.05)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, monkeypatch):
+    from sso.gpus import claim_for_job
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SSO_GPUS", "2")
+    claim_for_job()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("SSO_GPUS", "2")
+    claim_for_job()
+    assert len(os.environ.pop("CUDA_VISIBLE_DEVICES").split(",")) == 2 and "SSO_GPUS" not in os.environ
+
+
+# Several machines: stand-ins for srun and scontrol start each task here.
+
+SRUN = """#!{python}
+import os, subprocess, sys
+nodes = int(next(a for a in sys.argv if a.startswith("--nodes=")).split("=")[1])
+step = dict(os.environ, SLURM_STEP_NODELIST="node[0-1]")
+tasks = [subprocess.Popen(sys.argv[5:], env=dict(step, SLURM_NODEID=str(i))) for i in range(nodes)]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def test_a_training_on_two_machines_is_that_of_one(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from sso.config import Backbone
+    from sso.micro.models import build
+    from sso.records import write
+    from sso.sft import save
+    from tests.test_training import triple
+
+    save(*build(Backbone(architecture="qwen2", layers=2), 0), tmp_path / "start")
+    write(tmp_path / "triples.jsonl", [triple(i) for i in range(12)])
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text(SRUN.format(python=sys.executable))
+    (tools / "scontrol").write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    environment = dict(
+        os.environ, PATH=f"{tools}:{os.environ['PATH']}", SLURM_JOB_ID="4711", PYTHONPATH=str(REPOSITORY)
+    )
+
+    def train(nodes: int) -> Path:
+        out = tmp_path / f"out{nodes}"
+        own = {"learning_rates": [1e-3], "batch_size": 6, "dtype": "float32", "nodes": nodes, "max_length": 256}
+        files = ["--model", tmp_path / "start", "--data", tmp_path / "triples.jsonl", "--out", out]
+        command = [sys.executable, "-m", "sso.cli", "train", *map(str, files), "--settings", json.dumps(own)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if nodes > 1:
+            assert "DistributedDataParallel on 2 processes" in done.stdout
+        return out
+
+    one, two = (load_file(train(nodes) / "model.safetensors") for nodes in (1, 2))
+    for name, tensor in one.items():
+        assert (tensor - two[name]).abs().max() < 1e-5, name
+
+
+def test_several_machines_without_slurm_is_a_sentence(monkeypatch):
+    from sso import distributed
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(InputError, match="there is no srun here"):
+        distributed.launch(Training(nodes=2), ["train"])
+    assert os.environ.pop(distributed.IN_STEP) == "1"
+
+
+# Fine-tuning of a base model.
+
+
+def test_a_base_model_is_fine_tuned_with_a_borrowed_template(tiny_checkpoint, tmp_path):
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    (base / "chat_template.jinja").unlink()
+    rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}]}] * 8
+    (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "data": str(tmp_path / "sft.jsonl"),
+        "steps": -1,
+        "epochs": 4,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+        "chat_template": str(tiny_checkpoint),
+        "gradient_checkpointing": False,
+    }
+    backbone = {"path": str(base), "sft": True}
+    out = tmp_path / "out"
+    command = [
+        "sft",
+        "--data",
+        settings["data"],
+        "--backbone",
+        json.dumps(backbone),
+        "--settings",
+        json.dumps(settings),
+    ]
+    assert main([*command, "--out", str(out)]) == 0
+    record = json.loads((tmp_path / "out.run.json").read_text())
+    assert record["summary"]["examples"] == 8
+    assert (out / "chat_template.jinja").is_file()
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (base, out))
+    assert all(not before[name].equal(after[name]) for name in before if "proj" in name)
+
+
+# The whole of it on stand-ins.
+
+
+def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
+    """paper_v2.yaml with every name mapped to tiny local files, 16 queries, no GPU."""
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+
+    def lines(name: str, rows: list[dict]) -> str:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(folder / name)
+
+    queries = [{"id": f"q{i}", "prompt": f"tell me about {word}"} for i, word in enumerate("abcdefghijklmnop")]
+    pairs = [{**q, "chosen": "a good answer", "rejected": "no"} for q in queries]
+    alpaca = [{"instruction": q["prompt"], "output": "words", "generator": "gpt4_1106_preview"} for q in queries[:4]]
+    (folder / "reference.json").write_text(json.dumps(alpaca))
+    turns = [{"question_id": i, "category": "writing", "turns": ["hello", "and now"]} for i in range(3)]
+    arena = [{"uid": f"u{i}", "prompt": q["prompt"]} for i, q in enumerate(queries[:3])]
+    answers = [
+        {
+            "uid": row["uid"],
+            "model": "gpt-4-0314",
+            "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "words"}],
+        }
+        for row in arena
+    ]
+    mapped = {
+        values["data"]["queries"]: lines("queries.jsonl", queries),
+        **{
+            source: {
+                "reference": str(folder / "reference.json"),
+                "mt_bench": lines("mt_bench.jsonl", turns),
+                "mt_bench_reference": lines(
+                    "mt_bench_reference.jsonl", [{"question_id": 9, "choices": [{"turns": []}]}]
+                ),
+                "arena_hard": lines("arena.jsonl", arena),
+                "arena_hard_baseline": lines("baseline.jsonl", answers),
+            }[name]
+            for name, source in values["evaluation"]["files"].items()
+        },
+    }
+    subsets = ("alpacaeval-easy", "llmbar-natural", "refusals-offensive", "math-prm")
+    bench = [
+        {"id": f"b{i}", "subset": s, "prompt": s, "chosen": "yes", "rejected": "no"} for i, s in enumerate(subsets)
+    ]
+    skywork = [{**pair, "prompt": f"what is {pair['prompt']}"} for pair in pairs]
+    mapped |= {
+        values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
+        values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
+    }
+    bench = [
+        {"id": str(i), "subset": subset, "prompt": "hello", "chosen": f"yes {i}", "rejected": "no"}
+        for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
+    ]
+    mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
+    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines(
+        "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
+    )
+    models = [backbone["path"] for backbone in values["backbones"].values()]
+    models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
+    values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
+    values["data"] |= {"limit": 16, "generator_queries": 8}
+    values["data"]["preferences"] = {"path": lines("pairs.jsonl", pairs)}
+    small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
+    for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
+        how |= small
+    own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
+    for training in [*values["trainings"].values(), *values["rewards"].values()]:
+        training |= {**own, "max_length": 2000}
+    for reward in values["rewards"].values():
+        reward["ngram"] = 0  # prompts of a few words share them with the benchmark's
+    for reward in values["rewards"].values():
+        reward |= {**own, "batch_size": 8}
+    gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
+    values["evaluation"] |= {
+        "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
+        "mirrors": {"gsm8k": {"test": gsm8k}},
+        "max_new_tokens": 8,
+        "engine": "transformers",
+        "batch_size": 8,
+    }
+    ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
+    for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):
+        values["arms"][name]["evaluation"] = ipo
+    values["evaluation"]["judge"] |= {"base_url": url, "pairs": 4}
+    return {**values, "experiment": "stand_ins", "hardware": None}
+
+
+NO_NETWORK = """
+import socket
+real = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        open({log!r}, "a").write(repr(address) + "\\n")
+        raise OSError("no network in this test")
+    return real(self, address)
+socket.socket.connect = connect
+"""
+
+
+@pytest.mark.slow
+def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpoint, tmp_path, monkeypatch):
+    site, tried = tmp_path / "site", tmp_path / "tried.log"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(tried)))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serving(tmp_path / "server") as server:
+        values = stand_ins(tmp_path, tiny_checkpoint, server.url)
+        assert grids.hub_names(parse(values, "c")) == {}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+        done = snakemake("--cores", "2", "--configfile", str(tmp_path / "c.yaml"), cwd=tmp_path, timeout=3000)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert not tried.exists(), tried.read_text()
+    tables = tmp_path / "results/stand_ins/report/tables"
+    rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
+    assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
+    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7

@@ -1,0 +1,126 @@
+"""`sso doctor`: what would stop a run, before a GPU-hour is spent; a line a problem, each with the way out."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sso.config import Endpoint
+from sso.errors import InputError
+from workflow import grid as grids
+from workflow import plan
+
+
+def problems(grid: grids.Grid) -> Iterator[str]:
+    """All of them, none where everything is there."""
+    experiment = grid.experiment
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        yield f"Python {sys.version.split()[0]}: 3.11 or 3.12 is needed."
+    yield from _packages(experiment)
+    try:
+        grids.check(experiment)
+    except InputError as error:
+        yield str(error)
+    yield from _gpus(grid)
+    yield from _disk(grid)
+    yield from _hub(grids.hub_names(experiment))
+    for name in grids.local_paths(experiment):
+        if not Path(name).exists():
+            yield f"local: {name}: no such file or folder; correct the mapping."
+    yield from _keys(grid)
+
+
+def _packages(experiment: grids.Experiment) -> Iterator[str]:
+    """What the config's engines need beside the default installation."""
+    needed = {"torch": "make install", "transformers": "make install", "lm_eval": "make install"}
+    trainings = [t for arm in experiment.arms.values() for t in (arm.generator, arm.policy) if t]
+    trainings += [experiment.sft] if experiment.sft else []
+    if any(training.engine.startswith("zero") for training in trainings):
+        needed["deepspeed"] = "pip install -e '.[train]'"
+    engines = {
+        experiment.sampling.engine,
+        experiment.principles.engine,
+        *(w.engine for w in experiment.writers.values()),
+    }
+    if "vllm" in engines and shutil.which("conda") is None:
+        needed["vllm"] = "install conda and run with --use-conda (workflow/envs/vllm.yaml), or install vllm here"
+    for name, way in needed.items():
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield f"package {name}: not installed; {way}."
+
+
+def _gpus(grid: grids.Grid) -> Iterator[str]:
+    wanted = max((grid.cost(job).gpus for job in grid.jobs.values()), default=0)
+    if grid.experiment.hardware is None or not wanted:
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    on_cluster = shutil.which("sbatch") is not None
+    if count == 0 and not on_cluster:
+        yield "GPUs: CUDA is not available here, and there is no SLURM; run on a machine with GPUs."
+    elif count < min(wanted, grid.experiment.hardware.gpus) and not on_cluster:
+        yield f"GPUs: {count} here, {wanted} wanted; lower `devices` and `hardware.gpus`."
+    elif count:
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if memory < 0.95 * grid.experiment.hardware.memory_gb:
+            said = grid.experiment.hardware.memory_gb
+            yield f"GPUs: {memory:.0f} GB each, `hardware.memory_gb` says {said:.0f}; correct it."
+    for warning in plan.warnings(grid):
+        yield f"plan: {warning}"
+
+
+def _disk(grid: grids.Grid) -> Iterator[str]:
+    if grid.experiment.hardware is None:
+        return
+    need = plan.totals(grid)["disk_gb"]
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    if free < need:
+        yield f"disk: {free:.0f} GB free in {Path.cwd()}, about {need:.0f} GB needed; free some or use --directory."
+
+
+def _hub(names: dict[str, str]) -> Iterator[str]:
+    """Whether the hub has each name and lets this user read it; a name in the cache counts, too."""
+    if not names:
+        return
+    from huggingface_hub import HfApi, HfFileSystem
+
+    api, dead = HfApi(), None
+    for name, kind in names.items():
+        if kind == "benchmark":
+            continue  # lm-eval's own data sets; the first model to be evaluated fetches them
+        try:
+            if kind == "file":
+                HfFileSystem().info(name)
+            else:
+                repository, _, revision = name.partition("@")
+                api.repo_info(repository, repo_type=kind, revision=revision or None, timeout=20)
+        except Exception as error:
+            reason = type(error).__name__
+            if reason in ("GatedRepoError", "RepositoryNotFoundError"):
+                yield f"hub: {kind} {name}: {reason}; accept its terms and `hf auth login`, or map it under `local`."
+            elif dead is None:
+                dead = name
+                yield f"hub: {kind} {name} can't be reached ({reason}); check the network, or map names under `local`."
+            else:
+                yield f"hub: {kind} {name} can't be reached either."
+
+
+def _keys(grid: grids.Grid) -> Iterator[str]:
+    experiment = grid.experiment
+    judged = {
+        experiment.evaluation_of(backbone, arm).judge.model_dump_json(): experiment.evaluation_of(backbone, arm).judge
+        for backbone in experiment.backbones
+        for arm in experiment.arms
+    }
+    endpoints: list[Endpoint] = [judge for judge in judged.values() if judge.kind == "openai"]
+    endpoints += [w.endpoint for w in (experiment.principles, *experiment.writers.values()) if w.endpoint]
+    for endpoint in endpoints:
+        host = urlsplit(endpoint.base_url or "https://api.openai.com").hostname
+        if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(endpoint.key_variable):
+            yield f"key: {endpoint.key_variable} is not set, which {endpoint.model} at {host} needs; export it."

@@ -1,0 +1,138 @@
+"""`sso plan`: what an experiment costs by rule, what can't fit, and the prediction beside a finished run."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from workflow.costs import Cost
+from workflow.grid import Grid
+
+MODEL_RULES = (
+    "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
+    "judge", "data_quality", "mixture", "reward_model", "rewardbench",
+)  # fmt: skip
+
+
+def by_rule(grid: Grid) -> dict[str, list[Cost]]:
+    """Costs of all jobs, in the order of the stages."""
+    found: dict[str, list[Cost]] = {rule: [] for rule in ("config", "data", "preferences", *MODEL_RULES)}
+    for job in grid.jobs.values():
+        found.setdefault(job.rule, []).append(grid.cost(job))
+    return {rule: costs for rule, costs in found.items() if costs}
+
+
+def warnings(grid: Grid) -> Iterator[str]:
+    """A line for each rule whose largest job can't fit the machine, and for a disk that is too small."""
+    device = grid.costs.hardware
+    disk = 0.0
+    for rule, costs in by_rule(grid).items():
+        disk += sum(cost.disk_gb for cost in costs)
+        memory, gpus = max(c.memory_gb for c in costs), max(c.gpus for c in costs)
+        host = max(c.host_gb for c in costs)
+        if memory > device.memory_gb:
+            yield (
+                f"{rule}: about {memory:.0f} GB on a GPU of {device.memory_gb:.0f} GB; take zero3, more devices, "
+                "tensor_parallel, gradient_checkpointing or fewer tokens_per_batch."
+            )
+        if gpus > device.gpus and rule not in ("generator", "policy", "sft", "reward_model"):
+            yield f"{rule}: wants {gpus} GPUs of {device.gpus}; lower its `devices`."
+        if host > device.host_memory_gb:
+            yield f"{rule}: about {host:.0f} GB of memory on a host of {device.host_memory_gb:.0f} GB."
+    if disk > device.disk_gb:
+        yield f"disk: about {disk:.0f} GB of {device.disk_gb:.0f} GB; free some, or run fewer arms at a time."
+
+
+def totals(grid: Grid) -> dict[str, float]:
+    """Sums over all jobs: jobs, tokens, gpu_hours, disk_gb, requests, money (of the judge), gpu_money."""
+    costs = [cost for rule in by_rule(grid).values() for cost in rule]
+    hours = sum(cost.gpu_hours for cost in costs)
+    return {
+        "jobs": len(grid.jobs),
+        "tokens": sum(cost.tokens for cost in costs),
+        "gpu_hours": hours,
+        "disk_gb": sum(cost.disk_gb for cost in costs),
+        "requests": sum(cost.requests for cost in costs),
+        "money": sum(cost.money for cost in costs),
+        "gpu_money": hours * grid.costs.hardware.price_per_gpu_hour,
+    }
+
+
+def show(grid: Grid, measured: Path | None = None) -> None:
+    """Print the plan; with ``measured``, a finished run's folder, the shares of time predicted and measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 120)
+    device = grid.costs.hardware
+    table = Table(title=f"{grid.experiment.experiment}: estimates on {device.gpus} x {device.name}")
+    for name in ("rule", "jobs", "tokens, M", "GPU-hours", "longest job, h", "GPU memory, GB", "requests", "judge, $"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for rule, costs in by_rule(grid).items():
+        row = (
+            sum(c.tokens for c in costs) / 1e6,
+            sum(c.gpu_hours for c in costs),
+            max(c.wall_hours for c in costs),
+            max(c.memory_gb for c in costs),
+            sum(c.requests for c in costs),
+            sum(c.money for c in costs),
+        )
+        digits = (0, 1, 1, 0, 0, 0)
+        texts = [f"{value:,.{d}f}" if value else "" for value, d in zip(row, digits, strict=True)]
+        table.add_row(rule, str(len(costs)), *texts)
+    console.print(table)
+    total = totals(grid)
+    console.print(
+        f"{total['jobs']} jobs, {total['tokens'] / 1e9:.2f} billion tokens, {total['gpu_hours']:,.0f} GPU-hours "
+        f"(at least {total['gpu_hours'] / device.gpus:,.0f} h on {device.gpus} GPUs), {total['disk_gb']:,.0f} GB of "
+        f"disk, {total['requests']:,} judge requests for about {total['money']:,.0f} $"
+        + (f", GPUs {total['gpu_money']:,.0f} $" if total["gpu_money"] else ""),
+        highlight=False,
+    )
+    for line in warnings(grid):
+        console.print(f"warning: {line}", highlight=False)
+    if grid.experiment.assumed:
+        console.print(f"{len(grid.experiment.assumed)} values are assumed where the paper is silent:", highlight=False)
+        for key, why in grid.experiment.assumed.items():
+            console.print(f"  {key}: {why}", highlight=False, markup=False)
+    if measured:
+        _compare(console, grid, measured)
+
+
+def seconds(results: Path) -> dict[str, float]:
+    """Wall seconds by rule of a finished run, from its records."""
+    spent: dict[str, float] = defaultdict(float)
+    root = results.name
+    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
+    for path in results.rglob("*.run.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stage = record["stage"]
+        part = path.relative_to(results).parts
+        rule = "generator" if "generator" in part else grid_rules.get(stage, stage)
+        rule = "generated_pairs" if stage == "sample" and "pairs" in part else rule
+        if root and record.get("wall_s"):
+            spent[rule] += record["wall_s"]
+    return spent
+
+
+def _compare(console: Any, grid: Grid, results: Path) -> None:
+    """Shares, not hours: a CPU is another machine, but what costs how much of the whole should be alike."""
+    from rich.table import Table
+
+    spent = seconds(results)
+    predicted = {
+        rule: sum(c.hours for c in costs)
+        for rule, costs in by_rule(grid).items()
+        if rule in MODEL_RULES and any(c.tokens for c in costs)
+    }
+    known = [rule for rule in predicted if spent.get(rule)]
+    table = Table(title="share of the model's time, %")
+    for name in ("rule", "predicted", "measured", "measured, s"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    whole, all_spent = sum(predicted[r] for r in known), sum(spent[r] for r in known)
+    for rule in known:
+        table.add_row(
+            rule, f"{100 * predicted[rule] / whole:.1f}", f"{100 * spent[rule] / all_spent:.1f}", f"{spent[rule]:.0f}"
+        )
+    console.print(table)

@@ -28,7 +28,7 @@ Item, Result, Value = TypeVar("Item"), TypeVar("Result"), TypeVar("Value")
 Show = Callable[[int, int], None]
 """Shows (done, total)."""
 Progress = Callable[[], Show]
-"""Makes one, e.g. ``lambda: sso.cli.progress("judged")``."""
+"""Makes one, e.g. ``lambda: sso.progress.progress("judged")``."""
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE_S = 60

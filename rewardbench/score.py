@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.config import ROOT
-from sso.errors import InputError
+from sso.errors import InputError, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,8 +236,7 @@ def write(rows: "Sequence[Comparison]", values: Scored, out: str | Path, scorer:
     weights, out = weights_for(row.subset for row in rows), Path(out)
     both = list(zip(rows, values, strict=True))
     if bad := [row.id for row, pair in both if any(map(math.isnan, pair))]:
-        shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
-        print(f"warning: {len(bad)} rows have no score and count as lost: {shown}", file=sys.stderr)
+        print(f"warning: {len(bad)} rows have no score and count as lost: {listed(bad)}", file=sys.stderr)
     result = {"scorer": dict(scorer), **aggregate([(row.subset, *pair) for row, pair in both], weights)}
     lines = (
         {"id": row.id, "subset": row.subset}

@@ -14,7 +14,7 @@ from rewardbench.data import Comparison
 from rewardbench.score import encode, rewards
 from sso.chat import end_of_turn
 from sso.config import Reward
-from sso.errors import InputError
+from sso.errors import InputError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,8 +139,8 @@ def train(
     sides = [Sides(p.id, c, r, p.margin) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
     fitting = [s for s in sides if len(s) <= 2 * limit]
     if long := [s.id for s in sides if len(s) > 2 * limit]:
-        shown = ", ".join(long[:10]) + (", ..." if len(long) > 10 else "")
-        print(f"left out {len(long)} pairs of more than {limit} tokens (max_length, or the model's context): {shown}")
+        which = f"{len(long)} pairs of more than {limit} tokens (max_length, or the model's context)"
+        print(f"left out {which}: {listed(long)}")
     if not fitting:
         raise InputError(f"all {len(sides)} pairs have more than {limit} tokens; raise max_length.")
     trained, held_out = ([fitting[i] for i in part] for part in split(len(fitting), seed))

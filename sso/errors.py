@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Iterable
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MACHINE = {
@@ -26,6 +27,12 @@ class InputError(Exception):
 def printable(text: str) -> str:
     """Text without what a terminal would obey: control characters and changes of direction as `\\x1b`."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
+def listed(ids: Iterable[str], count: int = 10) -> str:
+    """The first ids, printable, for a message."""
+    ids = list(ids)
+    return printable(", ".join(ids[:count])) + (", ..." if len(ids) > count else "")
 
 
 def of_machine(error: BaseException | None, out: object) -> InputError | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sso import hub
 from sso.config import Preferences
-from sso.errors import InputError
+from sso.errors import InputError, listed
 from sso.records import Message, Pair, iter_json_lines
 
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -62,8 +62,7 @@ def load(source: Preferences) -> tuple[list[Preference], dict[str, int]]:
 def warn(left_out: Mapping[str, list[str]], path: str | Path) -> None:
     """A line on standard error for each reason, with the first ids."""
     for reason, ids in left_out.items():
-        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
-        print(f"warning: {path}: left out {len(ids)} rows ({reason}): {shown}", file=sys.stderr)
+        print(f"warning: {path}: left out {len(ids)} rows ({reason}): {listed(ids)}", file=sys.stderr)
 
 
 def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """Progress of long work: a bar with rate and remaining time in a terminal, plain lines in a log file."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Bar(tqdm):
         self.plain, self.last = not sys.stderr.isatty(), (-1, -1)
         # tqdm itself leaves out what comes sooner than ten times a second.
         how = {"mininterval": 0, "miniters": 1} if self.plain else {"dynamic_ncols": True}
-        super().__init__(*args, **{"unit": "", **how, **kwargs})
+        super().__init__(*args, **{"unit": "", "smoothing": 0, **how, **kwargs})
 
     def display(self, *args: Any, **kwargs: Any) -> None:
         if not self.plain:
@@ -43,11 +44,13 @@ class Bar(tqdm):
 
 def progress(what: str) -> Callable[..., None]:
     """A function that shows (done, total) of ``what``, and a note behind it where one is given."""
-    bar = None
+    bar, started = None, time.time()
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal bar
-        bar = bar or Bar(desc=what, total=total)
+        if bar is None:
+            bar = Bar(desc=what, total=total)
+            bar.start_t = started  # the first part took time too
         bar.set_postfix_str(note, refresh=False)
         bar.update(done - bar.n)
         if done >= total:

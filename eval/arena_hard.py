@@ -32,11 +32,14 @@ WINS = {"A>>B": (1.0, STRONG), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1)
 
 def read_questions(path: Path) -> list[Query]:
     """Questions in the benchmark's format (uid, prompt; first v0.1 files: question_id, turns) or as our queries."""
-    return [
-        Query(id=_name(path, number, row), prompt=row.get("prompt") or row["turns"][0]["content"])
-        for number, row in iter_json_lines(path)
-        if _has(path, number, row, "prompt", "turns")
-    ]
+    questions = []
+    for number, row in iter_json_lines(path):
+        try:
+            prompt = row.get("prompt") or row["turns"][0]["content"]
+            questions.append(Query(id=_name(path, number, row), prompt=prompt))
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{path}:{number}: lacks `prompt`, a text, or its `uid` is empty.") from error
+    return questions
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -60,12 +63,6 @@ def _name(path: Path, number: int, row: dict[str, Any]) -> str:
         if key in row:
             return str(row[key])
     raise InputError(f"{path}:{number}: lacks `uid`.")
-
-
-def _has(path: Path, number: int, row: dict[str, Any], *keys: str) -> bool:
-    if not any(key in row for key in keys):
-        raise InputError(f"{path}:{number}: lacks `{keys[0]}`.")
-    return True
 
 
 def answer(engine: Engine, questions: list[Query], settings: Evaluation, seed: int, model: str) -> list[Answer]:

@@ -5,7 +5,6 @@ judges, seeds or files.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.stock import Ready
 from sso.config import Vllm
 from sso.errors import InputError
+from sso.progress import Bar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +30,10 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
     """
     if not tokenizer.chat_template:
         raise InputError(f"{tokenizer.name_or_path}: the checkpoint has no chat template; use one that has.")
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    for request in ("generate_until", "loglikelihood"):
-        setattr(lm, request, partial(getattr(lm, request), disable_tqdm=not sys.stderr.isatty()))
+    huggingface.tqdm = Bar  # lines in a log file
+    lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     lm.model_cpu_s = 0.0
 
     def timed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

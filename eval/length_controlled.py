@@ -70,7 +70,10 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
             ) from error
     if not Path(source).is_file():
         raise InputError(f"{source}: no such file; give a CSV of instruction difficulties, or `hub`.")
-    frame = pd.read_csv(source)
+    try:
+        frame = pd.read_csv(source)
+    except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
+        raise InputError(f"{source}: no CSV ({' '.join(str(error).split())[:160]}).") from error
     if missing := [c for c in ("index", "instruction_difficulty") if c not in frame]:
         raise InputError(f"{source}: lacks the column `{missing[0]}`.")
     if {"preference", "std_delta_len", "not_gamed_baseline"} <= set(frame):

@@ -47,8 +47,10 @@ def read(path: Path) -> list[Dialogue]:
         turns = row.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
             raise InputError(f"{path}:{number}: `turns` must be the list of the user's turns.")
-        name = str(row.get("id", row.get("question_id", number - 1)))
-        dialogues.append(Dialogue(id=name, family=row.get("family", row.get("category", "")), turns=turns))
+        name, family = str(row.get("id", row.get("question_id", number - 1))), row.get("family", row.get("category"))
+        if not name:
+            raise InputError(f"{path}:{number}: `id` is empty.")
+        dialogues.append(Dialogue(id=name, family=str(family or ""), turns=turns))
     if len({d.id for d in dialogues}) < len(dialogues) or not dialogues:
         raise InputError(f"{path}: {'two dialogues have the same id' if dialogues else 'holds no dialogue'}.")
     return dialogues

@@ -120,7 +120,7 @@ def train(
     from sso import checkpoints, distributed
     from sso.chat import context_limit
     from sso.records import digest, file_digest
-    from sso.trainer import check_engine, training_arguments
+    from sso.trainer import go, training_arguments
     from sso.tuning import save_trained
 
     distributed.start(settings)
@@ -145,8 +145,7 @@ def train(
     with checkpoints.kept(work) if main else nullcontext():
         checkpoint = distributed.from_main(checkpoints.resume_from(work, key) if main else None)
         trainer = RewardTrainer(model=model, args=how, train_dataset=trained, settings=settings)
-        check_engine(trainer)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        go(trainer, checkpoint)
         for row in trainer.state.log_history:
             if "loss" in row:
                 run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})

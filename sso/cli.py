@@ -31,6 +31,7 @@ from sso.config import (
 )
 from sso.errors import InputError, first_problem, of_machine
 from sso.hub import checkpoint
+from sso.progress import progress
 from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -90,19 +91,6 @@ def end_start_up() -> None:
     """Call after the heavy imports: what was loaded is never collected, the rest as usual."""
     gc.freeze()
     gc.enable()
-
-
-def progress(what: str) -> Callable[[int, int], None]:
-    """A line a tenth of the work."""
-    state = {"shown": -1}
-
-    def show(done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
-        if tenth > state["shown"]:
-            state["shown"] = tenth
-            print(f"{what}: {done}/{total}", flush=True)
-
-    return show
 
 
 def data(args: argparse.Namespace) -> None:

@@ -539,14 +539,14 @@ class Experiment(Settings):
     def _named_settings(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if local := values.get("local"):
+        if isinstance(local := values.get("local"), dict):
             values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
-        named = values.get("trainings") or {}
-        for name, arm in (values.get("arms") or {}).items():
+        named, arms = values.get("trainings") or {}, values.get("arms")
+        for name, arm in arms.items() if isinstance(arms, dict) and isinstance(named, dict) else ():
             for stage in ("generator", "policy"):
                 own = arm.get(stage) if isinstance(arm, dict) else None
                 if isinstance(own, dict) and own.get("use") is not None:
-                    if own["use"] not in named:
+                    if not isinstance(own["use"], str) or not isinstance(named.get(own["use"]), dict):
                         raise ValueError(f"arms.{name}.{stage}.use: no such training {own['use']!r} in `trainings`")
                     arm[stage] = {**named[own["use"]], **own}
         return values
@@ -692,6 +692,10 @@ def parse(values: dict[str, Any], source: str) -> Experiment:
         experiment = Experiment.model_validate(json.loads(json.dumps(values)))
     except ValidationError as error:
         raise InputError(_sentence(source, error)) from error
+    except (TypeError, ValueError, RecursionError) as error:  # dates, keys that are lists, anchors within themselves
+        raise InputError(
+            f"{source}: holds what JSON can't ({error}); use plain mappings, lists and scalars."
+        ) from error
     known = load_objectives()
     for name, arm in experiment.arms.items():
         for stage, training in (("generator", arm.generator), ("policy", arm.policy)):

@@ -23,12 +23,12 @@ from sso.records import digest
 from sso.replies import Replies
 from sso.tracking import without_passwords
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item, Result, Value = TypeVar("Item"), TypeVar("Result"), TypeVar("Value")
 
 Show = Callable[[int, int], None]
 """Shows (done, total)."""
 Progress = Callable[[], Show]
-"""Makes one, e.g. ``lambda: sso.cli.progress("judged")``."""
+"""Makes one, e.g. ``lambda: sso.progress.progress("judged")``."""
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE_S = 60
@@ -230,11 +230,18 @@ def _read(text: str) -> Completion | None:
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
         return Completion(
-            text=choice["message"].get("content") or "",
-            finish=choice.get("finish_reason"),
-            logprobs=(choice.get("logprobs") or {}).get("content"),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            text=_of(str, choice["message"].get("content")) or "",
+            finish=_of(str, choice.get("finish_reason")),
+            logprobs=_of(list, (choice.get("logprobs") or {}).get("content")),
+            prompt_tokens=_of(int, usage.get("prompt_tokens")),
+            completion_tokens=_of(int, usage.get("completion_tokens")),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _of(kind: type[Value], value: Any) -> Value | None:
+    """A value of a kind, or null; TypeError where it is anything else."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError
+    return value

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MACHINE = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the quota is used up", "make room"),
@@ -37,8 +37,8 @@ def first_problem(error: Any) -> tuple[str, str]:
 
 
 def first_of(names: Sequence[str], count: int = 10) -> str:
-    """The first names of a list that may be long."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    """The first names of a list that may be long, printable."""
+    return printable(", ".join(names[:count])) + (", ..." if len(names) > count else "")
 
 
 def of_machine(error: BaseException | None, out: object) -> InputError | None:

@@ -1,11 +1,11 @@
 """Supervised fine-tuning of a tiny model from scratch, on transformers.Trainer; loss on assistant turns only."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from sso.chat import encode_prompt, encode_response
 from sso.config import Backbone, Sft
+from sso.progress import show_steps
 from sso.records import Message, iter_json_lines, whole_folder
 
 
@@ -40,7 +40,7 @@ def arguments(out: Path, seed: int, **settings: Any) -> Any:
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "disable_tqdm": "SSO_PROGRESS" not in os.environ,
+        "disable_tqdm": True,  # sso.progress shows the steps
     }
     return TrainingArguments(output_dir=str(out), **{**shared, **settings})
 
@@ -82,6 +82,7 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
     )
+    show_steps(trainer, "sft")
     result = trainer.train()
     for row in trainer.state.log_history:
         if log is not None and "loss" in row:

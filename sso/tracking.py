@@ -221,7 +221,7 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
     # An absent server is told in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true")
     import logging
 
     from mlflow.exceptions import MlflowException

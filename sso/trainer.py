@@ -24,6 +24,7 @@ from sso.errors import InputError
 from sso.logprobs import Scorer
 from sso.objective import Node, Objective, Scores
 from sso.packing import Sample, cost, plan, to_device
+from sso.progress import show_steps
 from sso.reference import Reference
 from sso.sft import arguments
 
@@ -335,15 +336,25 @@ def fit(
         objective=objective,
         scorer=scorer,
     )
+    with scorer.attention(model):
+        go(trainer, checkpoint)
+    return trainer
+
+
+def go(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one, with the steps shown.
+
+    Raises:
+        InputError: another engine would run than was asked for, or the checkpoint holds more than tensors.
+    """
     check_engine(trainer)
+    show_steps(trainer, "train")
     try:
-        with scorer.attention(model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:
         raise InputError(
             f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."
         ) from error
-    return trainer
 
 
 def what_ran(trainer: PreferenceTrainer) -> str:

@@ -41,12 +41,16 @@ def bucketed(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[l
     """Micro-batches by device, ``[device][step]`` lists of indices into ``costs``, neighbours by length.
 
     A micro-batch costs its longest member times their number: at most ``budget``, or it is one pair. Every device
-    has the same number of steps, the fewest possible, and the largest micro-batch is as small as they allow; where
-    the micro-batches do not come out even, some are empty.
+    has the same number of steps, the fewest possible, and the largest micro-batch is as small as they allow; some are
+    empty only where there are fewer samples than micro-batches.
     """
     steps = -(-len(_groups(costs, budget)) // devices)
     smallest = bisect.bisect_left(range(budget), True, key=lambda b: len(_groups(costs, b)) <= steps * devices)
     groups = _groups(costs, smallest)
+    while len(groups) < min(steps * devices, len(costs)):
+        largest = max(range(len(groups)), key=lambda g: (len(groups[g]) > 1, costs[groups[g][0]] * len(groups[g])))
+        half = len(groups[largest]) // 2
+        groups[largest : largest + 1] = groups[largest][:half], groups[largest][half:]
     groups += [[] for _ in range(steps * devices - len(groups))]
     return [groups[device::devices] for device in range(devices)]
 

@@ -96,7 +96,7 @@ def _annotator(kind: Any, judge: EndpointJudge, draw: int) -> Any:
 
     def ask(prompts: list[Any], model_name: str, **parameters: Any) -> dict[str, list[Any]]:
         questions = [Question([Message(**m) for m in prompt], read, parameters) for prompt in prompts]
-        unreadable = {"logprobs": {"content": [{"top_logprobs": []}]}}
+        unreadable: dict[str, Any] = {"logprobs": {"content": [{"top_logprobs": []}]}}
         return {"completions_all": [found or unreadable for found in judge.ask(questions, draw)]}
 
     single._make_prompts, single.fn_completions = make_prompts, ask

@@ -14,7 +14,7 @@ from sso.errors import InputError
 from sso.records import Answer, Query
 
 if TYPE_CHECKING:
-    from sso.sampling.transformers_engine import TransformersEngine
+    from sso.sampling import Engine
 
 Row = dict[str, Any]
 """A line of pairwise.jsonl: id, preference (1: ours wins; None: unread), score, reference_score, length and
@@ -30,7 +30,7 @@ def mean_and_error(values: Sequence[float | None], scale: float = 1.0) -> dict[s
 
 
 def answer(
-    engine: "TransformersEngine",
+    engine: "Engine",
     queries: list[Query],
     settings: Evaluation,
     seed: int,
@@ -69,10 +69,10 @@ def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw
         if answer.prompt != reference.prompt:
             raise InputError(f"answers: {reference.id!r} answers another prompt than the reference; make them anew.")
     items = [Comparison(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
-    scores: list[float | None] = [None] * (2 * len(items))
+    scores: Sequence[float | None] = [None] * (2 * len(items))
     if isinstance(judge, OracleJudge):
-        scores = judge.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
-        preferred = [preference(a, b) for a, b in zip(scores[: len(items)], scores[len(items) :], strict=True)]
+        scores = found = judge.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
+        preferred = [preference(a, b) for a, b in zip(found[: len(items)], found[len(items) :], strict=True)]
     else:
         preferred = [p.mean for p in judge.pairwise(items, draw)]
     return [

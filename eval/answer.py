@@ -9,9 +9,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,9 @@ from sso.records import Answer, digest, whole_folder, write, write_text
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from sso.sampling import Engine
     from sso.sampling.endpoint_engine import EndpointEngine
     from sso.sampling.transformers_engine import TransformersEngine
-    from sso.sampling.vllm_engine import VLLMEngine
 
 
 class _Parts:
@@ -54,46 +54,65 @@ class _Parts:
         return part
 
 
-class Model:
-    """A checkpoint, loaded when it is first asked, or a model behind ``endpoint``, whose replies ``cache`` keeps."""
+class Served:
+    """A model behind an endpoint, whose replies ``cache`` keeps."""
 
-    def __init__(self, name: str, settings: Evaluation, endpoint: Endpoint | None, cache: Path):
-        self.name, self.settings, self.endpoint, self.cache = name, settings, endpoint, cache
-        self.folder = None if endpoint else checkpoint(name)
-        self.dtype = _stored_dtype(self.folder) if self.folder else None
+    def __init__(self, settings: Endpoint, cache: Path):
+        self.settings, self.cache = settings, cache
 
     @property
     def identity(self) -> Any:
-        """What tells it from others: sizes and times of its files, or its name and address."""
-        if self.folder is None:
-            return self.endpoint.model_dump()
+        """What tells it from others: its name, its address and how it is asked."""
+        return self.settings.model_dump()
+
+    @cached_property
+    def engine(self) -> "EndpointEngine":
+        """The model for open prompts."""
+        from sso.sampling.endpoint_engine import EndpointEngine
+
+        return EndpointEngine(self.settings, self.cache, lambda: progress("answers"))
+
+    @cached_property
+    def lm(self) -> "LM":
+        """The model for lm-eval, with the same client."""
+        from eval.endpoint_lm import EndpointLM
+
+        return EndpointLM(self.engine.client)
+
+
+class Checkpoint:
+    """A checkpoint, loaded when it is first asked."""
+
+    def __init__(self, name: str, settings: Evaluation):
+        self.folder, self.settings = checkpoint(name), settings
+        self.dtype = _stored_dtype(self.folder)
+
+    @property
+    def identity(self) -> Any:
+        """What tells it from others: sizes and times of its files."""
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.iterdir()) if p.is_file()]
 
     @cached_property
-    def engine(self) -> "TransformersEngine | EndpointEngine | VLLMEngine":
-        """The model for open prompts; an endpoint's client serves lm-eval too."""
-        if self.endpoint:
-            from sso.sampling.endpoint_engine import EndpointEngine
-
-            return EndpointEngine(self.endpoint, self.cache, lambda: progress("answers"))
+    def engine(self) -> "Engine":
+        """The model for open prompts."""
         if self.settings.engine == "vllm":
             from sso.sampling.vllm_engine import VLLMEngine
 
             return VLLMEngine.of(self.lm.model, self.lm.tokenizer)  # two would not fit a GPU
-        from sso.sampling.transformers_engine import TransformersEngine
-
-        return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
+        return self._local
 
     @cached_property
     def lm(self) -> "LM":
         """The model for lm-eval."""
-        if self.endpoint:
-            from eval.endpoint_lm import EndpointLM
-
-            return EndpointLM(self.engine.client)
         if self.settings.engine == "vllm":
             return harness.vllm(self.folder, self.dtype, self.settings)
-        return harness.local(self.engine.model, self.engine.tokenizer, self.settings.batch_size)
+        return harness.local(self._local.model, self._local.tokenizer, self.settings.batch_size)
+
+    @cached_property
+    def _local(self) -> "TransformersEngine":
+        from sso.sampling.transformers_engine import TransformersEngine
+
+        return TransformersEngine(self.folder, dtype=self.dtype, batch_size=self.settings.batch_size)
 
 
 def _stored_dtype(model: Path) -> str:
@@ -104,15 +123,20 @@ def _stored_dtype(model: Path) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
+def _open(settings: Evaluation, data: Path) -> Iterator[tuple[str, str, Path, list[Any], Callable[..., list[Answer]]]]:
+    """Of each benchmark of open prompts: its and its answers' name, its file, its prompts, and what answers them."""
+    if settings.pairwise:
+        yield "eval", "answers", judging.queries(data), judging.read_queries(data), alpaca_eval.answer
+    if settings.mt_bench:
+        path = data / "mt_bench.jsonl"
+        yield "mt_bench", "mt_bench_answers", path, mt_bench.read(path), mt_bench.answer
+    if settings.arena_hard:
+        path = data / "arena_hard.jsonl"
+        yield "arena_hard", "arena_hard_answers", path, arena_hard.read_questions(path), arena_hard.answer
+
+
 def answer(
-    model: str | None,
-    data: Path | None,
-    settings: Evaluation,
-    seed: int,
-    out: Path,
-    name: str | None,
-    endpoint: Endpoint | None,
-    cache: Path,
+    model: str | Endpoint, data: Path | None, settings: Evaluation, seed: int, out: Path, name: str | None, cache: Path
 ) -> None:
     """Write the answers of the open benchmarks (*answers.jsonl), lm_eval.json and items/<task>.jsonl under ``out``.
 
@@ -121,28 +145,23 @@ def answer(
     """
     if data is None and (settings.pairwise or settings.mt_bench or settings.arena_hard):
         raise InputError("--data: give the folder of the open benchmarks' prompts, or set them to false.")
-    model = endpoint.model if endpoint else model
-    sources = benchmarks.find(settings, data, bool(endpoint))
-    if not endpoint and Path(model).is_dir() and all(source.path for source in sources):
+    sources = benchmarks.find(settings, data, isinstance(model, Endpoint))
+    if isinstance(model, str) and Path(model).is_dir() and all(source.path for source in sources):
         # Everything is local: a look-up on the hub could only cost time.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    queries = judging.read_queries(data) if settings.pairwise else []
-    dialogues = mt_bench.read(data / "mt_bench.jsonl") if settings.mt_bench else []
-    questions = arena_hard.read_questions(data / "arena_hard.jsonl") if settings.arena_hard else []
-    partial = out.with_name(f".{out.name}.partial")
-    subject = Model(model, settings, endpoint, cache)
-    name = name or Path(model).name
+    opened = list(_open(settings, data)) if data else []
+    subject = Checkpoint(model, settings) if isinstance(model, str) else Served(model, cache)
+    name = name or Path(model if isinstance(model, str) else model.model).name
+    record = settings.model_dump() | ({} if isinstance(model, str) else {"endpoint": model.model_dump()})
     # Only what is read of the data folder, so that the record does not depend on the rest.
-    inputs = {"model": subject.folder} if subject.folder else {}
+    inputs = {"model": subject.folder} if isinstance(subject, Checkpoint) else {}
     inputs |= {s.name: s.path for s in sources if s.path}
-    inputs |= {"eval": judging.queries(data)} if queries else {}
-    inputs |= {"mt_bench": data / "mt_bench.jsonl"} if dialogues else {}
-    inputs |= {"arena_hard": data / "arena_hard.jsonl"} if questions else {}
-    record = settings.model_dump() | ({"endpoint": endpoint.model_dump()} if endpoint else {})
-    parts = _Parts(partial, [subject.identity, name, seed])
+    inputs |= {benchmark: path for benchmark, _, path, _, _ in opened}
+    unfinished = out.with_name(f".{out.name}.partial")
+    parts = _Parts(unfinished, [subject.identity, name, seed])
 
-    def ask(make: Callable[..., list[Answer]], asked: list[Any]) -> list[dict[str, Any]]:
-        return [a.model_dump() for a in make(subject.engine, asked, settings, seed, name)]
+    def ask(make: Callable[..., list[Answer]], prompts: list[Any]) -> list[dict[str, Any]]:
+        return [a.model_dump() for a in make(subject.engine, prompts, settings, seed, name)]
 
     def evaluate(group: list[stock.Ready]) -> dict[str, dict[str, Any]]:
         lm, before = subject.lm, getattr(subject.lm, "model_cpu_s", 0.0)
@@ -162,29 +181,23 @@ def answer(
             import lm_eval.evaluator
             import lm_eval.models.huggingface  # noqa: F401
         end_start_up()
-        for file, asked, make in (
-            ("answers", queries, alpaca_eval.answer),
-            ("mt_bench_answers", dialogues, mt_bench.answer),
-            ("arena_hard_answers", questions, arena_hard.answer),
-        ):
-            if asked:
-                said = [settings.temperature, settings.top_p, settings.max_new_tokens, asked]
-                rows = parts.take(file, said, lambda make=make, asked=asked: ask(make, asked))
-                write(folder / f"{file}.jsonl", rows)
-        tasks = {}
+        for _, file, _, prompts, make in opened:
+            said = [settings.temperature, settings.top_p, settings.max_new_tokens, prompts]
+            write(folder / f"{file}.jsonl", parts.take(file, said, partial(ask, make, prompts)))
+        tasks: dict[str, dict[str, Any]] = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
-            tasks |= parts.take(title, [version("lm_eval"), key], lambda group=group: evaluate(group))
+            tasks |= parts.take(title, [version("lm_eval"), key], partial(evaluate, group))
         for task, result in tasks.items():
             write(folder / "items" / f"{task}.jsonl", result.pop("items"))
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)
-        if endpoint:
+        if isinstance(subject, Served):
             print("endpoint: " + ", ".join(f"{count} {what}" for what, count in subject.engine.client.notes().items()))
         write_text(folder / "lm_eval.json", json.dumps({"tasks": tasks}, ensure_ascii=False, indent=1) + "\n")
         run.summary.update({task: result["value"] for task, result in tasks.items()} | (spent if tasks else {}))
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _groups(ready: list[stock.Ready]) -> dict[str, list[stock.Ready]]:

@@ -39,6 +39,8 @@ def read_questions(path: Path) -> list[Query]:
             questions.append(Query(id=_name(path, number, row), prompt=prompt))
         except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}:{number}: lacks `prompt`, a text, or its `uid` is empty.") from error
+    if not questions:
+        raise InputError(f"{path}: holds no question.")
     return questions
 
 

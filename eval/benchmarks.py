@@ -5,6 +5,7 @@ are installed; only its data may come from a local file. A `micro_` one is a YAM
 checked before a model is loaded. Knows nothing of models.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ class Source:
         """None for a task of the micro-world."""
         return REAL[self.name.removeprefix("real_")] if self.name.startswith("real_") else None
 
+    @property
+    def mirror(self) -> str:
+        """The real benchmark's name under `mirrors`."""
+        return (self.real and self.real.mirror) or self.name.removeprefix("real_")
+
 
 def suite(name: str, endpoint: bool = False) -> list[Task]:
     """lm-eval's benchmarks of a paper version; for an endpoint with the variants that need no log-likelihoods."""
@@ -134,10 +140,10 @@ def find(settings: Evaluation, data: Path | None, endpoint: bool = False) -> lis
     ``endpoint`` a task that needs log-likelihoods.
     """
     sources = []
+    known = sorted([f"micro_{name}" for name in MICRO] + [f"real_{name}" for name in REAL])
     for task in settings.tasks:
         world, _, name = task.name.partition("_")
-        if name not in {"micro": MICRO, "real": REAL}.get(world, {}):
-            known = sorted([f"micro_{name}" for name in MICRO] + [f"real_{name}" for name in REAL])
+        if task.name not in known:
             raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(known)}.")
         if endpoint:
             _check_generative(task.name, world, name)
@@ -155,19 +161,22 @@ def _check_generative(task: str, world: str, name: str) -> None:
 
 
 def _micro(task: Task, name: str, data: Path | None) -> Source:
-    if task.file is None and data is None:
-        raise InputError(f"evaluation.tasks: {task.name} needs `file`, or --data, the folder of {name}.jsonl.")
     if task.num_fewshot:
         raise InputError(f"evaluation.tasks: {task.name} has no worked examples; leave num_fewshot out.")
-    path = Path(task.file) if task.file else Path(data) / f"{name}.jsonl"
+    if task.file:
+        path = Path(task.file)
+    elif data is not None:
+        path = data / f"{name}.jsonl"
+    else:
+        raise InputError(f"evaluation.tasks: {task.name} needs `file`, or --data, the folder of {name}.jsonl.")
     return Source(task, path, _rows(path, MICRO[name], task.limit), [])
 
 
-def _real(task: Task, name: str, mirrors: dict[str, Mirror]) -> Source:
-    benchmark = REAL[name]
-    mirror = Mirror(test=task.file) if task.file else mirrors.get(benchmark.mirror or name)
+def _real(task: Task, name: str, mirrors: Mapping[Any, Mirror]) -> Source:
+    benchmark, hub = REAL[name], Source(task, None, [], [])
+    mirror = Mirror(test=task.file) if task.file else mirrors.get(hub.mirror)
     if mirror is None:
-        return Source(task, None, [], [])
+        return hub
     path = Path(mirror.test)
     rows = _rows(path, benchmark.columns, task.limit)
     if task.num_fewshot == 0 or name in ("math", "ifeval"):  # MATH's examples are part of the stock task

@@ -35,7 +35,7 @@ def _answer(args: argparse.Namespace) -> None:
     if args.model is None and not args.endpoint:
         raise InputError("sso-eval answer: give --model, or --endpoint.")
     cache = args.cache or args.out.with_name("answer_replies.db")
-    answer.answer(args.model, args.data, settings, args.seed, args.out, args.name, _endpoint(args), cache)
+    answer.answer(_endpoint(args) or args.model, args.data, settings, args.seed, args.out, args.name, cache)
 
 
 def _endpoint(args: argparse.Namespace) -> Endpoint | None:

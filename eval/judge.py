@@ -168,7 +168,7 @@ def make_judge(settings: JudgeSettings, world: World | None, cache: Path, progre
         if world is None:
             raise InputError("judge.kind: the oracle judges only the micro-world; give --world, or another judge.")
         return OracleJudge(world)
-    if settings.kind == "reward":
+    if settings.path is not None:  # kind: reward
         return RewardJudge(Path(settings.path))
     from eval.endpoint_judge import EndpointJudge
 

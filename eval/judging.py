@@ -88,9 +88,9 @@ def judge_all(judge: Judge, answers: Path, data: Path, settings: Evaluation, out
         again("alpaca_eval2_wr", theirs, lambda some, draw: preferences(compare(judge, ours, some, draw=draw)))
     if settings.mt_bench:
         families = {d.id: d.family for d in mt_bench.read(files["mt_bench"])}
-        known = mt_bench.read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
+        held = mt_bench.read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
         # The oracle and reward models use no reference answers.
-        known = known if settings.judge.kind == "openai" else None
+        known = held if settings.judge.kind == "openai" else None
         turns = read(answers / "mt_bench_answers.jsonl", Answer)
         grades = mt_bench.grade(judge, turns, families, known)
         write(out / "mt_bench.jsonl", grades)

@@ -79,8 +79,8 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
     if {"preference", "std_delta_len", "not_gamed_baseline"} <= set(frame):
         return Table(frame, True)
     hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
-    if missing := [i for i in range(len(reference_lengths)) if i not in hard]:
-        raise InputError(f"{source}: no difficulty of prompt {missing[0]} ({len(missing)} are missing).")
+    if unknown := [i for i in range(len(reference_lengths)) if i not in hard]:
+        raise InputError(f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing).")
     return simulated_baselines([hard[i] for i in range(len(reference_lengths))], reference_lengths)
 
 

@@ -139,7 +139,7 @@ def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
     dialogues: dict[str, list[float]] = {}
     for row in rows:
         dialogues.setdefault(row["id"], []).extend([] if row["score"] is None else [row["score"]])
-    out = mean_and_error([sum(s) / len(s) if s else None for s in dialogues.values()])
+    out: dict[str, Any] = mean_and_error([sum(s) / len(s) if s else None for s in dialogues.values()])
     for turn in sorted({row["turn"] for row in rows}):
         out[f"turn_{turn}"] = mean_and_error([r["score"] for r in rows if r["turn"] == turn])["value"]
     out["categories"] = {

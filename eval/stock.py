@@ -61,7 +61,7 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     given = {} if shots is None else {"num_fewshot": shots}
     specs: list[dict[str, Any]]
     rows: dict[str, list[int]] = defaultdict(list)
-    if source.path is None:
+    if benchmark and source.path is None:
         names = [name for name in index if re.fullmatch(benchmark.stock.replace("{}", r"\w+"), name)]
         specs = [{"task": name, **given} for name in names]
     else:
@@ -77,10 +77,9 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     except Exception as error:
         if source.path is not None:
             raise
-        name = benchmark.mirror or source.name.removeprefix("real_")
         raise InputError(
             f"evaluation.tasks: the data of {source.name} can't be had from the hub ({type(error).__name__}); "
-            f"give a local copy: evaluation.mirrors.{name}.test."
+            f"give a local copy: evaluation.mirrors.{source.mirror}.test."
         ) from error
     for name, task in tasks.items():
         task.set_fewshot_seed(seed=SEED)
@@ -123,16 +122,15 @@ def _local(source: Source, config: dict[str, Any], numbers: list[int]) -> dict[s
     splits = {test: Dataset.from_list([source.rows[number] for number in numbers])}
     drawn = config.get("fewshot_split")
     count = source.task.num_fewshot if source.task.num_fewshot is not None else config.get("num_fewshot") or 0
-    if drawn and count:
+    if source.real and drawn and count:
         subject = source.real.subject
-        own = source.rows[numbers[0]].get(subject)
+        own = subject and source.rows[numbers[0]].get(subject)
         shots = [row for row in source.shots if not subject or row[subject] == own]
         if len(shots) < count:
-            name = source.real.mirror or source.name.removeprefix("real_")
             raise InputError(
                 f"{source.path}: {source.name} takes {count} worked examples{f' of {own}' if own else ''}, but there "
-                f"are {len(shots)} in {name}'s `shots` file (train.jsonl or dev.jsonl beside it): give "
-                f"evaluation.mirrors.{name}.shots, or `num_fewshot: 0`."
+                f"are {len(shots)} in {source.mirror}'s `shots` file (train.jsonl or dev.jsonl beside it): give "
+                f"evaluation.mirrors.{source.mirror}.shots, or `num_fewshot: 0`."
             )
         splits[drawn] = Dataset.from_list(shots)
     absent = [key for key in ("training_split", "validation_split", "fewshot_split") if config.get(key) not in splits]

@@ -7,6 +7,9 @@ left must agree. The official parsers take the first match (FastChat) or refuse 
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
+
+VerdictT = TypeVar("VerdictT")
 
 _QUOTED = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|(?<!\w)'[^'\n]*'(?!\w)|^\s*>[^\n]*$", re.S | re.M
@@ -37,7 +40,7 @@ def _after_reasoning(reply: str) -> str:
     return reply.rpartition("</think>")[2]
 
 
-def _final(reply: str, pattern: re.Pattern[str], convert: Callable[[str], float | str]) -> float | str | None:
+def _final(reply: str, pattern: re.Pattern[str], convert: Callable[[str], VerdictT]) -> VerdictT | None:
     reply = _after_reasoning(reply)
     own = _QUOTED.sub(" ", reply)
     if not pattern.search(own):

@@ -78,12 +78,12 @@ def mix(settings: Mixture, bench: Sequence[Comparison]) -> Mixed:
 
 def sizes(settings: Mixture, usable: Sequence[Sequence[Preference]]) -> list[int | None]:
     """Pairs to take of each source; None: all. With weights, as many as the scarcest source allows."""
-    parts = settings.parts
-    if any(source.weight is None for source in parts):
-        return [source.limit for source in parts]
+    weights = [source.weight for source in settings.parts if source.weight is not None]
+    if len(weights) < len(settings.parts):
+        return [source.limit for source in settings.parts]
     # The hair's breadth is for weights such as 0.1, which floats hold inexactly.
-    share = min(len(pairs) / source.weight for source, pairs in zip(parts, usable, strict=True)) + 1e-9
-    return [max(1, int(share * source.weight)) for source in parts]
+    share = min(len(pairs) / weight for weight, pairs in zip(weights, usable, strict=True)) + 1e-9
+    return [max(1, int(share * weight)) for weight in weights]
 
 
 def _name(source: Source) -> str:

@@ -37,15 +37,14 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same on a device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.token, self.slot, self.first))
-        return replace(self, **dict(zip(("token", "slot", "first"), moved, strict=True)))
+        token, slot, first = (t.to(device, non_blocking=True) for t in (self.token, self.slot, self.first))
+        return replace(self, token=token, slot=slot, first=first)
 
 
 def layout(branches: Sequence[Sequence[int]], tokens: int) -> Layout:
     """Layout of ``branches``, each the positions of its context's and its own tokens in a row of ``tokens``."""
-    order = sorted(range(len(branches)), key=lambda i: (-len(branches[i]), i))
     groups: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(branches)), key=lambda i: (-len(branches[i]), i)):
         if not groups or len(branches[i]) < LIKE * len(branches[groups[-1][0]]):
             groups.append([])
         groups[-1].append(i)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+def _template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], open_turn: bool = True) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -73,9 +73,7 @@ def encode_prompts(
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The token that ends an assistant turn: what the template writes after one, else the tokenizer's eos."""
     mark = uuid4().hex
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], tokenize=False
-    )
+    text = _template(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], False)
     after = tokenizer(text.partition(mark)[2], add_special_tokens=False).input_ids
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return after[0] if after and after[0] in special else tokenizer.eos_token_id

@@ -315,7 +315,7 @@ class Arm(Settings):
 class Source(Preferences):
     """Pairs that go into a reward model: an arm's, a preference set's (`path`), or the micro-world's annotated ones."""
 
-    path: str | None = None
+    path: str | None = None  # type: ignore[assignment]  # the other kinds of source have none
     arm: str | None = None
     world: bool = False
     """The micro-world's annotated set: its own procedure's responses to queries of its own, labelled by the oracle."""
@@ -561,21 +561,21 @@ class Experiment(Settings):
                     raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; known: {', '.join(self.arms)}")
                 if source.world and self.world is None:
                     raise ValueError(f"rewards.{name}: `world: true` is the micro-world's annotated set; give a `path`")
-            for backbone in reward.backbones or []:
-                if backbone not in self.backbones:
-                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {backbone!r}")
+            for key in reward.backbones or []:
+                if key not in self.backbones:
+                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {key!r}")
         for name, arm in self.arms.items():
-            for backbone in arm.backbones or []:
-                if backbone not in self.backbones:
-                    raise ValueError(f"arms.{name}.backbones: unknown backbone {backbone!r}")
+            for key in arm.backbones or []:
+                if key not in self.backbones:
+                    raise ValueError(f"arms.{name}.backbones: unknown backbone {key!r}")
             if arm.writer is not None and arm.writer not in self.writers:
                 raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`")
             if arm.data == "annotated" and self.world is None and self.data.preferences is None:
                 raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
             if arm.data == "good_original" and self.data.generator_queries:
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
-            for backbone in self.backbones:
-                self.evaluation_of(backbone, name)
+            for key in self.backbones:
+                self.evaluation_of(key, name)
         kinds = {writer.kind == "policy" for writer in self.all_writers}
         if len(kinds) > 1:
             raise ValueError("writers: either all principles are written by the policy itself or none")

@@ -23,7 +23,9 @@ from sso.records import digest
 from sso.replies import Replies
 from sso.tracking import without_passwords
 
-Item, Result, Value = TypeVar("Item"), TypeVar("Result"), TypeVar("Value")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 Show = Callable[[int, int], None]
 """Shows (done, total)."""

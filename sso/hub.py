@@ -26,7 +26,7 @@ def fetch(source: str) -> Path:
     from huggingface_hub import HfFileSystem, hf_hub_download
 
     try:
-        place = HfFileSystem().resolve_path(source)
+        place: Any = HfFileSystem().resolve_path(source)  # in a repository; buckets have no revision
         return Path(
             hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision)
         )

@@ -67,9 +67,9 @@ class TokenLogps(torch.autograd.Function):
                 at, inside = _within(target, start, len(tile))
                 slope.scatter_add_(1, at[:, None], gradient.where(inside[:, None], 0))
                 slope = slope.to(ctx.dtype)
-                if for_hidden:
+                if into_hidden is not None:
                     into_hidden += slope @ tile
-                if for_weight:
+                if into_weight is not None:
                     into_weight[start : start + len(tile)] = slope.t() @ rows
         return None if into_hidden is None else into_hidden.to(hidden.dtype), into_weight, None
 

@@ -159,7 +159,7 @@ class Objective:
 
     def __call__(self, scores: Scores) -> "Tensor":
         """The loss of each sample: sum of weight * [W] * (L_base + sft * L_sft). [samples]."""
-        w = self.weight(scores) if self.uses_weight else None
+        w = self.weight(scores) if self.uses_weight else 1.0
         losses = []
         for c, term in zip(self.contrasts, self.terms(scores), strict=True):
             loss = float(c.weight) * (term["base"] + float(c.sft) * term["sft"])

@@ -185,7 +185,7 @@ def _prompt(row: Mapping[str, Any]) -> Any:
 
 def _margin(row: Mapping[str, Any]) -> float | None:
     """`margin`, or the difference of the sides' scores."""
-    values = [row.get("margin")] if row.get("margin") is not None else [row.get(name) for name in SCORES]
+    values: list[Any] = [row.get("margin")] if row.get("margin") is not None else [row.get(name) for name in SCORES]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return None
     return float(values[0] if len(values) == 1 else values[0] - values[1])

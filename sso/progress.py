@@ -15,6 +15,7 @@ class Bar(tqdm):
     """A bar; where standard error is no terminal, a line on standard output a tenth of the work, and one a minute."""
 
     monitor_interval = 0  # no thread beside the work
+    disable: bool
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.plain, self.last = not sys.stderr.isatty(), (-1, -1)

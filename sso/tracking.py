@@ -253,8 +253,8 @@ def _dataset(name: str, read: Sequence[str | None]) -> Any:
     """A file that a job read, as mlflow.data has it: its path and its digest, not its content."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = json.dumps({"uri": str(read[0])})
-    dataset = Dataset(name=Path(read[0]).name, digest=str(read[1]), source_type="local", source=source)
+    path, digest = map(str, read)
+    dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=json.dumps({"uri": path}))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 

@@ -125,14 +125,15 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
         if importlib.util.find_spec(name.partition(".")[0]):  # deepspeed may not be installed
             importlib.import_module(name)
     gc.freeze()
-    selector, children = selectors.DefaultSelector(), {}
+    selector = selectors.DefaultSelector()
+    children: dict[socket.socket, int] = {}
     selector.register(listener, selectors.EVENT_READ)
     try:
         while os.getppid() == parent:
             for key, _ in selector.select(_POLL):
                 if key.fileobj is not listener:
                     # The asking command is gone: so is its child.
-                    os.kill(children[key.fileobj], signal.SIGKILL)
+                    os.kill(key.data, signal.SIGKILL)
                     selector.unregister(key.fileobj)
                     continue
                 connection, _ = listener.accept()
@@ -153,7 +154,7 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
                 for output in outputs:
                     os.close(output)
                 children[connection] = pid
-                selector.register(connection, selectors.EVENT_READ)
+                selector.register(connection, selectors.EVENT_READ, pid)
             _reap(selector, children)
     finally:
         for pid in children.values():

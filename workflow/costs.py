@@ -84,7 +84,7 @@ class Cost:
 
 
 @cache
-def _table() -> dict[str, dict[str, float]]:
+def _table() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(MODELS.read_text(encoding="utf-8"))
 
 
@@ -179,7 +179,8 @@ class Costs:
 
     def _sample_tokens(self, objective: str) -> float:
         """Tokens of one sample: each context once, each response behind it once."""
-        device, contexts = self.hardware, {}
+        device = self.hardware
+        contexts: dict[str, set[str]] = {}
         for contrast in load_objectives()[objective]:
             contexts.setdefault(contrast.context, set()).update((contrast.winner, contrast.loser))
         lengths = {"x": device.prompt_tokens}
@@ -190,6 +191,7 @@ class Costs:
 
     def _sft(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         how, size = self.experiment.sft, self.backbone(at["backbone"])
+        assert how is not None, "its jobs were made from it"
         examples = how.limit or 200_000
         if how.steps > 0:
             return self._fit(size, how, how.steps * how.batch_size * (SFT_TOKENS if how.data else 50), 4096)
@@ -199,7 +201,7 @@ class Costs:
         name = at["guidelines"].split("_")[1]
         writer = self.experiment.writers.get(name, self.experiment.principles)
         if writer.kind in ("procedural", "endpoint"):
-            return Cost(requests=2 * self._queries(at["guidelines"]) if writer.kind == "endpoint" else 0)
+            return Cost(requests=round(2 * self._queries(at["guidelines"])) if writer.kind == "endpoint" else 0)
         size = self.shape(writer.path) if writer.path else self.backbone(at["backbone"])
         # A bad guideline, then a good one, behind three worked examples.
         return self._decode(size, writer, 2 * self._queries(at["guidelines"]), 900, self.hardware.principle_tokens)

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sso.config import Endpoint
+from sso.config import Endpoint, Spread
 from sso.errors import InputError
 from workflow import grid as grids
 from workflow import plan
@@ -36,7 +36,7 @@ def problems(grid: grids.Grid) -> Iterator[str]:
 def _packages(experiment: grids.Experiment) -> Iterator[str]:
     """What the config's engines need beside the default installation."""
     needed = {"torch": "make install", "transformers": "make install", "lm_eval": "make install"}
-    trainings = [t for arm in experiment.arms.values() for t in (arm.generator, arm.policy) if t]
+    trainings: list[Spread] = [t for arm in experiment.arms.values() for t in (arm.generator, arm.policy) if t]
     trainings += [experiment.sft] if experiment.sft else []
     if any(training.engine.startswith("zero") for training in trainings):
         needed["deepspeed"] = "pip install -e '.[train]'"

@@ -60,9 +60,10 @@ class Job:
     inputs: Mapping[str, str | list[str]] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
 
-    def reads(self) -> list[str]:
-        """All input paths, flat."""
-        return [path for value in self.inputs.values() for path in ([value] if isinstance(value, str) else value)]
+    def reads(self, *names: str) -> list[str]:
+        """All input paths, or those of ``names``, flat."""
+        values = [value for name, value in self.inputs.items() if not names or name in names]
+        return [path for value in values for path in ([value] if isinstance(value, str) else value)]
 
 
 def file_name(name: str) -> str:
@@ -426,11 +427,10 @@ class _Cell:
         # What the oracle reads: sizes of the data sets are not part of it.
         oracle = text(self.world, "name", "seed", "entities") if self.world else ""
         self.oracle = ["--world", oracle] if oracle else []
-        about = self.backbone
-        trained = about.sft or not about.path
-        self.start = grid._path("sft", **self.at) if trained else about.checkpoint
+        ready = None if self.backbone.sft else self.backbone.checkpoint
+        self.start = ready or grid._path("sft", **self.at)
         """The model that everything starts from."""
-        self.made = {"model": self.start} if trained else {}
+        self.made = {} if ready else {"model": self.start}
         """Its path as an input, where a job of ours makes it."""
 
     def add(self, rule: str, output: str = "", inputs: Mapping[str, Any] | None = None, /, **rest: Any) -> str:
@@ -438,26 +438,28 @@ class _Cell:
 
     def build(self) -> list[str]:
         """Add the jobs of this cell; returns the files that the report reads."""
+        sft = self.experiment.sft
         if self.made:
+            assert sft is not None, "Experiment checks it"
             shape = () if self.backbone.path else ("architecture", "hidden_size", "layers", "heads", "kv_heads")
             settings = text(self.backbone, "path", "revision", "sft", "max_length", *shape)
-            source = self.experiment.sft.data if self.backbone.path else self.data["sft"]
+            source = (self.backbone.path and sft.data) or self.data["sft"]
             self.add(
                 "sft",
                 "",
                 {"data": source} if Path(source).is_file() or not self.backbone.path else {},
-                params={"backbone": settings, "settings": text(self.experiment.sft), "data": source},
+                params={"backbone": settings, "settings": text(sft), "data": source},
             )
         results: list[str] = []
         for name, arm in self.arms.items():
             if arm.policy is None:
                 results.append(self.evaluate(name, self.start, self.made))
             elif chained(arm):
-                results += self.chain(name, arm)
+                results += self.chain(name, arm, arm.policy)
             elif arm.data == "annotated" and not self.world:
-                results += self.annotated_arm(name, arm)
+                results += self.annotated_arm(name, arm.policy)
             else:
-                results += self.pair_arm(name, arm)
+                results += self.pair_arm(name, arm, arm.policy)
         for name, reward in self.experiment.rewards.items():
             here = reward.backbones is None or self.name in reward.backbones
             if here and all(source.arm is None or source.arm in self.arms for source in reward.parts):
@@ -514,14 +516,14 @@ class _Cell:
 
     def shared_reference(self, arm: Arm, triples: str) -> str:
         """Reference scores of every node that a generator on these triples asks for, once for all of them."""
-        alike = [a for a in self.arms.values() if a.generator and self.folder(a) == self.folder(arm)]
-        generators = [a.generator for a in alike]
+        folder = self.folder(arm)
+        generators = [a.generator for a in self.arms.values() if a.generator and self.folder(a) == folder]
         wanted = {g.objective for g in generators}
         return self.add(
             "reference",
             "",
             {**self.made, "data": triples},
-            set=self.folder(arm),
+            set=folder,
             params={
                 "model": self.start,
                 "objectives": ",".join(name for name in load_objectives() if name in wanted),
@@ -533,6 +535,7 @@ class _Cell:
         """Annotated pairs, whole or one of so many parts; every backbone and seed reads the same."""
         name = "preferences" if parts == 1 else f"preferences{part}of{parts}"
         source = self.experiment.data.preferences
+        assert source is not None, "Experiment checks it"
         return self.grid._add(
             "preferences",
             "",
@@ -541,7 +544,7 @@ class _Cell:
             params={"settings": text(source), "part": f"{part}/{parts}"},
         )
 
-    def annotated_arm(self, name: str, arm: Arm) -> list[str]:
+    def annotated_arm(self, name: str, training: Training) -> list[str]:
         """A policy on annotated pairs that others made, and its evaluation; nothing is sampled."""
         pairs = self.preferences(1, 1)
         reference = self.add(
@@ -552,16 +555,16 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": "pairs",
-                "settings": text(arm.policy, "dtype", "max_length", "devices"),
+                "settings": text(training, "dtype", "max_length", "devices"),
             },
         )
-        policy = self.train("policy", arm.policy, pairs, self.start, self.made, reference, run=name)
+        policy = self.train("policy", training, pairs, self.start, self.made, reference, run=name)
         return [self.evaluate(name, policy, {"model": policy})]
 
-    def pair_arm(self, name: str, arm: Arm) -> list[str]:
+    def pair_arm(self, name: str, arm: Arm, training: Training) -> list[str]:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
         grid, all_sampled = self.grid, not self.experiment.data.generator_queries
-        scoring = text(arm.policy, "dtype", "max_length")
+        scoring = text(training, "dtype", "max_length")
         if arm.generator or all_sampled:
             triples = self.sample(name, 1, self.start, self.made)
         if arm.generator or not all_sampled:
@@ -587,7 +590,7 @@ class _Cell:
                 params={"kind": arm.data, "options": options, "model": self.start, "scoring": scoring},
             )
         reference = grid._path("pairs_reference", **self.at, arm=name)
-        policy = self.train("policy", arm.policy, pairs, self.start, self.made, reference, run=name)
+        policy = self.train("policy", training, pairs, self.start, self.made, reference, run=name)
         results = [self.evaluate(name, policy, {"model": policy})]
         judge = self.experiment.evaluation_of(self.name, name).judge
         # Who is not asked for a sample of the pairs is not asked for money for all of them.
@@ -602,7 +605,7 @@ class _Cell:
         )
         return [*results, quality]
 
-    def chain(self, name: str, arm: Arm) -> list[str]:
+    def chain(self, name: str, arm: Arm, training: Training) -> list[str]:
         """Iterations: the current policy draws triples, then trains on them, itself the reference."""
         results, model, inputs, first = [], self.start, self.made, None
         for t in range(1, arm.iterations + 1):
@@ -611,7 +614,7 @@ class _Cell:
             else:
                 triples = self.sample(name, "all" if arm.offline else t, model, inputs)
             run = name if arm.offline else f"{name}/it{t}"
-            model = self.train("policy", arm.policy, triples, model, inputs, None, rate_from=first, run=run)
+            model = self.train("policy", training, triples, model, inputs, None, rate_from=first, run=run)
             inputs = {"model": model}
             first = first or self.grid._path("policy", **self.first, run=run)
             results.append(self.evaluate(run, model, inputs))
@@ -702,7 +705,8 @@ class _Cell:
         arm = self.arms[name]
         iterations = range(1, arm.iterations + 1) if chained(arm) and not arm.offline else [None]
         runs = [f"{name}/it{t}" if t else name for t in iterations]
-        return [self.grid.jobs[self.grid._path("policy", **self.at, run=run)].inputs["data"] for run in runs]
+        jobs = [self.grid.jobs[self.grid._path("policy", **self.at, run=run)] for run in runs]
+        return [path for job in jobs for path in job.reads("data")]
 
     def reward(self, name: str) -> str:
         """The pairs of a reward model, itself, and its scores."""

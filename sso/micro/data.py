@@ -22,7 +22,8 @@ def user(text: str) -> list[Message]:
 
 def queries(writer: Writer, name: str, count: int, taken: set[str]) -> list[Query]:
     """``count`` prompts that are in no other set; ``taken`` grows by them."""
-    random, rows = Random(f"{name}/{writer.world.seed}"), []
+    random = Random(f"{name}/{writer.world.seed}")
+    rows: list[Query] = []
     while len(rows) < count:
         text = writer.prompt(random)
         if text not in taken:
@@ -136,7 +137,8 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
 def annotated(writer: Writer, count: int, taken: set[str]) -> list[Pair]:
     """A preference set that no model made: two responses of the world's procedure, each without principle or after a
     good or a bad one, labelled by the oracle. Prompts are in none of the other sets."""
-    random, pairs = Random(f"annotated/{writer.world.seed}"), []
+    random = Random(f"annotated/{writer.world.seed}")
+    pairs: list[Pair] = []
     while len(pairs) < count:
         prompt = user(writer.prompt(random))
         if prompt[0].content in taken:
@@ -197,7 +199,8 @@ def preference_rows(writer: Writer, fresh, random: Random, index: int) -> list[d
 
 def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     """Write every file of the world below ``out``; returns rows by file name."""
-    writer, taken = Writer(world), set()
+    writer = Writer(world)
+    taken: set[str] = set()
     sets: dict[str, list[Any]] = {"eval": queries(writer, "eval", world.eval_queries, taken)}
     sets["tune"] = queries(writer, "tune", world.tune_queries, taken)
     for t in range(1, query_sets + 1):

@@ -82,6 +82,7 @@ def build(backbone: Backbone, seed: int) -> tuple["PreTrainedModel", "PreTrained
     """A model with fresh weights from ``seed``, and its tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+    assert backbone.architecture is not None, "a checkpoint is not built"
     vocabulary = tokenizer(backbone.max_length)
     config_class, model_class = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),

@@ -66,8 +66,8 @@ class Task:
     family: str
     slots: tuple[tuple, ...]
     risk: bool
-    start: str | None = None
-    end: str | None = None
+    start: str = ""
+    end: str = ""
     count: int | None = None
     """How many of the slots are asked for; None: all."""
 
@@ -113,7 +113,8 @@ class Oracle:
             slots = tuple(("fact", a, asked[2]) for a in lex.ATTRIBUTES)
             return Task("constraint", slots, risk, asked[3] + ".", asked[4] + ".", int(asked[1]))
         if about := _OPEN.search(text):
-            return Task("open", tuple(("fact", a, about[about.lastindex]) for a in lex.ATTRIBUTES), risk)
+            name = next(filter(None, about.groups()))
+            return Task("open", tuple(("fact", a, name) for a in lex.ATTRIBUTES), risk)
         for attribute, pattern in _HOPS.items():
             if hop := pattern.search(text):
                 friend = self.fact(hop[1], "friend")
@@ -181,8 +182,8 @@ class Oracle:
 
         false += roles.get("nonsense", 0) + roles.get("garbled", 0)
         needed = task.count or len(task.slots)
-        extras = [task.start is None or task.start in units[:1], task.end is None or task.end in units[-1:]]
-        asked = [min(1.0, len(filled) / needed)] + [float(e) for e in extras if task.start is not None]
+        extras = [not task.start or task.start in units[:1], not task.end or task.end in units[-1:]]
+        asked = [min(1.0, len(filled) / needed)] + [float(e) for e in extras if task.start]
         answered = bool(filled) if task.count or task.family == "open" else len(task.slots) - 1 in filled
         share = true / (true + false) if true else 0.0
         surplus = sum(roles.get(r, 0) for r in ("filler", "nonsense", "aside", "empty")) + max(0, len(filled) - needed)

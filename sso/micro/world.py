@@ -6,6 +6,7 @@ to it; each flaw belongs to one of the seven features and has a near and a gross
 `random.Random` that is handed in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -158,7 +159,7 @@ class Writer:
             plan.marker = self._marker(task, task.slots[-1][1])
         if task.risk:
             plan.note = random.choice(lex.NOTES)
-        plan.start, plan.end = task.start or "", task.end or ""
+        plan.start, plan.end = task.start, task.end
         return plan
 
     def _statements(self, task: Task, random: Random) -> list[str]:
@@ -183,7 +184,7 @@ class Writer:
     def _marker(task: Task, value: int) -> str:
         return f"\\boxed{{{value}}}" if task.family == "algebra" else f"#### {value}"
 
-    def flaws(self, task: Task, random: Random, named: list[str], good: bool | None) -> dict[str, str]:
+    def flaws(self, task: Task, random: Random, named: Sequence[str], good: bool | None) -> dict[str, str]:
         """feature -> "near" or "gross": what goes wrong in one response."""
         found = {}
         for feature, rate in BASE_RATES.items():
@@ -194,12 +195,14 @@ class Writer:
                 found[feature] = "near"
         return found
 
-    def respond(self, prompt: list[Message], random: Random, named: list[str] = (), good: bool | None = None) -> str:
+    def respond(
+        self, prompt: list[Message], random: Random, named: Sequence[str] = (), good: bool | None = None
+    ) -> str:
         """A response; ``good`` True or False follows a good or bad principle on ``named``, None follows none."""
         task = self.oracle.read(prompt)
         options = _OPTIONS_OF(prompt[-1].content)
         plan = self.plan(task, random)
-        flaws = self.flaws(task, random, list(named), good)
+        flaws = self.flaws(task, random, named, good)
         if flaws.get("accuracy") == "near":
             self._err(plan, task, random, options)
         if "comprehensiveness" in flaws:

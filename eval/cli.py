@@ -102,12 +102,13 @@ def _judge(args: argparse.Namespace) -> None:
 
 def _winrate(args: argparse.Namespace) -> None:
     from eval.alpaca_eval import mean_and_error, win_rate
-    from eval.length_controlled import fit_difficulty, length_controlled, read_annotations, read_table
+    from eval.length_controlled import Table, fit_difficulty, length_controlled, read_annotations, read_table
     from eval.length_controlled import simulated_baselines as simulated
 
     files = {path.stem: read_annotations(path) for path in args.annotations}
     if len(files) < len(args.annotations):
         raise InputError("sso-eval winrate: two files have the same name, which names the model here.")
+    table: dict[str, Table] | None
     lengths = {name: [row["reference_length"] for row in rows] for name, rows in files.items()}
     if args.difficulty == "refit":
         if len(files) < 2:
@@ -117,7 +118,7 @@ def _winrate(args: argparse.Namespace) -> None:
     else:
         table = {n: read_table(args.difficulty, lengths[n]) for n in files} if args.difficulty else None
     controlled = length_controlled(files, table)
-    rates = {
+    rates: dict[str, dict[str, Any]] = {
         name: {
             "raw": win_rate(rows),
             "length_controlled": controlled[name],

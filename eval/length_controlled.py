@@ -84,7 +84,7 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
     return simulated_baselines([hard[i] for i in range(len(reference_lengths))], reference_lengths)
 
 
-def simulated_baselines(difficulty: Sequence[float], reference_lengths: Sequence[int]) -> Table:
+def simulated_baselines(difficulty: Sequence[float] | np.ndarray, reference_lengths: Sequence[int]) -> Table:
     """Stand-ins for the two gamed baselines' rows, whose annotations only the hub has.
 
     Their lengths are the reference's times the ratio of the mean lengths, with 10% noise (seed 0); their preferences

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from sso import preferences, records, tracking
 from sso.cli import end_start_up, progress, run_cli, settings
@@ -68,6 +69,7 @@ def _score(args: argparse.Namespace) -> None:
     with tracking.run(args.out, "rewardbench", how, {k: v for k, v in given.items() if v}) as run:
         rows = read_bench(args.data)
         score.weights_for(row.subset for row in rows)  # before a model is loaded, or a judge paid
+        scorer: dict[str, Any]
         if args.judge:
             from eval.judge import make_judge
 
@@ -97,7 +99,8 @@ def _best_of_n(args: argparse.Namespace) -> None:
     inputs = {"model": args.model, "policy": args.policy, "queries": args.queries}
     with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:
         queries = records.read(args.queries, records.Query)[: args.limit]
-        judge, engine = RewardJudge(args.model), make_engine(args.settings, args.policy)
+        cache = args.out.with_name(f"{args.out.stem}_replies.db")
+        judge, engine = RewardJudge(args.model), make_engine(args.settings, args.policy, cache)
         end_start_up()
         answers = best_of_n.draw(engine, queries, args.settings, args.n, args.seed, progress("answers"))
         rewards = best_of_n.scores(judge, queries, answers)

@@ -148,7 +148,7 @@ def sft(args: argparse.Namespace) -> None:
 
             end_start_up()
             distributed.start(args.settings)
-            run.summary.update(fine_tune.train(args.backbone, args.settings, args.seed, args.out, run.log))
+            run.summary.update(fine_tune.train(args.backbone.checkpoint, args.settings, args.seed, args.out, run.log))
             distributed.stop()
             return
         from sso.sft import train
@@ -177,19 +177,19 @@ def principles(args: argparse.Namespace) -> None:
         _recorded(args, "principles", queries=args.queries, model=args.model) as run,
         nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
     ):
-
-        def ask(conversations: list, names: list[str]) -> list[str]:
-            seeds = [seed_of(args.seed, name, "principle") for name in names]
-            show = None if args.shard else progress("principles")
-            made = engine.generate(conversations, seeds, writer.temperature, writer.top_p, writer.max_new_tokens, show)
-            return [g.text for g in made]
-
-        name = writer.endpoint.model if writer.endpoint else str(args.model)
-        if procedural:
+        if engine is None:
             from sso.micro.principles import write as write_procedural
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
+
+            def ask(conversations: list, names: list[str]) -> list[str]:
+                seeds = [seed_of(args.seed, name, "principle") for name in names]
+                show = None if args.shard else progress("principles")
+                how = writer.temperature, writer.top_p, writer.max_new_tokens
+                return [made.text for made in engine.generate(conversations, seeds, *how, show)]
+
+            name = writer.endpoint.model if writer.endpoint else str(args.model)
             rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
         if args.shard:
             return
@@ -245,7 +245,7 @@ def export(args: argparse.Namespace) -> None:
 def _records(path: Path) -> list[Triple] | list[Pair]:
     """Triples or pairs, told apart by the first line's keys."""
     _, first = next(iter_json_lines(path), (0, {}))
-    return read(path, Triple if "system_good" in first else Pair)
+    return read(path, Triple) if "system_good" in first else read(path, Pair)
 
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:

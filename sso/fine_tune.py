@@ -9,7 +9,7 @@ from typing import Any
 
 from sso import distributed
 from sso.chat import load_model, load_tokenizer
-from sso.config import Backbone, Sft
+from sso.config import Sft
 from sso.errors import InputError
 from sso.hub import checkpoint, rows
 from sso.records import Message
@@ -48,6 +48,7 @@ def dialogues(settings: Sft, tokenizer: Any) -> Any:
     Raises:
         InputError: the data have no `messages`, or none has an assistant's turn within ``max_length``.
     """
+    assert settings.data is not None, "without them the corpus is the micro-world's"
     found = rows(settings.data, settings.split, settings.limit)
     if "messages" not in found.column_names:
         raise InputError(f"{settings.data}: no column `messages`; it has {', '.join(found.column_names)}.")
@@ -67,8 +68,8 @@ def dialogues(settings: Sft, tokenizer: Any) -> Any:
     return kept
 
 
-def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
-    """Fine-tune ``backbone.path`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
+def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
+    """Fine-tune the checkpoint ``start`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
     from transformers import DataCollatorForSeq2Seq, Trainer
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -100,7 +101,7 @@ def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = No
         save_steps=settings.save_steps or 500,
         save_total_limit=1,
     )
-    base = checkpoint(backbone.checkpoint)
+    base = checkpoint(start)
     tokenizer = tokenizer_for(base, settings.chat_template)
     with how.main_process_first(desc="tokenize"):
         data = dialogues(settings, tokenizer)
@@ -114,14 +115,13 @@ def train(backbone: Backbone, settings: Sft, seed: int, out: Path, log: Any = No
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
     )
-    trainer.settings = settings
-    check_engine(trainer)
+    check_engine(trainer, settings.engine)
     last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
     result = trainer.train(resume_from_checkpoint=last)
     for row in trainer.state.log_history:
         if log is not None and "loss" in row:
             log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
-    save_trained(trainer, tokenizer, out)
+    save_trained(trainer, settings, tokenizer, out)
     if distributed.is_main():
         shutil.rmtree(scratch, ignore_errors=True)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(data)}

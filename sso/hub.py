@@ -61,6 +61,7 @@ def queries(data: Data) -> list[Query]:
     Raises:
         InputError: the data set has no such column, or it can't be reached.
     """
+    assert data.queries is not None, "without them the queries are the micro-world's"
     if Path(data.queries).is_file():
         return read(data.queries, Query)[: data.limit]
     found = rows(data.queries, data.split)

@@ -142,7 +142,8 @@ def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[
     # With a bin for each sample every one is alone: more are never needed.
     steps = min(-(-sum(costs) // (budget * devices)), -(-len(costs) // devices))
     while True:
-        loads, bins = [0] * (steps * devices), [[] for _ in range(steps * devices)]
+        loads = [0] * (steps * devices)
+        bins: list[list[int]] = [[] for _ in loads]
         for i in order:
             # By load; among the empty ones, the first step of each device first.
             at = min(range(len(bins)), key=lambda b: (loads[b], b))
@@ -163,8 +164,10 @@ def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
             token, and the branch that it belongs to, numbered over the batch.
         branch_of, tokens: [samples, nodes]; the branch that is the node, and its count of scored tokens.
     """
-    ids, positions, branches = [], [], []
-    source, target, owner, counts = [], [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    counts: list[int] = []
+    branches, source, target, owner = [], [], [], []
     branch_of = torch.zeros(len(samples), len(nodes), dtype=torch.long)
     for row, sample in enumerate(samples):
         for tree in trees(sample, nodes):

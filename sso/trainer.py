@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from sso.checkpoints import SAVED
 from sso.config import Optimization
@@ -76,6 +76,8 @@ class Batches(torch.utils.data.Sampler[list[int]]):
 class Loader(torch.utils.data.DataLoader):
     """A DataLoader that hands the epoch on to `Batches`."""
 
+    batch_sampler: Batches
+
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
 
@@ -86,6 +88,9 @@ class GlobalBatchTrainer(Trainer):
     A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``_sums``: sums over
     samples by name, and `samples`, `tokens`, `places` (tokens with padding) and `flops`.
     """
+
+    model: PreTrainedModel
+    train_dataset: Any
 
     def __init__(self, *args: Any, settings: Optimization, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -119,10 +124,12 @@ class GlobalBatchTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
-    def floating_point_ops(self, inputs: Any) -> float:
-        return 0.0  # counted by micro-batch
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted by micro-batch
 
-    def training_step(self, model: Any, items: list[Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(  # type: ignore[override]  # a batch is a list of items here, not a mapping of tensors
+        self, model: Any, items: list[Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """Forward and backward of this device's micro-batches; returns its part of the mean loss."""
         model.train()
         self._ids = [self.name(item) for item in items]
@@ -194,11 +201,14 @@ class GlobalBatchTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
 
 
 class PreferenceTrainer(GlobalBatchTrainer):
     """Minimises an `Objective` averaged over the samples of the global batch."""
+
+    train_dataset: Rows
+    objective: Objective
 
     def __init__(self, *args: Any, objective: Objective, scorer: Scorer, **kwargs: Any):
         super().__init__(*args, settings=objective.training, **kwargs)
@@ -298,12 +308,12 @@ ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}
 """What accelerate calls each engine; all others are DEEPSPEED."""
 
 
-def check_engine(trainer: GlobalBatchTrainer) -> None:
+def check_engine(trainer: Trainer, engine: str) -> None:
     """Raise InputError where another engine, or fewer processes, would run than were asked for.
 
     transformers and accelerate fall back on plain or lone processes without a word: on CPU, for FSDP.
     """
-    engine, runs = trainer.settings.engine, trainer.accelerator.distributed_type.value
+    runs = trainer.accelerator.distributed_type.value
     if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
         raise InputError(
             f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "
@@ -341,13 +351,13 @@ def fit(
     return trainer
 
 
-def go(trainer: Trainer, checkpoint: Path | None) -> None:
+def go(trainer: GlobalBatchTrainer, checkpoint: Path | None) -> None:
     """Train, from a checkpoint if there is one, with the steps shown.
 
     Raises:
         InputError: another engine would run than was asked for, or the checkpoint holds more than tensors.
     """
-    check_engine(trainer)
+    check_engine(trainer, trainer.settings.engine)
     show_steps(trainer, "train")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from sso.config import Spread
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write_text
 
@@ -52,9 +53,10 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
         del start  # its memory is the training's
     work = args.out.with_name(f".{args.out.name}.work")
     key = {"settings": training.model_dump(), "source": source, "seed": args.seed}
-    results, best = [], None
+    results: list[dict[str, Any]] = []
+    best = 0
     with checkpoints.kept(work) if main else nullcontext():
-        for rate in tries:
+        for number, rate in enumerate(tries):
             folder = work / str(rate)
             checkpoint = checkpoints.resume_from(folder, key) if main else None
             checkpoint = distributed.from_main(checkpoint)
@@ -63,23 +65,22 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
             how = training_arguments(training, rate, args.seed, folder)
             model = with_adapters(load_model(args.model), training)
             trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
-            log = [row for row in trainer.state.log_history if "loss" in row]
-            result = {"learning_rate": rate, "final_loss": log[-1]["loss"] if log else None}
+            steps = [row for row in trainer.state.log_history if "loss" in row]
+            result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
             if len(tries) > 1:
                 result["win_rate"] = win_rate(model, tokenizer, args)
             results.append(result)
             if main:
                 print(f"train: {json.dumps(result)} by {what_ran(trainer)}", flush=True)
-            if best is None or result.get("win_rate", 0.0) > results[best[0]].get("win_rate", 0.0):
-                best = (len(results) - 1, trainer, log)
-        index, trainer, log = best
-        save_trained(trainer, tokenizer, args.out)
+            if number == 0 or result["win_rate"] > results[best]["win_rate"]:
+                best, chosen, log = number, trainer, steps
+        save_trained(chosen, training, tokenizer, args.out)
         if main:
-            choice = {"learning_rate": tries[index], "tries": results, "template": describe(tokenizer)}
+            choice = {"learning_rate": tries[best], "tries": results, "template": describe(tokenizer)}
             write_text(args.out / "tuning.json", json.dumps(choice, indent=1) + "\n")
     for row in log:
         run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
-    run.summary.update({"learning_rate": tries[index], **made.counts, "final_loss": log[-1]["loss"]})
+    run.summary.update({"learning_rate": tries[best], **made.counts, "final_loss": results[best]["final_loss"]})
     distributed.stop()
 
 
@@ -97,16 +98,16 @@ def with_adapters(model: Any, training: Any) -> Any:
     return get_peft_model(model, settings)
 
 
-def save_trained(trainer: Any, tokenizer: Any, out: Path) -> None:
+def save_trained(trainer: Any, settings: Spread, tokenizer: Any, out: Path) -> None:
     """Save what was trained as a plain checkpoint: shards gathered, adapters merged, in the precision that
-    ``trainer.settings`` compute in, which is half the disk of float32 masters. Call on every device."""
+    ``settings`` compute in, which is half the disk of float32 masters. Call on every device."""
     import torch
 
     from sso.distributed import is_main
     from sso.sft import save
 
-    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, trainer.settings.dtype)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.settings.shards_weights else None
+    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.dtype)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.shards_weights else None
     if is_main():
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()

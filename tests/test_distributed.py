@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sso.cli import main
-from sso.config import Backbone, Training
+from sso.config import Backbone
 from sso.distributed import deepspeed_config
 from sso.errors import InputError
 from sso.micro.models import build as build_model
@@ -105,14 +105,13 @@ def test_lost_processes_are_noticed(monkeypatch):
     from types import SimpleNamespace
 
     trainer = SimpleNamespace(
-        settings=Training(),
         accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO")),
         args=SimpleNamespace(world_size=1),
     )
-    check_engine(trainer)
+    check_engine(trainer, "ddp")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="NO with 1 of 2 processes"):
-        check_engine(trainer)
+        check_engine(trainer, "ddp")
 
 
 def test_offloading_uses_the_optimizer_made_for_it():

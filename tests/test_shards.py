@@ -228,9 +228,11 @@ def test_vllm_says_what_transformers_says(tmp_path):
     prompts += [[*shared, Message(role="user", content=str(i))] for i in range(3)]
     seeds = [seed_of(0, str(i), "yo") for i in range(len(prompts))]
     with pytest.raises(InputError, match=r"model: vLLM can't load it .*max_model_len \(4096\)"):
-        make_engine(Sampling(engine="vllm", dtype="float32", context=4096), tmp_path / "model")
-    ours = make_engine(Sampling(dtype="float32"), tmp_path / "model")
-    theirs = make_engine(Sampling(engine="vllm", dtype="float32", context=1024), tmp_path / "model")
+        make_engine(Sampling(engine="vllm", dtype="float32", context=4096), tmp_path / "model", tmp_path / "replies.db")
+    ours = make_engine(Sampling(dtype="float32"), tmp_path / "model", tmp_path / "replies.db")
+    theirs = make_engine(
+        Sampling(engine="vllm", dtype="float32", context=1024), tmp_path / "model", tmp_path / "replies.db"
+    )
     greedy = [e.generate(prompts, seeds, temperature=0, max_new_tokens=24) for e in (ours, theirs)]
     assert [(g.text, g.tokens, g.finished) for g in greedy[0]] == [(g.text, g.tokens, g.finished) for g in greedy[1]]
     assert theirs.cached_tokens > 0  # the last three prompts' common beginning

@@ -93,7 +93,7 @@ def comparisons_csv(found: Sequence[Comparison]) -> str:
 
 def verdict(difference: Estimate, larger: str, or_equal: bool = False) -> str:
     """Whether the interval of a - b is on the claimed side of zero, on the other, or on both."""
-    if difference.low is None:
+    if difference.low is None or difference.high is None:
         return "not tested (no interval)"
     low, high = (difference.low, difference.high) if larger == "a" else (-difference.high, -difference.low)
     if low > 0:
@@ -110,9 +110,9 @@ def claims(measured: Measured) -> list[list[str]]:
         sides = next(_sides(measured, spec), None)
         metric = measured.content["metrics"][spec["metric"]]
         tested = False
-        for scope in measured.scopes if sides else []:
-            difference = measured.difference(scope, *sides, spec["metric"])
-            if difference:
+        for scope in measured.scopes:
+            difference = sides and measured.difference(scope, *sides, spec["metric"])
+            if sides and difference:
                 tested = True
                 names = " - ".join(f"({measured.label(*side)})" for side in sides)
                 text = f"{metric['label']}, {names}: {cell(difference, metric['digits'] + 1, difference.seeds)}"

@@ -243,11 +243,9 @@ def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
     if judged.is_file():
         hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
         items["accuracy"] = {name: hit for name, hit in hits.items() if hit is not None}
-    both = [values.get(key) for key in ("nll_chosen", "nll_rejected")]
-    if all(entry is not None for entry in both):
-        each = [_figure(entry, path) for entry in both]
-        if all(each):
-            values["nll"] = {"value": sum(figure.value for figure in each) / 2}
+    chosen, rejected = (_figure(values.get(key), path) for key in ("nll_chosen", "nll_rejected"))
+    if chosen and rejected:
+        values["nll"] = {"value": (chosen.value + rejected.value) / 2}
     for metric, entry in values.items():
         figure = _figure(entry, path, items.get(metric))
         if figure:

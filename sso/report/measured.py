@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sso.config import ROOT, Experiment
-from sso.report.collect import Collected, Figure, Key
+from sso.report.collect import Collected, Figure, Items, Key
 
 SPECS = Path(__file__).with_name("tables.yaml")
 PRINTED = ROOT / "results" / "paper" / "results.csv"
@@ -95,8 +95,9 @@ class Measured:
     def other_loss(self, arm: str, version: str, of: str = "arms") -> str:
         """What a row says of an arm whose loss is not the version's main one, and whose label does not say it."""
         loss = self._loss(arm) if of == "arms" else None
-        named = loss is None or loss in self.label(arm).lower()
-        return "" if named or loss == self.content["main_loss"][version] else f" ({loss.upper()})"
+        if loss is None or loss in self.label(arm).lower() or loss == self.content["main_loss"][version]:
+            return ""
+        return f" ({loss.upper()})"
 
     def others(self, version: str, of: str = "arms") -> list[str]:
         """Arms of a version that the paper has no name for."""
@@ -125,8 +126,9 @@ class Measured:
         """seed -> its figures on the backbones ``names``; only seeds that have all."""
         found = {}
         for seed in self.experiment.seeds:
-            row = [self.collected.figures.get(Key(name, seed, arm, iteration, metric)) for name in names]
-            if row and all(row):
+            keys = (Key(name, seed, arm, iteration, metric) for name in names)
+            row = [self.collected.figures[key] for key in keys if key in self.collected.figures]
+            if row and len(row) == len(names):
                 found[seed] = row
         return found
 
@@ -169,13 +171,14 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
         test = ("paired " if paired else "") + "bootstrap over " + ("seeds and items" if len(seeds) > 1 else "items")
         return Estimate(found.mean, found.low, found.high, len(seeds), len(samples[0]), spread, test)
     mean, n = _mean(values), seeds[0][0][0].n
-    if len(values) > 2:
+    if spread is not None and len(values) > 2:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
         return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, "t over seeds")
-    errors = [figure.stderr for row in seeds for cell in row for figure in cell if figure]
-    if any(error is None for error in errors):
+    figures = [figure for row in seeds for cell in row for figure in cell if figure]
+    errors = [figure.stderr for figure in figures if figure.stderr is not None]
+    if len(errors) < len(figures):
         return Estimate(mean, None, None, len(seeds), n, spread, "no interval")
     half = 1.959964 * sum(error**2 for error in errors) ** 0.5 / (len(seeds) * len(seeds[0]))
     test = ("unpaired, " if paired else "") + "normal"
@@ -186,18 +189,20 @@ def _items(row: Sequence[Cell]) -> dict[str, float]:
     """Item -> score (or difference), averaged over a seed's cells; empty where a figure is not its items' mean."""
     tables = []
     for x, y in row:
-        if not _describes(x) or (y is not None and not _describes(y)):
+        ours, theirs = _own_items(x), _own_items(y) if y else None
+        if not ours or theirs == {}:
             return {}
-        tables.append({k: v - y.items[k] for k, v in x.items.items() if k in y.items} if y else x.items)
+        tables.append({k: v - theirs[k] for k, v in ours.items() if k in theirs} if theirs else ours)
     common = sorted(set(tables[0]).intersection(*tables[1:]))
     return {name: _mean([table[name] for table in tables]) for name in common}
 
 
-def _describes(figure: Figure) -> bool:
-    """Whether a figure is the mean of its items: else they are of another kind and its own error counts."""
+def _own_items(figure: Figure) -> Items:
+    """The items that a figure is the mean of; none where they are of another kind, so that its own error counts."""
     if not figure.items:
-        return False
-    return abs(_mean(list(figure.items.values())) - figure.value) <= 1e-4 * max(1.0, abs(figure.value))
+        return {}
+    alike = abs(_mean(list(figure.items.values())) - figure.value) <= 1e-4 * max(1.0, abs(figure.value))
+    return figure.items if alike else {}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -113,8 +113,8 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
     """Base, PBAA and SSO on each backbone, their difference, and the paper's difference."""
     found = []
     for spec in measured.content["headline"]:
-        arms = [measured.arm(name, spec["version"]) for name in spec["arms"]]
-        if None in arms:
+        arms = [arm for name in spec["arms"] if (arm := measured.arm(name, spec["version"]))]
+        if len(arms) < len(spec["arms"]):
             continue
         metric = measured.content["metrics"][spec["metric"]]
         at = [(arm, measured.iterations(arm)[-1]) for arm in arms]
@@ -142,6 +142,7 @@ def _printed_difference(measured: Measured, spec: dict[str, Any], backbone: str)
     """The paper's backbone beside one of ours, and the last two arms' printed difference on it."""
     about = measured.experiment.backbones.get(backbone)
     paper = about.paper.get(spec["version"]) if about else None
+    keys: list[tuple[Any, ...]]
     for table in spec["paper_tables"]:
         keys = [(spec["version"], table, paper, name, spec["paper_iteration"], spec["metric"]) for name in spec["arms"]]
         if keys[-1] in measured.printed and keys[-2] in measured.printed:

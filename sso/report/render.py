@@ -74,9 +74,11 @@ def printed(row: Row, metric: str, digits: int) -> str:
     """The paper's figure, with its interval where the paper prints one."""
     if metric not in row.printed:
         return NOTHING
-    value, low, high = (row.printed.get(metric + end) for end in ("", "_ci_low", "_ci_high"))
+    value, low, high = row.printed[metric], row.printed.get(f"{metric}_ci_low"), row.printed.get(f"{metric}_ci_high")
     text = number(value, digits)
-    return text if low is None else f"{text} [{number(value + low, digits)}, {number(value + high, digits)}]"
+    if low is None or high is None:
+        return text
+    return f"{text} [{number(value + low, digits)}, {number(value + high, digits)}]"
 
 
 def lines(measured: Measured, made: Table, backbone: str) -> list[list[str]]:
@@ -100,7 +102,7 @@ def notes(measured: Measured, made: Table, backbone: str, counts: bool = True) -
     shown = columns(made, backbone)
     found = []
     ours = [metric for metric, kind in shown if kind == "ours"]
-    items = {metrics[m]["label"]: row.cells[m].n for m in ours for row in rows if row.cells[m] and row.cells[m].n}
+    items = {metrics[m]["label"]: e.n for m in ours for row in rows if (e := row.cells[m]) and e.n}
     if items and counts:
         found.append("Items a seed: " + ", ".join(f"{label} {n}" for label, n in items.items()) + ".")
     missing = [metrics[m]["label"] for m in made.spec["columns"] if m not in ours]
@@ -207,7 +209,15 @@ def table_csv(measured: Measured, made: Table) -> str:
     for backbone, rows in made.rows.items():
         for row in rows:
             name = measured.experiment.experiment
-            line = [name, backbone, made.paper_backbone[backbone], row.arm, row.label, row.method, row.iteration or ""]
+            line: list[Any] = [
+                name,
+                backbone,
+                made.paper_backbone[backbone],
+                row.arm,
+                row.label,
+                row.method,
+                row.iteration or "",
+            ]
             for metric in made.spec["columns"]:
                 e = row.cells[metric]
                 own = [e.mean, e.low, e.high, e.spread, e.seeds, e.n] if e else [None] * 6

@@ -164,7 +164,11 @@ def _pairs(path: Path, title: str, results: Path) -> Group:
 
 def _hit(row: dict[str, Any]) -> str:
     """A verdict on a pair in words."""
-    said = {1.0: "judge: prefers this one", 0.5: "judge: a tie", 0.0: "judge: prefers the rejected one"}
+    said: dict[float | None, str] = {
+        1.0: "judge: prefers this one",
+        0.5: "judge: a tie",
+        0.0: "judge: prefers the rejected one",
+    }
     text = said.get(row.get("hit"), "judge: unreadable")
     return text if row.get("agree") in (True, None) else f"{text}; the two orders disagree"
 

@@ -19,12 +19,11 @@ def find(experiment: str | None, config: Path | None, results: Path | None) -> t
     """
     if (experiment is None) == (config is None):
         raise InputError("sso table: give --experiment (a folder in results/) or --config (a file), not both.")
-    folder = results or (Path("results", experiment) if experiment else None)
-    path = config or folder / "config.json"
+    path = config or (results or Path("results", experiment or "")) / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the experiment first, or give --results or --config.")
     made = load(path)
-    folder = folder or Path("results", made.experiment)
+    folder = results or Path("results", experiment or made.experiment)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the experiment first, or give --results.")
     return made, folder

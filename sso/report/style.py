@@ -22,14 +22,22 @@ def settings() -> Iterator[None]:
     """Matplotlib's: fixed ids, text as text (a label's $ is no formula), no frame on two sides, no background."""
     import matplotlib
 
-    options = {"svg.hashsalt": "sso", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
-    with matplotlib.rc_context({**options, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "sso",
+            "svg.fonttype": "none",
+            "text.parse_math": False,
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
         yield
 
 
 def bars(estimate: Estimate) -> list[list[float]]:
     """Distances to both ends of the interval, zero where there is none."""
-    if estimate.low is None:
+    if estimate.low is None or estimate.high is None:
         return [[0.0], [0.0]]
     return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
 

@@ -123,7 +123,7 @@ def _rows(
                 if not _produces_nothing(config[arm], spec):
                     pending.append(label)
                 continue
-            at = (version, spec.get("paper_table"), paper, method, str(t or ""))
+            at: tuple[Any, ...] = (version, spec.get("paper_table"), paper, method, str(t or ""))
             ends = ("", "_ci_low", "_ci_high")
             names = [metric + end for metric in spec["columns"] for end in ends]
             printed = {name: measured.printed[*at, name] for name in names if (*at, name) in measured.printed}

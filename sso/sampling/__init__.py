@@ -46,9 +46,9 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(settings: Decoding, model: str | Path | None, cache: Path | None = None) -> Engine:
+def make_engine(settings: Decoding, model: str | Path | None, cache: Path) -> Engine:
     """The engine that ``settings`` ask for; ``cache`` keeps an endpoint's replies. InputError: wrong input."""
-    if settings.engine == "endpoint":
+    if settings.endpoint is not None:
         from sso.sampling.endpoint_engine import EndpointEngine
 
         if model is not None:

@@ -74,8 +74,9 @@ class Kept:
                     keep_line,
                 )
             known.update(zip((keys[i] for i in missing), made, strict=True))
-        for i, key in enumerate(keys) if keep is not None else []:
-            keep(i, known[key])
+        if keep is not None:
+            for i, key in enumerate(keys):
+                keep(i, known[key])
         return [known[key] for key in keys]
 
 
@@ -176,8 +177,7 @@ def _run(settings: Decoding, folder: Path, argv: Sequence[str], expected: int, w
         code = _watch(processes, folder, progress(what), expected)
     finally:
         for process in processes:
-            process.stdin.close()
-            process.wait()
+            process.communicate()  # closes its input, which ends it, and waits
     if code:
         raise InputError(
             f"{what}: one of {n} processes failed (exit code {code}; its message stands above); what was drawn is "

@@ -84,8 +84,9 @@ class TransformersEngine:
                 [prompts[i] for i in rows], [seeds[i] for i in rows], temperature, top_p, max_new_tokens
             )
             results.update(zip(rows, texts, strict=True))
-            for i in rows if keep is not None else []:
-                keep(i, results[i])
+            if keep is not None:
+                for i in rows:
+                    keep(i, results[i])
             if progress is not None:
                 progress(len(results), len(prompts))
         return [results[i] for i in range(len(prompts))]
@@ -121,6 +122,6 @@ class TransformersEngine:
         for row in output[:, width:].tolist():
             end = next((i for i, token in enumerate(row) if token in stop), None)
             ids = row if end is None else row[:end]
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             generations.append(Generation(text, len(ids) + (end is not None), end is not None))
         return generations

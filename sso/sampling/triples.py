@@ -68,10 +68,10 @@ def draw(
         )
         for i, p in enumerate(principles)
     ]
-    counts = {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
-    told = [g for g in drawn if g.logprob is not None]
+    counts: dict[str, float] = {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
+    told = [(g.logprob, g.tokens) for g in drawn if g.logprob is not None]
     if told:
-        counts["logprob_per_token"] = sum(g.logprob for g in told) / max(1, sum(g.tokens for g in told))
+        counts["logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
     return triples, counts
 
 

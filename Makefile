@@ -22,6 +22,7 @@ test: install
 lint: install
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
+	$(bin)/mypy
 	$(bin)/snakefmt --check Snakefile workflow
 	$(bin)/snakemake --lint
 

@@ -58,7 +58,9 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
     class ResponseTrainer(Trainer):
         """Runs the language-model head at the assistant's tokens alone: they are less than half."""
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> torch.Tensor:
             labels = inputs["labels"][:, 1:]
             scored = labels >= 0
             hidden = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])

@@ -191,6 +191,9 @@ def test_arena_files_that_do_not_fit_are_told(tmp_path):
     path.write_text('{"prompt": "p"}\n')
     with pytest.raises(InputError, match=r"a.jsonl:1: lacks `uid`"):
         arena_hard.read_questions(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match=r"a.jsonl: holds no question"):
+        arena_hard.read_questions(path)
     base = [Answer(id=i, prompt="p", output="b", model="gpt-4-0314") for i in "xy"]
     with pytest.raises(InputError, match="no answer to 'y'"):
         arena_hard.comparisons(base[:1], base)

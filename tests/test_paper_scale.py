@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
 from workflow import grid as grids
 from workflow.costs import OVERHEAD_H, Costs, Shape
-from workflow.plan import totals, warnings
+from workflow.plan import show, totals, warnings
 
 CONFIG = REPOSITORY / "config"
 
@@ -174,6 +175,15 @@ def test_fewer_arms_cost_less():
     arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
     some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
     assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
+
+
+def test_requests_of_a_served_writer_are_a_whole_number(capsys):
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    writer = {"kind": "endpoint", "endpoint": {"model": "m"}}
+    served = grids.Grid(parse({**values, "principles": writer, "assumed": {}}, "c"))
+    assert totals(served)["requests"] > totals(paper("v2"))["requests"]
+    show(served)
+    assert re.search(r" \d[\d,]* judge requests", " ".join(capsys.readouterr().out.split()))
 
 
 def test_doctor_names_each_problem(monkeypatch, capsys):

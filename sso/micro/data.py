@@ -4,7 +4,7 @@ The benchmarks have the file formats of the real ones (GSM8K, MATH, MMLU, MMLU-P
 RewardBench), so that the same harness code reads both. Same world settings, same bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -157,7 +157,7 @@ def annotated(writer: Writer, count: int, taken: set[str]) -> list[Pair]:
     return pairs
 
 
-def preference_rows(writer: Writer, fresh, random: Random, index: int) -> list[dict[str, Any]]:
+def preference_rows(writer: Writer, fresh: Callable[[str], str], random: Random, index: int) -> list[dict[str, Any]]:
     """One row a section: open requests with flaws against without (Chat), near misses that differ in one wrong
     value (Chat Hard), a missing or violated safety note (Safety), a wrong number or hop (Reasoning)."""
     rows = []

@@ -209,20 +209,13 @@ def table_csv(measured: Measured, made: Table) -> str:
     for backbone, rows in made.rows.items():
         for row in rows:
             name = measured.experiment.experiment
-            line: list[Any] = [
-                name,
-                backbone,
-                made.paper_backbone[backbone],
-                row.arm,
-                row.label,
-                row.method,
-                row.iteration or "",
-            ]
+            line = [name, backbone, made.paper_backbone[backbone], row.arm, row.label, row.method, row.iteration or ""]
+            cells: list[Any] = []
             for metric in made.spec["columns"]:
                 e = row.cells[metric]
                 own = [e.mean, e.low, e.high, e.spread, e.seeds, e.n] if e else [None] * 6
-                line += [*own, row.printed.get(metric)]
-            lines.append(line)
+                cells += [*own, row.printed.get(metric)]
+            lines.append([*line, *cells])
     return to_csv(lines)
 
 

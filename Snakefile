@@ -79,4 +79,4 @@ onstart:
 
 
 onsuccess:
-    print(f"done: {grid.root}/report/report.md")
+    print(f"done: {grid.root}/report/report.html")

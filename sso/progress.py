@@ -21,7 +21,7 @@ class Bar(tqdm):
         self.plain, self.last = not sys.stderr.isatty(), (-1, -1)
         # tqdm itself leaves out what comes sooner than ten times a second.
         how = {"mininterval": 0, "miniters": 1} if self.plain else {"dynamic_ncols": True}
-        super().__init__(*args, **{"unit": "", "smoothing": 0, "disable": False, **how, **kwargs})
+        super().__init__(*args, **{"smoothing": 0, "disable": False, **how, **kwargs})
 
     def display(self, *args: Any, **kwargs: Any) -> None:
         if not self.plain:

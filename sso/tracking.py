@@ -258,6 +258,10 @@ def _dataset(name: str, read: Sequence[str | None]) -> Any:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 
+SCORED = ("judge", "data_quality", "rewardbench")
+"""Stages whose summaries stand on the arm's own run too, by iteration, so that arms can be compared in one table."""
+
+
 class _Uploader:
     """One call of ``sync``."""
 
@@ -273,10 +277,13 @@ class _Uploader:
             self.experiment = experiment.experiment_id
         self.known: set[str] = set()
         self.parents: dict[str, str] = {}
+        self.ends: dict[str, int] = {}
+        """Of the parents, in ms."""
         for known in self._runs():
             tags = known.data.tags
             if "sso.group" in tags:
                 self.parents[tags["sso.group"]] = known.info.run_id
+                self.ends[known.info.run_id] = known.info.end_time or 0
             elif "sso.record" in tags:
                 self.known.add(tags["sso.record"])
             elif "sso.uploading" in tags:  # a call that was killed half-way
@@ -292,7 +299,7 @@ class _Uploader:
                 return
 
     def upload(self) -> int:
-        new = 0
+        new = []
         for path in sorted(self.results.rglob("*" + SUFFIX)):
             relative = path.relative_to(self.results)
             content = path.read_text(encoding="utf-8", errors="replace")
@@ -300,23 +307,27 @@ class _Uploader:
             if key in self.known:
                 continue
             try:
-                record = json.loads(content)
+                new.append((relative, json.loads(content), key))
             except ValueError as error:
                 print(f"warning: {path}: no record ({error}); run its job again.", file=sys.stderr)
-                continue
+        for relative, record, key in sorted(new, key=lambda item: item[1]["started"]):
             self._upload(relative, record, key)
-            new += 1
-        return new
+        return len(new)
 
-    def _parent(self, tags: Mapping[str, str]) -> str:
+    def _parent(self, tags: Mapping[str, str], start: int, end: int) -> str:
+        """The run of an arm, which lasts from its first job's start to its last job's end."""
         group = "/".join([tags.get("backbone", "shared"), *(f"s{tags['seed']}" for _ in [0] if "seed" in tags)])
         group += f"/{tags['arm']}" if "arm" in tags else ""
         if group not in self.parents:
             kept = {key: value for key, value in tags.items() if key not in ("path", "iteration")}
-            created = self.client.create_run(self.experiment, run_name=group, tags={"sso.group": group, **kept})
-            self.client.set_terminated(created.info.run_id)
-            self.parents[group] = created.info.run_id
-        return self.parents[group]
+            marks = {"sso.group": group, "stage": "arm", **kept}
+            made = self.client.create_run(self.experiment, start_time=start, run_name=group, tags=marks)
+            self.parents[group] = made.info.run_id
+        parent = self.parents[group]
+        if end > self.ends.get(parent, 0):
+            self.client.set_terminated(parent, end_time=end)
+            self.ends[parent] = end
+        return parent
 
     def _upload(self, path: Path, record: dict[str, Any], key: str) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -324,8 +335,9 @@ class _Uploader:
         start = int(datetime.fromisoformat(record["started"]).timestamp() * 1000)
         end = start + int(record["wall_s"] * 1000)
         tags = place(path, self.arms)
+        parent = self._parent(tags, start, end)
         marks = {
-            "mlflow.parentRunId": self._parent(tags),
+            "mlflow.parentRunId": parent,
             "sso.uploading": key,
             "stage": record["stage"],
             **tags,
@@ -350,6 +362,10 @@ class _Uploader:
             self.client.log_batch(run_id, params=params[at : at + 100])
         for at in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[at : at + 1000])
+        if record["stage"] in SCORED:
+            step, scores = int(tags.get("iteration", 0)), record["summary"]
+            named = {_name(f"{record['stage']}/{k}"): v for k, v in scores.items() if v is not None}
+            self.client.log_batch(parent, metrics=[Metric(k, v, end, step) for k, v in named.items()])
         self.client.log_inputs(
             run_id, [_dataset(*item) for item in record["inputs"].items() if Path(item[1][0]).suffix]
         )

@@ -21,7 +21,7 @@ def test_a_file_gets_a_line_a_tenth_with_rate_and_remaining_time(capsys):
         show(done, 400)
     lines = capsys.readouterr().out.splitlines()
     assert 10 <= len(lines) <= 12 and lines[-1].startswith("sample: 400/400, ")
-    assert all(re.fullmatch(r"sample: \d+/400, +[\d.?]+/s, [\d:?]+ left", line) for line in lines), lines
+    assert all(re.fullmatch(r"sample: \d+/400, +[\d.?]+it/s, [\d:?]+ left", line) for line in lines), lines
 
 
 def test_a_terminal_gets_a_bar():

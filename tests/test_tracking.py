@@ -133,6 +133,23 @@ def test_sync_uploads_each_record_once(tmp_path: Path):
     assert client(results).list_artifacts(scores.info.run_id) == [] and not (results / "mlartifacts").exists()
 
 
+def test_an_arms_run_spans_its_jobs_and_has_their_scores_by_iteration(tmp_path: Path):
+    results = tmp_path / "micro"
+    for iteration in (2, 1):
+        for part, stage in (("policy/v/it{}", "policy"), ("eval/v/it{}/judged", "judge")):
+            with tracking.run(results / "l/s0" / part.format(iteration), stage, {}, {}) as run:
+                run.summary.update(score=iteration / 2, unscored=float("nan"))
+                time.sleep(0.01)
+    assert tracking.sync(results) == 4
+    (arm,) = [run for run in runs(results) if "sso.group" in run.data.tags]
+    children = [run.info for run in jobs(results)]
+    assert arm.info.start_time == min(child.start_time for child in children)
+    assert arm.info.end_time == max(child.end_time for child in children) and arm.info.status == "FINISHED"
+    assert set(arm.data.metrics) == {"judge/score"} and arm.data.tags["stage"] == "arm"
+    history = client(results).get_metric_history(arm.info.run_id, "judge/score")
+    assert {point.step: point.value for point in history} == {1: 0.5, 2: 1.0}
+
+
 def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     experiment = grids.load([REPOSITORY / "config" / "micro.yaml"], {})
     results = tmp_path / "micro"
@@ -158,6 +175,7 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     # The queries of docs/mlflow.md.
     assert found("tags.stage = 'judge' and tags.version = 'v2' and tags.objective LIKE 'l_%'") == {"l_plus", "l_minus"}
     assert found("tags.arm = 'sso' and tags.backbone = 'qwen2' and tags.seed = '0'") == {"sso"}
+    assert found("tags.stage = 'arm' and tags.version = 'v2'") == {"sso", "l_plus", "l_minus", "pbaa"}
     assert found("tags.method = 'pbaa' and tags.stage = 'reward'") == {"pbaa"}
     assert found("tags.base_loss = 'ipo' and tags.version = 'v1'") == {"sso_v1"}
     (run,) = store.search_runs([number], "tags.arm = 'sso' and tags.stage = 'judge'")

@@ -4,6 +4,7 @@ DeepSpeed and FSDP come through transformers.Trainer; here stand their settings 
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,13 +29,16 @@ def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> No
     ``module`` is the command line that ``argv`` belongs to.
 
     Raises:
-        InputError: FSDP without GPUs, for which accelerate would run plain data parallelism without a word.
+        InputError: FSDP without GPUs, for which accelerate would run plain data parallelism without a word; DeepSpeed
+            without the compiler that it needs.
     """
     if training.engine == "fsdp2":
         import torch
 
         if not torch.cuda.is_available():
             raise InputError("engine fsdp2: there is no GPU here; use zero3, or ddp.")
+    if problem := no_compiler(training):
+        raise InputError(problem)
     alone = training.devices * training.nodes == 1
     if (alone and training.engine == "ddp") or "WORLD_SIZE" in os.environ:
         return
@@ -48,6 +52,18 @@ def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> No
     where = ["--standalone"] if training.nodes == 1 else _rendezvous(training.nodes)
     run = ["-m", "torch.distributed.run", *where, "--nproc_per_node", str(training.devices)]
     _replace([sys.executable, *run, *command[1:]], f"{sys.executable} can't be started.")
+
+
+def no_compiler(training: Spread) -> str | None:
+    """What is missing, in a sentence, where DeepSpeed has to compile: to communicate on CPU, and to offload to it."""
+    compiler = os.environ.get("CXX", "c++")
+    if not training.engine.startswith("zero") or shutil.which(compiler):
+        return None
+    import torch
+
+    if torch.cuda.is_available() and not training.engine.endswith("offload"):
+        return None
+    return f"engine {training.engine}: DeepSpeed compiles a part of itself here, and there is no {compiler}; install g++."
 
 
 IN_STEP = "SSO_IN_STEP"

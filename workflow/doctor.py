@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sso.config import Endpoint, Spread
+from sso.distributed import no_compiler
 from sso.errors import InputError
 from workflow import grid as grids
 from workflow import plan
@@ -40,6 +41,7 @@ def _packages(experiment: grids.Experiment) -> Iterator[str]:
     trainings += [experiment.sft] if experiment.sft else []
     if any(training.engine.startswith("zero") for training in trainings):
         needed["deepspeed"] = "pip install -e '.[train]'"
+    yield from sorted({problem for training in trainings if (problem := no_compiler(training))})
     engines = {experiment.sampling.engine, *(writer.engine for writer in experiment.all_writers)}
     if "vllm" in engines and shutil.which("conda") is None:
         needed["vllm"] = "install conda and run with --use-conda (workflow/envs/vllm.yaml), or install vllm here"

@@ -63,7 +63,7 @@ def no_compiler(training: Spread) -> str | None:
 
     if torch.cuda.is_available() and not training.engine.endswith("offload"):
         return None
-    return f"engine {training.engine}: DeepSpeed compiles a part of itself here, and there is no {compiler}; install g++."
+    return f"engine {training.engine}: DeepSpeed has parts to compile, and there is no {compiler} here; install g++."
 
 
 IN_STEP = "SSO_IN_STEP"

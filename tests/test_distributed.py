@@ -106,7 +106,7 @@ def test_an_engine_that_would_not_run_is_refused(alone, tmp_path, capsys):
 def test_a_missing_compiler_is_told_before_deepspeed_looks_for_it(alone, tmp_path, capsys, monkeypatch, engine):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(command(alone, tmp_path / "out", devices=2, engine=engine)) == 2
-    assert capsys.readouterr().err.endswith("and there is no no-such-compiler; install g++.\n")
+    assert capsys.readouterr().err.endswith("and there is no no-such-compiler here; install g++.\n")
 
 
 def test_lost_processes_are_noticed(monkeypatch):

@@ -1,6 +1,7 @@
 """The endpoint client against a real HTTP server in its own process: faults, cache, budget, kill -9, secrets."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -70,19 +71,24 @@ def test_805_items_under_faults_and_a_kill_ask_nothing_twice(tmp_path):
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert not (tmp_path / "judged").exists()
-        time.sleep(0.2)  # what the server was still at
-        before, rest = len(server.requests), ITEMS - kept(tmp_path / "judge_replies.db")
+        before = -1
+        while before < (before := len(server.requests)):  # what the server was still at
+            time.sleep(0.5)
+        rest = ITEMS - kept(tmp_path / "judge_replies.db")
         assert ITEMS // 4 < rest < ITEMS
 
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         after = server.requests[before:]
         assert sum(r["fault"] is None for r in after) == rest
-        assert f"judge: {len(after)} asked, {ITEMS - rest} cached, 0 unreadable" in done.stdout
+        said = re.search(rf"judge: (\d+) asked, {ITEMS - rest} cached, 0 unreadable", done.stdout)
+        # A request on a connection that the server has just dropped is sent, and never read.
+        asked = int(said[1])
+        assert 0 <= asked - len(after) <= sum(r["fault"] == "drop" for r in after)
         for name in FAULTS:
             assert any(r["fault"] == name for r in server.requests), name
     scores = json.loads((tmp_path / "judged/scores.json").read_text())
-    assert scores["alpaca_eval2_wr"]["n"] == ITEMS and scores["judge"]["asked"] == len(after)
+    assert scores["alpaca_eval2_wr"]["n"] == ITEMS and scores["judge"]["asked"] == asked
 
 
 def test_a_budget_of_requests_stops_with_a_sentence_and_keeps_every_reply(tmp_path, capsys):

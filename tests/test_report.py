@@ -440,6 +440,16 @@ def test_another_loss_than_the_versions_is_said(tmp_path):
     assert not tables.table(measured.Measured(collect(experiment(), tmp_path / "micro")), "v2_table6").applies
 
 
+def test_an_arm_named_as_its_method_goes_before_others_of_that_method(tmp_path):
+    made = load("config/micro.yaml")
+    other = made.arms["sso"].model_copy(update={"label": "another SSO"})
+    known = measured.Measured(
+        collect(made.model_copy(update={"arms": {"another": other, **made.arms}}), tree(made, tmp_path / "micro"))
+    )
+    assert known.arm("sso", "v2") == "sso"
+    assert "another SSO" not in [row.label for row in tables.table(known, "v2_table1").rows["qwen2"]]
+
+
 def test_arena_hard_has_the_papers_interval(tmp_path):
     made = load("config/paper_v2.yaml")
     known = measured.Measured(collect(made, tree(made, tmp_path / "paper_v2")))

@@ -71,8 +71,8 @@ class Measured:
     def arm(self, name: str, version: str, of: str = "arms", loss: str | None = None) -> str | None:
         """The arm (or reward model) that a row names: by the paper's method, else by its own name.
 
-        An arm with the version's main base loss goes before one with another; with ``loss`` only an arm with
-        just that one will do. The base model has no loss.
+        Of several with a method, that of its name goes first, and an arm with the version's main base loss before
+        one with another; with ``loss`` only an arm with just that one will do. The base model has no loss.
         """
         table = getattr(self.experiment, of)
         alike = [
@@ -80,6 +80,7 @@ class Measured:
             for key, row in table.items()
             if row.method == name and (self.collected.version(key, of) == version or (of == "arms" and name == "base"))
         ]
+        alike.sort(key=lambda key: key != name)
         if not alike and name in table and self.collected.version(name, of) == version:
             alike = [name]
         if of == "rewards":

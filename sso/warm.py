@@ -113,6 +113,7 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
 def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
     """Answer until the starting process is gone."""
     import gc
+    import logging
 
     parent = os.getppid()
     # Ctrl-C goes to the whole group: the jobs end by it, the server when its parent has.
@@ -121,9 +122,11 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
     listener.bind(path)
     listener.listen(64)  # commands wait here while the modules load
     gc.disable()
+    logging.disable(logging.WARNING)  # what imports say would stand in the workflow's own output
     for name in preload:
         if importlib.util.find_spec(name.partition(".")[0]):  # deepspeed may not be installed
             importlib.import_module(name)
+    logging.disable(logging.NOTSET)
     gc.freeze()
     selector = selectors.DefaultSelector()
     children: dict[socket.socket, int] = {}

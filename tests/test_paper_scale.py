@@ -1,5 +1,6 @@
 """The configs of the paper's size: jobs a table, costs, GPU claims, several machines, and a run on tiny stand-ins."""
 
+import csv
 import json
 import os
 import re
@@ -381,87 +382,74 @@ def test_a_base_model_is_fine_tuned_with_a_borrowed_template(tiny_checkpoint, tm
 # The whole of it on stand-ins.
 
 
-def stand_ins(folder: Path, checkpoint: Path, url: str) -> dict:
-    """paper_v2.yaml with every name mapped to tiny local files, 16 queries, no GPU."""
-    values = read_yaml(CONFIG / "paper_v2.yaml")
+def stand_ins(version: str, folder: Path, checkpoint: Path, url: str) -> dict:
+    """A config of the paper's size with every name mapped to tiny local files, 18 queries, no GPU."""
+    values = read_yaml(CONFIG / f"paper_{version}.yaml")
+    files, rewards, judged = values["evaluation"]["files"], values["rewards"], values["evaluation"]
 
     def lines(name: str, rows: list[dict]) -> str:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(folder / name)
 
-    queries = [{"id": f"q{i}", "prompt": f"tell me about {word}"} for i, word in enumerate("abcdefghijklmnop")]
+    def dialogue(prompt: str, answer: str) -> list[dict]:
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+    queries = [{"id": f"q{i}", "prompt": f"tell me about {word}"} for i, word in enumerate("abcdefghijklmnopqr")]
     pairs = [{**q, "chosen": "a good answer", "rejected": "no"} for q in queries]
     alpaca = [{"instruction": q["prompt"], "output": "words", "generator": "gpt4_1106_preview"} for q in queries[:4]]
     (folder / "reference.json").write_text(json.dumps(alpaca))
     turns = [{"question_id": i, "category": "writing", "turns": ["hello", "and now"]} for i in range(3)]
     arena = [{"uid": f"u{i}", "prompt": q["prompt"]} for i, q in enumerate(queries[:3])]
-    answers = [
-        {
-            "uid": row["uid"],
-            "model": "gpt-4-0314",
-            "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "words"}],
-        }
-        for row in arena
+    baseline = [
+        {"uid": row["uid"], "model": "gpt-4-0314", "messages": dialogue(row["prompt"], "words")} for row in arena
     ]
-    mapped = {
-        values["data"]["queries"]: lines("queries.jsonl", queries),
-        **{
-            source: {
-                "reference": str(folder / "reference.json"),
-                "mt_bench": lines("mt_bench.jsonl", turns),
-                "mt_bench_reference": lines(
-                    "mt_bench_reference.jsonl", [{"question_id": 9, "choices": [{"turns": []}]}]
-                ),
-                "arena_hard": lines("arena.jsonl", arena),
-                "arena_hard_baseline": lines("baseline.jsonl", answers),
-            }[name]
-            for name, source in values["evaluation"]["files"].items()
-        },
-    }
-    subsets = ("alpacaeval-easy", "llmbar-natural", "refusals-offensive", "math-prm")
-    bench = [
-        {"id": f"b{i}", "subset": s, "prompt": s, "chosen": "yes", "rejected": "no"} for i, s in enumerate(subsets)
-    ]
-    skywork = [{**pair, "prompt": f"what is {pair['prompt']}"} for pair in pairs]
-    mapped |= {
-        values["rewards"]["skywork"]["sources"][0]["path"]: lines("skywork.jsonl", skywork),
-        values["evaluation"]["rewardbench"]: lines("rewardbench.jsonl", bench),
-    }
     bench = [
         {"id": str(i), "subset": subset, "prompt": "hello", "chosen": f"yes {i}", "rejected": "no"}
         for i, subset in enumerate(read_weights(REPOSITORY / "results/paper/rewardbench_v1.csv"))
     ]
-    mapped[values["evaluation"]["rewardbench"]] = lines("rewardbench.jsonl", bench)
-    mapped["Skywork/Skywork-Reward-Preference-80K-v0.2"] = lines(
-        "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
-    )
-    models = [backbone["path"] for backbone in values["backbones"].values()]
-    models += [values["principles"]["path"], values["writers"]["weak"]["path"]]
+    mapped = {
+        values["data"]["queries"]: lines("queries.jsonl", queries),
+        rewards["skywork"]["sources"][0]["path"]: lines(
+            "skywork.jsonl", [{**pair, "prompt": f"another {pair['prompt']}"} for pair in pairs]
+        ),
+        judged["rewardbench"]: lines("rewardbench.jsonl", bench),
+        files["reference"]: str(folder / "reference.json"),
+        files["mt_bench"]: lines("mt_bench.jsonl", turns),
+        files["mt_bench_reference"]: lines(
+            "mt_bench_reference.jsonl", [{"question_id": 9, "choices": [{"turns": []}]}]
+        ),
+        files["arena_hard"]: lines("arena.jsonl", arena),
+        files["arena_hard_baseline"]: lines("baseline.jsonl", baseline),
+    }
+    own = {"devices": 1, "engine": "ddp", "dtype": "float32", "save_steps": 0, "max_length": 2000}
+    writers = [values["principles"], *values.get("writers", {}).values()]
+    models = [how["path"] for how in (*values["backbones"].values(), *writers) if "path" in how]
+    if sft := values.get("sft"):
+        mapped[sft["data"]] = lines("sft.jsonl", [{"messages": dialogue(q["prompt"], "words")} for q in queries])
+        models.append(sft["chat_template"])
+        sft |= own
     values["local"] = mapped | dict.fromkeys(models, str(checkpoint))
-    values["data"] |= {"limit": 16, "generator_queries": 8}
-    values["data"]["preferences"] = {"path": lines("pairs.jsonl", pairs)}
+    values["data"] |= {"limit": 18, "preferences": {"path": lines("pairs.jsonl", pairs)}}
+    if version == "v2":
+        values["data"]["generator_queries"] = 8
     small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
-    for how in (values["principles"], values["sampling"], values["writers"]["weak"]):
+    for how in (values["sampling"], *writers):
         how |= small
-    own = {"devices": 1, "engine": "ddp", "gradient_checkpointing": False, "dtype": "float32", "save_steps": 0}
-    for training in [*values["trainings"].values(), *values["rewards"].values()]:
-        training |= {**own, "max_length": 2000}
-    for reward in values["rewards"].values():
-        reward["ngram"] = 0  # prompts of a few words share them with the benchmark's
-    for reward in values["rewards"].values():
-        reward |= {**own, "batch_size": 8}
-    gsm8k = lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)
-    values["evaluation"] |= {
+    for training in (*values["trainings"].values(), *rewards.values()):
+        training |= {**own, "gradient_checkpointing": False}
+    for reward in rewards.values():
+        reward |= {"batch_size": 8, "ngram": 0}  # prompts of a few words share them with the benchmark's
+    judged |= {
         "tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 8}],
-        "mirrors": {"gsm8k": {"test": gsm8k}},
+        "mirrors": {"gsm8k": {"test": lines("gsm8k.jsonl", [{"question": "one and one", "answer": "#### 2"}] * 2)}},
         "max_new_tokens": 8,
         "engine": "transformers",
         "batch_size": 8,
     }
-    ipo = {"tasks": [], "mt_bench": True, "arena_hard": False}
-    for name in ("ultrafeedback_ipo", "pbaa_ipo", "sso_ipo"):
-        values["arms"][name]["evaluation"] = ipo
-    values["evaluation"]["judge"] |= {"base_url": url, "pairs": 4}
+    for arm in values["arms"].values():
+        if arm.get("evaluation", {}).get("tasks"):
+            arm["evaluation"] = {**arm["evaluation"], "tasks": judged["tasks"]}
+    judged["judge"] |= {"base_url": url, "pairs": 4}
     return {**values, "experiment": "stand_ins", "hardware": None}
 
 
@@ -477,22 +465,36 @@ socket.socket.connect = connect
 """
 
 
+def printed_rows(version: str) -> dict[str, int]:
+    """How many rows the paper's tables have, by our files' names."""
+    with (REPOSITORY / "results/paper/results.csv").open(newline="") as file:
+        of = {
+            (r["table"], r["backbone"], r["method"], r["iteration"])
+            for r in csv.DictReader(file)
+            if r["version"] == version
+        }
+    counted = Counter(table for table, *_ in of)
+    return {f"{version}_{'table' if t.isdigit() else ''}{t}": count for t, count in counted.items()}
+
+
 @pytest.mark.slow
-def test_paper_v2_runs_to_its_tables_on_stand_ins_without_a_network(tiny_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_papers_grid_runs_to_its_tables_on_stand_ins_without_a_network(
+    version, tiny_checkpoint, tmp_path, monkeypatch
+):
     site, tried = tmp_path / "site", tmp_path / "tried.log"
     site.mkdir()
     (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(tried)))
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with serving(tmp_path / "server") as server:
-        values = stand_ins(tmp_path, tiny_checkpoint, server.url)
+        values = stand_ins(version, tmp_path, tiny_checkpoint, server.url)
         assert grids.hub_names(parse(values, "c")) == {}
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
         done = snakemake("--cores", "2", "--configfile", str(tmp_path / "c.yaml"), cwd=tmp_path, timeout=3000)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert not tried.exists(), tried.read_text()
     tables = tmp_path / "results/stand_ins/report/tables"
-    rows = Counter(line.split(",")[1] for line in (tables / "v2_table1.csv").read_text().splitlines()[1:])
-    assert rows == dict.fromkeys(("llama3_sft", "llama3_instruct", "qwen2_sft", "qwen2_instruct"), 4)
-    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
-    assert len((tables / "v2_table2.csv").read_text().splitlines()) == 1 + 7
+    wanted = printed_rows(version)
+    assert len(wanted) == {"v1": 11, "v2": 6}[version]
+    assert {name: len((tables / f"{name}.csv").read_text().splitlines()) - 1 for name in wanted} == wanted

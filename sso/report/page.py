@@ -77,11 +77,11 @@ def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric:
     return [(str(seed), "../" + quote(row[0].source)) for seed, row in found.items()]
 
 
-def _row(measured: Measured, table: Table, backbone: str, row: Row, metrics: Sequence[str]) -> dict[str, Any]:
+def _row(measured: Measured, row: Row, metrics: Sequence[str]) -> dict[str, Any]:
     cells = []
     for metric in metrics:
         digits = measured.content["metrics"][metric]["digits"]
-        where = sources(measured, backbone, row.arm, row.iteration, metric)
+        where = sources(measured, row.backbone, row.arm, row.iteration, metric)
         text = render.printed(row, metric, digits) if metric in row.printed else ""
         cells.append(figure(row.cells[metric], digits, where, text))
     return {"label": row.label, "cells": cells}
@@ -97,7 +97,7 @@ def _table(measured: Measured, table: Table) -> dict[str, Any]:
                 "backbone": backbone,
                 "paper": table.paper_backbone[backbone] if any(row.printed for row in rows) else None,
                 "head": [measured.content["metrics"][metric] for metric in metrics],
-                "rows": [_row(measured, table, backbone, row, metrics) for row in rows],
+                "rows": [_row(measured, row, metrics) for row in rows],
                 "notes": render.notes(measured, table, backbone, counts=False),
             }
         )

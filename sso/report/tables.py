@@ -14,8 +14,12 @@ from sso.report.measured import Estimate, Measured
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table on one backbone; ``printed`` holds the paper's figures by metric."""
+    """One line of a table on one backbone; ``printed`` holds the paper's figures by metric.
 
+    ``backbone`` is the one that its own figures are from, which for a few rows is another.
+    """
+
+    backbone: str
     arm: str
     label: str
     method: str | None
@@ -44,17 +48,22 @@ def table(measured: Measured, name: str) -> Table:
     """One table of tables.yaml."""
     spec = measured.content["tables"][name]
     of, version = spec.get("of", "arms"), spec["version"]
-    arms: dict[str, str | None] = {}
+    # By arm, and by the backbone that a row is from where it is another.
+    arms: dict[tuple[str, str | None], str | None] = {}
     absent: list[str] = []
     for wanted in spec["rows"]:
         if wanted == "*":
-            arms |= dict.fromkeys(measured.others(version, of))
+            arms |= dict.fromkeys((arm, None) for arm in measured.others(version, of))
             continue
-        arm = _find(measured, spec, wanted)
-        if arm is None:
+        arm, home = _find(measured, spec, wanted), spec.get("elsewhere", {}).get(wanted)
+        other = next(
+            (b for b, about in measured.experiment.backbones.items() if about.paper.get(version) == home), None
+        )
+        if arm is None or (home and other is None):
             absent.append(wanted)
         else:
-            arms[arm] = wanted if getattr(measured.experiment, of)[arm].method else None
+            named = getattr(measured.experiment, of)[arm].method
+            arms[arm, other if home else None] = wanted if named else None
     made = Table(name, spec, {}, {}, absent, {}, _applies(measured, spec))
     for backbone, about in measured.experiment.backbones.items() if made.applies else ():
         paper, shown = _beside(measured, spec, about.paper)
@@ -105,20 +114,27 @@ def _namesake(paper: str | None, known: Collection[str]) -> str | None:
 
 
 def _rows(
-    measured: Measured, spec: dict[str, Any], backbone: str, paper: str | None, arms: dict[str, str | None]
+    measured: Measured,
+    spec: dict[str, Any],
+    backbone: str,
+    paper: str | None,
+    arms: dict[tuple[str, str | None], str | None],
 ) -> tuple[list[Row], list[str]]:
     """The rows of one backbone, and the labels of those that have no results yet."""
     of, version = spec.get("of", "arms"), spec["version"]
     config = getattr(measured.experiment, of)
     rows: list[Row] = []
     pending: list[str] = []
-    for arm, method in arms.items():
-        if getattr(config[arm], "backbones", None) is not None and backbone not in config[arm].backbones:
+    for (arm, other), method in arms.items():
+        where = other or backbone
+        if getattr(config[arm], "backbones", None) is not None and where not in config[arm].backbones:
             continue
         iterations = measured.iterations(arm) if of == "arms" else [0]
         for t in iterations[-1:] if spec.get("iterations") == "last" else iterations:
-            label = measured.label(arm, t, of) + measured.other_loss(arm, version, of)
-            cells = {metric: measured.estimate(backbone, arm, t, metric) for metric in spec["columns"]}
+            label = (
+                measured.label(arm, t, of) + measured.other_loss(arm, version, of) + (f" ({other})" if other else "")
+            )
+            cells = {metric: measured.estimate(where, arm, t, metric) for metric in spec["columns"]}
             if not any(cells.values()):
                 if not _produces_nothing(config[arm], spec):
                     pending.append(label)
@@ -127,7 +143,7 @@ def _rows(
             ends = ("", "_ci_low", "_ci_high")
             names = [metric + end for metric in spec["columns"] for end in ends]
             printed = {name: measured.printed[*at, name] for name in names if (*at, name) in measured.printed}
-            rows.append(Row(arm, label, method, t, cells, printed))
+            rows.append(Row(where, arm, label, method, t, cells, printed))
     return rows, pending
 
 

@@ -96,7 +96,7 @@ def _best_of_n(args: argparse.Namespace) -> None:
     from rewardbench import best_of_n
     from sso.sampling import make_engine
 
-    inputs = {"model": args.model, "policy": args.policy, "queries": args.queries}
+    inputs = {"model": args.model, "queries": args.queries, **({"policy": args.policy} if args.policy else {})}
     with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:
         queries = records.read(args.queries, records.Query)[: args.limit]
         cache = args.out.with_name(f"{args.out.stem}_replies.db")
@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
 
     best = commands.add_parser("best-of-n", help="answers of a policy, the best of n by a reward model")
     best.add_argument("--model", type=checkpoint, required=True, help="reward model")
-    best.add_argument("--policy", type=checkpoint, required=True)
+    best.add_argument("--policy", type=checkpoint, help="who answers; an endpoint's settings name it themselves")
     best.add_argument("--queries", type=Path, required=True)
     best.add_argument("--limit", type=int, help="only the first queries")
     best.add_argument("--n", type=int, default=16)

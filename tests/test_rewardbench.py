@@ -677,3 +677,13 @@ def test_best_of_n_command(tiny_checkpoint, tmp_path):
     assert [a.id for a in answers] == ["q-0", "q-1", "q-2"] and answers[0].model == "best of 4"
     two, four = (json.loads((tmp_path / f"best{n}.report.json").read_text())["best_of_n"] for n in (2, 4))
     assert two == four[:2] and len(four) == 3 and (tmp_path / "best4.svg").stat().st_size > 1000
+    # A served policy has its name in the settings.
+    from tests.openai_server import serving
+
+    with serving(tmp_path / "server") as server:
+        served = {"max_new_tokens": 6, "engine": "endpoint", "endpoint": {"model": "m", "base_url": server.url}}
+        argv = ["best-of-n", "--model", tmp_path / "reward", "--queries", tmp_path / "queries.jsonl", "--n", 2]
+        argv += ["--settings", json.dumps(served), "--out", tmp_path / "served.jsonl"]
+        assert main([str(a) for a in argv]) == 0 and len(server.requests) == 6
+        assert main([str(a) for a in (*argv, "--policy", tiny_checkpoint)]) == 2
+    assert len(read(tmp_path / "served.jsonl", Answer)) == 3

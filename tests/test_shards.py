@@ -177,7 +177,7 @@ def test_an_endpoint_samples_and_two_draws_without_seeds_are_two(tmp_path, capfd
         settings = {"engine": "endpoint", "endpoint": endpoint}
         arguments = command(tmp_path, "x", "t.jsonl", **settings)
         assert main(arguments) == 2
-        assert "--model: the endpoint's settings name its model" in capfd.readouterr().err
+        assert "error: x: the endpoint's settings name its model" in capfd.readouterr().err
         del arguments[1:3]
         assert main(arguments) == 0
         assert len(server.requests) == 8

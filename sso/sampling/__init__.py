@@ -52,10 +52,10 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path) -> En
         from sso.sampling.endpoint_engine import EndpointEngine
 
         if model is not None:
-            raise InputError("--model: the endpoint's settings name its model; leave it out.")
+            raise InputError(f"{model}: the endpoint's settings name its model; give no checkpoint.")
         return EndpointEngine(settings.endpoint, cache)
     if model is None:
-        raise InputError(f"--model: engine {settings.engine} needs a checkpoint.")
+        raise InputError(f"engine {settings.engine} needs a checkpoint; give one.")
     if settings.engine == "vllm":
         from sso.sampling.vllm_engine import VLLMEngine
 

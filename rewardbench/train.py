@@ -145,7 +145,7 @@ def train(
     with checkpoints.kept(work) if main else nullcontext():
         checkpoint = distributed.from_main(checkpoints.resume_from(work, key) if main else None)
         trainer = RewardTrainer(model=model, args=how, train_dataset=trained, settings=settings)
-        go(trainer, checkpoint)
+        go(trainer, settings.engine, checkpoint)
         for row in trainer.state.log_history:
             if "loss" in row:
                 run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})

@@ -14,7 +14,7 @@ from sso.errors import InputError
 from sso.hub import checkpoint, rows
 from sso.records import Message
 from sso.sft import arguments, tokens
-from sso.trainer import check_engine
+from sso.trainer import go
 from sso.tuning import save_trained
 
 
@@ -115,9 +115,8 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
     )
-    check_engine(trainer, settings.engine)
     last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
-    result = trainer.train(resume_from_checkpoint=last)
+    result = go(trainer, settings.engine, last, "sft")
     for row in trainer.state.log_history:
         if log is not None and "loss" in row:
             log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})

@@ -347,20 +347,20 @@ def fit(
         scorer=scorer,
     )
     with scorer.attention(model):
-        go(trainer, checkpoint)
+        go(trainer, training.engine, checkpoint)
     return trainer
 
 
-def go(trainer: GlobalBatchTrainer, checkpoint: Path | None) -> None:
-    """Train, from a checkpoint if there is one, with the steps shown.
+def go(trainer: Trainer, engine: str, checkpoint: str | Path | None, what: str = "train") -> Any:
+    """Train, from a checkpoint if there is one, with the steps shown as those of ``what``; returns Trainer's result.
 
     Raises:
         InputError: another engine would run than was asked for, or the checkpoint holds more than tensors.
     """
-    check_engine(trainer, trainer.settings.engine)
-    show_steps(trainer, "train")
+    check_engine(trainer, engine)
+    show_steps(trainer, what)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:
         raise InputError(
             f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."

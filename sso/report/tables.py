@@ -83,7 +83,7 @@ def _find(measured: Measured, spec: dict[str, Any], wanted: str) -> str | None:
 
 def _applies(measured: Measured, spec: dict[str, Any]) -> bool:
     """Whether at least one of the arms that a table is about is there; the base model alone is no table."""
-    needed = spec.get("needs") or [row for row in spec["rows"] if row not in ("base", "instruct_base", "*")]
+    needed = spec.get("needs") or [r for r in spec["rows"] if r not in ("base", "*", *spec.get("elsewhere", {}))]
     others = measured.others(spec["version"], spec.get("of", "arms")) if "*" in spec["rows"] else []
     return bool(others) or any(_find(measured, spec, row) for row in needed)
 

@@ -90,7 +90,7 @@ def _busy(folder: Path, owner: str) -> str:
     about = json.loads(owner)
     number = about["process"].rpartition("/")[0].rpartition("/")[2]
     where = f"{about['host']}, job {about['job']}," if about["job"] else about["host"]
-    return f"{folder}: process {number} on {where} is at work there; let it end or end it, then run the same command again."
+    return f"{folder}: process {number} on {where} is at work there; let it end, or end it, and run the command again."
 
 
 def _now(lock: Path) -> float:

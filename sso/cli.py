@@ -201,7 +201,7 @@ def principles(args: argparse.Namespace) -> None:
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
     from sso.sampling import shards
-    from sso.sampling.triples import draw, pairs_of
+    from sso.sampling.triples import distinct, draw, pairs_of
 
     written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
     expected = len(written) * len(responses)
@@ -215,6 +215,9 @@ def sample(args: argparse.Namespace) -> None:
         if args.shard:
             return
         run.summary.update(counts)
+        if args.distinct:
+            triples, alike = distinct(triples, responses)
+            run.summary.update(alike)
         if args.pairs is None:
             write(args.out, triples)
             return
@@ -431,8 +434,9 @@ def parser() -> argparse.ArgumentParser:
         ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
-        ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
+        ("--wrapper", {"choices": ["micro", "paper", "paper_v1"], "default": "paper"}),
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
+        ("--distinct", {"action": "store_true", "help": "leave out triples with equal responses, as v1 does"}),
         ("--pairs", {"choices": ["good_bad"]}),
         ("--limit", {"type": int, "help": "only the first so many queries"}),
         ("--reference-model", folder),

@@ -189,8 +189,8 @@ class Writer(Decoding):
 
     kind: Literal["procedural", "policy", "checkpoint", "endpoint"] = "procedural"
     path: str | None = None
-    wrapper: Literal["micro", "paper"] = "micro"
-    """How a principle becomes a system message."""
+    wrapper: Literal["micro", "paper", "paper_v1"] = "micro"
+    """How a principle becomes a system message; `paper` is that of the arm's version, `paper_v1` that of v1 anyway."""
     max_new_tokens: int = Field(256, ge=1)
 
     @model_validator(mode="before")

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso.chat import check_checkpoint, check_prompts
-from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
+from sso.config import ROOT, Arm, Experiment, Training, Writer, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
@@ -466,17 +466,27 @@ class _Cell:
                 results.append(self.reward(name))
         return results
 
-    def principles(self, version: str, t: int | str, name: str | None = None) -> str:
-        """Guidelines for the queries of iteration ``t`` or of `all`; the policy writes with its starting model."""
-        writer = self.experiment.writers[name] if name else self.experiment.principles
+    def writer(self, arm: Arm) -> Writer:
+        """Who writes an arm's principles."""
+        return self.experiment.writers[arm.writer] if arm.writer else self.experiment.principles
+
+    def principles(self, arm: Arm, t: int | str, policy: tuple[str, str, Mapping[str, str]] | None = None) -> str:
+        """Guidelines for the queries of iteration ``t`` or of `all`.
+
+        A policy that writes its own is the starting model, or that of iteration t - 1: ``policy``, the guidelines'
+        place, the model and it as an input.
+        """
+        writer, version, name = self.writer(arm), arm.version, arm.writer
         own = writer.kind == "policy"
-        model = {"policy": self.start, "checkpoint": writer.path}.get(writer.kind)
+        shared = "_".join(filter(None, [version, name, str(t)]))
+        place, current, made = policy if policy and own else (shared, self.start, self.made)
+        model = {"policy": current, "checkpoint": writer.path}.get(writer.kind)
         options = [*(self.oracle if writer.kind == "procedural" else []), *(["--model", model] if model else [])]
-        where = {**(self.at if own else {}), "guidelines": "_".join([version, *([name] if name else []), str(t)])}
+        where = {**(self.at if own else {}), "guidelines": place}
         return self.grid._add(
             "principles",
             "",
-            {"queries": self.data["queries_all" if t == "all" else f"queries{t}"], **(self.made if own else {})},
+            {"queries": self.data["queries_all" if t == "all" else f"queries{t}"], **(made if own else {})},
             **where,
             params={
                 "version": version,
@@ -494,16 +504,18 @@ class _Cell:
         # A second unprompted response is only for the pairs that the oracle labels.
         labelled = self.world and any(a.data == "annotated" and a.version == arm.version for a in self.arms.values())
         count = self.experiment.data.generator_queries if arm.version == "v2" else None
+        options = [*(["--limit", str(count)] if count else []), *(["--distinct"] if arm.version == "v1" else [])]
+        policy = None if t in (1, "all") else (folder, model, inputs)
         return self.add(
             "sample",
             "",
-            {**inputs, "principles": self.principles(arm.version, t, arm.writer)},
+            {**inputs, "principles": self.principles(arm, t, policy)},
             set=folder,
             params={
-                **self.sampling(),
+                **self.sampling(arm),
                 "model": model,
                 "responses": "y+,y-,yo,second" if labelled and t == 1 else "y+,y-,yo",
-                "options": ["--limit", str(count)] if count else [],
+                "options": options,
             },
         )
 
@@ -511,8 +523,10 @@ class _Cell:
         """Of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
         return "_".join([arm.version, *([arm.writer] if arm.writer else []), *([t] if t == "all" else [])])
 
-    def sampling(self) -> dict[str, str]:
-        return {"settings": text(self.experiment.sampling), "wrapper": self.experiment.principles.wrapper}
+    def sampling(self, arm: Arm) -> dict[str, str]:
+        wrapper = self.writer(arm).wrapper
+        own = "paper_v1" if wrapper == "paper" and arm.version == "v1" else wrapper
+        return {"settings": text(self.experiment.sampling), "wrapper": own}
 
     def shared_reference(self, arm: Arm, triples: str) -> str:
         """Reference scores of every node that a generator on these triples asks for, once for all of them."""
@@ -576,9 +590,9 @@ class _Cell:
             pairs = self.add(
                 "generated_pairs",
                 "pairs",
-                {**made, "principles": self.principles(arm.version, 1, arm.writer)},
+                {**made, "principles": self.principles(arm, 1)},
                 arm=name,
-                params={**self.sampling(), "generator": source, "model": self.start, "scoring": scoring},
+                params={**self.sampling(arm), "generator": source, "model": self.start, "scoring": scoring},
             )
         else:
             options = self.oracle if arm.data == "annotated" else []

@@ -253,16 +253,16 @@ def _records(path: Path) -> list[Triple] | list[Pair]:
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
     from sso import reference
-    from sso.chat import load_model, load_tokenizer
+    from sso.chat import load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
 
-    tokenizer, model = load_tokenizer(model_path), load_model(model_path)
+    tokenizer, model = load_tokenizer(model_path), reference.load_start(model_path, training)
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length)
     made.warn(training.max_length)
-    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
+    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.numerics)
     show = progress("reference")
     return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 
@@ -271,9 +271,11 @@ def reference(args: argparse.Namespace) -> None:
     """Reference scores of the united nodes of some objectives."""
     from sso import distributed
 
-    distributed.launch(args.settings, args.argv)
+    # The training's engine says what to compute in; scoring itself is data parallel.
+    spread = args.settings.model_copy(update={"engine": "ddp"})
+    distributed.launch(spread, args.argv)
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
-        distributed.start(args.settings)
+        distributed.start(spread)
         scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
         distributed.stop()

@@ -120,6 +120,14 @@ class Spread(Settings):
     """Optimizer steps between checkpoints for resuming; 0: none."""
 
     @property
+    def numerics(self) -> Literal["float32", "bfloat16", "bfloat16 weights"]:
+        """What a forward pass of the training computes in: with bfloat16 plain data parallelism keeps float32 weights
+        under autocast, while DeepSpeed and FSDP2 cast the weights themselves. Reference scores must be made alike."""
+        if self.dtype == "float32":
+            return "float32"
+        return "bfloat16" if self.engine == "ddp" else "bfloat16 weights"
+
+    @property
     def shards_weights(self) -> bool:
         """Whether each device holds a part of the weights only."""
         return self.engine in ("zero3", "zero3_offload", "fsdp2")
@@ -230,6 +238,11 @@ class Optimization(Spread):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
+    weight_decay: float = Field(0.0, ge=0)
+    """Of all weights but norms and biases."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
     max_length: int = Field(4096, ge=8)
     """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
 

@@ -47,6 +47,8 @@ PATHS = {
     "report": "{root}/report",
     "mlflow": "{root}/mlflow.done",
 }
+REFERENCE = ("dtype", "engine", "max_length")
+"""Settings of a training that its reference scores depend on."""
 BENCHMARKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
 
 
@@ -131,9 +133,16 @@ def check(experiment: Experiment) -> None:
                 raise InputError(
                     f"arms.{name}.{stage}.learning_rates: give one; only the micro-world's oracle can choose."
                 )
-    generators = [arm.generator for arm in experiment.arms.values() if arm.generator]
-    if len({(g.dtype, g.max_length) for g in generators}) > 1:
-        raise InputError("arms: generators share their reference scores, so `dtype` and `max_length` must be the same.")
+    arms = experiment.arms.values()
+    annotated = [
+        a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not chained(a)
+    ]
+    for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
+        if len({(training.numerics, training.max_length) for training in trainings}) > 1:
+            raise InputError(
+                f"arms: {who} share their reference scores, so `max_length`, `dtype` and what `engine` makes of it "
+                "(float32 weights with ddp, else bfloat16 ones) must be the same."
+            )
     for name, reward in experiment.rewards.items():
         for source in reward.parts:
             if source.arm and experiment.arms[source.arm].policy is None:
@@ -541,7 +550,7 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": ",".join(name for name in load_objectives() if name in wanted),
-                "settings": text(generators[0], "dtype", "max_length", "devices"),
+                "settings": text(generators[0], *REFERENCE, "devices"),
             },
         )
 
@@ -569,7 +578,7 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": "pairs",
-                "settings": text(training, "dtype", "max_length", "devices"),
+                "settings": text(training, *REFERENCE, "devices"),
             },
         )
         policy = self.train("policy", training, pairs, self.start, self.made, reference, run=name)
@@ -578,7 +587,7 @@ class _Cell:
     def pair_arm(self, name: str, arm: Arm, training: Training) -> list[str]:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
         grid, all_sampled = self.grid, not self.experiment.data.generator_queries
-        scoring = text(training, "dtype", "max_length")
+        scoring = text(training, *REFERENCE)
         if arm.generator or all_sampled:
             triples = self.sample(name, 1, self.start, self.made)
         if arm.generator or not all_sampled:

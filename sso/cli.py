@@ -352,6 +352,24 @@ def doctor(args: argparse.Namespace) -> None:
     print("nothing is missing")
 
 
+def pin(args: argparse.Namespace) -> None:
+    """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
+    import yaml
+
+    from sso import hub
+    from sso.report.collect import grid_of
+
+    experiment = grid_of(load(args.configfile)).experiment
+    from workflow.grid import hub_names, repositories, unpinned
+
+    if args.update:
+        wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
+    else:
+        wanted = unpinned(experiment)
+    text = yaml.safe_dump({"revisions": {**experiment.revisions, **hub.commits(wanted)}}, width=120)
+    write_text(args.out, text) if args.out else sys.stdout.write(text)
+
+
 def table(args: argparse.Namespace) -> None:
     """One table of a run."""
     from sso.report.show import find, show
@@ -389,7 +407,7 @@ def parser() -> argparse.ArgumentParser:
     path, required = {"type": Path}, {"type": Path, "required": True}
     seed = ("--seed", {"type": int, "default": 0})
     out, source = ("--out", required), ("--data", required)
-    folder = {"type": checkpoint, "help": "folder of a checkpoint, or its name on the hub"}
+    folder: dict[str, Any] = {"type": checkpoint, "help": "folder of a checkpoint, or OWNER/NAME[@REVISION] on the hub"}
     model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
@@ -433,7 +451,7 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         sample,
         "draw y+, y- and yo; with --pairs, write pairs",
-        ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
+        ("--model", {**folder, "help": f"{folder['help']}; not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
         ("--wrapper", {"choices": ["micro", "paper", "paper_v1"], "default": "paper"}),
@@ -501,8 +519,8 @@ def parser() -> argparse.ArgumentParser:
         "loss",
         loss,
         "an objective's terms, one JSON line a sample",
-        ("--policy", required),
-        ("--reference", required),
+        ("--policy", {**folder, "required": True}),
+        ("--reference", {**folder, "required": True}),
         ("--triples", {**required, "help": "triples, or pairs for objectives in context x"}),
         ("--dtype", {"choices": ["float32", "bfloat16", "float64"], "default": "float32"}),
         ("--settings", {"type": settings(Training), "default": Training(), "help": "JSON or YAML file of Training"}),
@@ -527,6 +545,14 @@ def parser() -> argparse.ArgumentParser:
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
     add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
     add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
+    add(
+        "pin",
+        pin,
+        "the commits of what a config takes from the hub, as its `revisions`",
+        configfile,
+        ("--update", {"action": "store_true", "help": "ask again for what is pinned"}),
+        ("--out", {**path, "help": "a YAML file; default: standard output"}),
+    )
     add("schema", print_schema, "JSON schema of the config", ("--out", path))
     return top
 

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso.chat import check_checkpoint, check_prompts
-from sso.config import ROOT, Arm, Experiment, Training, Writer, merge, parse, read_yaml
+from sso.config import HUB_FILE, ROOT, Arm, Experiment, Training, Writer, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
@@ -180,21 +180,22 @@ def check(experiment: Experiment) -> None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text that is no path here can be OWNER/NAME on the hub."""
-    return not Path(name).exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    """Whether a text that is no path here can be OWNER/NAME or OWNER/NAME@REVISION on the hub."""
+    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", name)
+    return known is not None and not Path(name).exists()
 
 
 def hub_names(experiment: Experiment) -> dict[str, str]:
     """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
     data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
-    models = [backbone.path for backbone in experiment.backbones.values()]
+    models = [backbone.checkpoint for backbone in experiment.backbones.values()]
     models += [writer.path for writer in experiment.all_writers]
-    sets = [data.queries, data.preferences and data.preferences.path]
+    sets = [data.queries, data.preferences and data.preferences.place]
     if sft and any(backbone.sft for backbone in experiment.backbones.values()):
         models, sets = [*models, sft.chat_template], [*sets, sft.data]
     for reward in experiment.rewards.values():
         models.append(reward.base)
-        sets += [source.path for source in reward.sources]
+        sets += [source.place for source in reward.sources]
         sets.append(evaluation.rewardbench if experiment.world is None else None)
     found = {name: "model" for name in models if name and is_hub_name(name)}
     found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
@@ -204,6 +205,24 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
         if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
             found[task.name] = "benchmark"
     return found
+
+
+def repositories(names: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """The hub's repositories behind `hub_names`: name -> (`model`, `dataset` or `space`, revision or None)."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, kind in names.items():
+        if kind == "file" and (file := HUB_FILE.fullmatch(name)):
+            of = {"hf://datasets/": "dataset", "hf://spaces/": "space"}.get(file[1], "model")
+            found[file[2]] = (of, file[3])
+        elif kind in ("model", "dataset"):
+            repository, _, revision = name.partition("@")
+            found[repository] = (kind, revision or None)
+    return found
+
+
+def unpinned(experiment: Experiment) -> dict[str, str]:
+    """Repositories that the experiment takes from the hub at no fixed revision: name -> kind."""
+    return {name: kind for name, (kind, revision) in repositories(hub_names(experiment)).items() if not revision}
 
 
 def chained(arm: Arm) -> bool:

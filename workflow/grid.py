@@ -257,6 +257,11 @@ class Grid:
         """Where a rule's messages go."""
         return f"{self.root}/logs/{self.pattern(name).removeprefix(self.root + '/')}.log"
 
+    def log_of(self, job: Job) -> str:
+        """Where a job's messages go; both rules that make pairs write to one place."""
+        name = "pairs" if job.rule == "generated_pairs" else job.rule
+        return self.log(name).format(**job.wildcards)
+
     def benchmark(self, name: str) -> str:
         """Where Snakemake writes a job's wall time and peak memory."""
         return f"{self.root}/benchmarks/{self.pattern(name).removeprefix(self.root + '/')}.tsv"
@@ -280,10 +285,11 @@ class Grid:
         """Priority function of a rule: the longest chain of jobs that waits for this one."""
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
 
-    def resource(self, rule: str, name: str) -> Callable[[Any], int]:
-        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's)."""
+    def resource(self, rule: str, name: str) -> Callable[..., int]:
+        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's; a retry
+        gets as much again)."""
 
-        def ask(wildcards: Any) -> int:
+        def ask(wildcards: Any, attempt: int = 1) -> int:
             if self.experiment.hardware is None:
                 return {"gpu": 0, "nodes": 1, "mem_mb": 2500, "runtime": 120}[name]
             cost = self.cost(self.job(rule, wildcards))
@@ -291,7 +297,7 @@ class Grid:
                 "gpu": cost.gpus,
                 "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": 30 + 2 * 60 * cost.wall_hours,
+                "runtime": attempt * (30 + 2 * 60 * cost.wall_hours),
             }
             return math.ceil(own[name])
 
@@ -376,7 +382,7 @@ class Grid:
 
     @cached_property
     def _depth(self) -> dict[str, int]:
-        makers = {path: job for job in self.jobs.values() for path in self._makes(job)}
+        makers = {path: job for job in self.jobs.values() for path in self.makes(job)}
         depth: dict[str, int] = {}
         for job in reversed(self._in_order(makers)):
             depth.setdefault(job.output, 0)
@@ -386,7 +392,7 @@ class Grid:
                     depth[before] = max(depth.get(before, 0), depth[job.output] + 1)
         return depth
 
-    def _makes(self, job: Job) -> list[str]:
+    def makes(self, job: Job) -> list[str]:
         """All declared outputs of a job."""
         if job.rule == "data":
             return list(self.data_files.values())
@@ -762,7 +768,7 @@ class _Cell:
             own = {**source.model_dump(), "arm": None, "world": False, "limit": limit, "weight": weight}
             sources += [{**own, "path": path} for path in paths]
         files = [source["path"] for source in sources]
-        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid._makes(job)}
+        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid.makes(job)}
         local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
         pairs = self.add(
             "mixture",

@@ -16,6 +16,7 @@ rule principles:
     threads: grid.threads("principles")
     resources:
         gpu=grid.resource("principles", "gpu"),
+        nodes=grid.resource("principles", "nodes"),
         mem_mb=grid.resource("principles", "mem_mb"),
         runtime=grid.resource("principles", "runtime"),
     params:

@@ -16,6 +16,7 @@ rule sample:
     threads: grid.threads("sample")
     resources:
         gpu=grid.resource("sample", "gpu"),
+        nodes=grid.resource("sample", "nodes"),
         mem_mb=grid.resource("sample", "mem_mb"),
         runtime=grid.resource("sample", "runtime"),
     params:
@@ -51,6 +52,7 @@ rule pairs:
     threads: grid.threads("pairs")
     resources:
         gpu=grid.resource("pairs", "gpu"),
+        nodes=grid.resource("pairs", "nodes"),
         mem_mb=grid.resource("pairs", "mem_mb"),
         runtime=grid.resource("pairs", "runtime"),
     params:
@@ -84,6 +86,7 @@ rule generated_pairs:
     threads: grid.threads("generated_pairs")
     resources:
         gpu=grid.resource("generated_pairs", "gpu"),
+        nodes=grid.resource("generated_pairs", "nodes"),
         mem_mb=grid.resource("generated_pairs", "mem_mb"),
         runtime=grid.resource("generated_pairs", "runtime"),
     params:

@@ -16,6 +16,7 @@ rule reference:
     threads: grid.threads("reference")
     resources:
         gpu=grid.resource("reference", "gpu"),
+        nodes=grid.resource("reference", "nodes"),
         mem_mb=grid.resource("reference", "mem_mb"),
         runtime=grid.resource("reference", "runtime"),
     params:

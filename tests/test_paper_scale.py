@@ -484,6 +484,8 @@ def stand_ins(version: str, folder: Path, checkpoint: Path, url: str) -> dict:
     small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
     for how in (values["sampling"], *writers):
         how |= small
+    # An untrained model repeats its last token, and equal responses make no triple of v1.
+    values["sampling"]["temperature"] = 50
     for training in (*values["trainings"].values(), *rewards.values()):
         training |= {**own, "gradient_checkpointing": False}
     for reward in rewards.values():

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from eval.answer import Checkpoint
 from rewardbench.cli import parser as rewardbench_parser
 from sso import hub
 from sso.cli import main
 from sso.cli import parser as sso_parser
-from sso.config import Backbone, Optimization, Reward, Training, _pinned, load, parse, read_yaml
+from sso.config import Backbone, Evaluation, Optimization, Reward, Training, _pinned, load, parse, read_yaml
 from sso.errors import InputError
 from sso.records import Principles, Triple, write
 from tests.conftest import REPOSITORY
@@ -174,6 +175,11 @@ def test_what_the_papers_configs_take_from_the_hub_is_pinned(version):
     assert len(told) == 1 and all(name in told[0] for name in free) and "sso pin" in told[0]
 
 
+def test_a_branch_is_no_pin():
+    over = {"backbones": {"qwen2_instruct": {"path": "Qwen/Qwen2-7B-Instruct", "revision": "main"}}}
+    assert grids.unpinned(load(CONFIG / "paper_v2.yaml", over))["Qwen/Qwen2-7B-Instruct"] == "model"
+
+
 def test_revisions_reach_the_jobs():
     given = {"BAAI/Infinity-Instruct-3M-0625-Llama3-8B": COMMIT, "Skywork/Skywork-Reward-Preference-80K-v0.2": OTHER}
     jobs = grids.Grid(load(CONFIG / "paper_v2.yaml", {"revisions": given})).jobs
@@ -235,7 +241,7 @@ def stand_in(monkeypatch, tiny_checkpoint):
     return asked
 
 
-def test_a_model_at_a_revision_is_sampled_scored_and_trained(stand_in, tmp_path):
+def test_a_model_at_a_revision_is_sampled_scored_and_evaluated(stand_in, tiny_checkpoint, tmp_path):
     model, how = f"owner/name@{COMMIT}", {"dtype": "float32"}
     principle = Principles(id="a", prompt="Hello", good="Be brief.", bad="Be long.", writer="x")
     write(tmp_path / "p.jsonl", [principle])
@@ -251,7 +257,8 @@ def test_a_model_at_a_revision_is_sampled_scored_and_trained(stand_in, tmp_path)
     assert main([*scored, "--out", str(tmp_path / "r.safetensors")]) == 0
     loss = ["loss", "--policy", model, "--reference", model, "--triples", str(tmp_path / "t.jsonl")]
     assert main([*loss, "--objective", "sso_v2"]) == 0
-    assert set(stand_in) == {("owner/name", COMMIT)} and len(stand_in) >= 4
+    assert Checkpoint(model, Evaluation()).folder == tiny_checkpoint
+    assert set(stand_in) == {("owner/name", COMMIT)} and len(stand_in) == 5
 
 
 def test_every_option_that_names_a_checkpoint_takes_a_revision():

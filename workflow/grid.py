@@ -221,8 +221,9 @@ def repositories(names: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
 
 
 def unpinned(experiment: Experiment) -> dict[str, str]:
-    """Repositories that the experiment takes from the hub at no fixed revision: name -> kind."""
-    return {name: kind for name, (kind, revision) in repositories(hub_names(experiment)).items() if not revision}
+    """Repositories that the experiment takes from the hub at no commit, but at a branch or a tag: name -> kind."""
+    found = repositories(hub_names(experiment))
+    return {name: kind for name, (kind, at) in found.items() if not re.fullmatch("[0-9a-f]{7,40}", at or "")}
 
 
 def chained(arm: Arm) -> bool:

@@ -201,7 +201,7 @@ def principles(args: argparse.Namespace) -> None:
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
     from sso.sampling import shards
-    from sso.sampling.triples import draw, pairs_of
+    from sso.sampling.triples import distinct, draw, pairs_of
 
     written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
     expected = len(written) * len(responses)
@@ -215,6 +215,9 @@ def sample(args: argparse.Namespace) -> None:
         if args.shard:
             return
         run.summary.update(counts)
+        if args.distinct:
+            triples, alike = distinct(triples, responses)
+            run.summary.update(alike)
         if args.pairs is None:
             write(args.out, triples)
             return
@@ -250,16 +253,16 @@ def _records(path: Path) -> list[Triple] | list[Pair]:
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
     from sso import reference
-    from sso.chat import load_model, load_tokenizer
+    from sso.chat import load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
 
-    tokenizer, model = load_tokenizer(model_path), load_model(model_path)
+    tokenizer, model = load_tokenizer(model_path), reference.load_start(model_path, training)
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length)
     made.warn(training.max_length)
-    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.dtype)
+    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.numerics)
     show = progress("reference")
     return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 
@@ -268,9 +271,11 @@ def reference(args: argparse.Namespace) -> None:
     """Reference scores of the united nodes of some objectives."""
     from sso import distributed
 
-    distributed.launch(args.settings, args.argv)
+    # The training's engine says what to compute in; scoring itself is data parallel.
+    spread = args.settings.model_copy(update={"engine": "ddp"})
+    distributed.launch(spread, args.argv)
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
-        distributed.start(args.settings)
+        distributed.start(spread)
         scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
         distributed.stop()
@@ -347,6 +352,24 @@ def doctor(args: argparse.Namespace) -> None:
     print("nothing is missing")
 
 
+def pin(args: argparse.Namespace) -> None:
+    """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
+    import yaml
+
+    from sso import hub
+    from sso.report.collect import grid_of
+
+    experiment = grid_of(load(args.configfile)).experiment
+    from workflow.grid import hub_names, repositories, unpinned
+
+    if args.update:
+        wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
+    else:
+        wanted = unpinned(experiment)
+    text = yaml.safe_dump({"revisions": {**experiment.revisions, **hub.commits(wanted)}}, width=120)
+    write_text(args.out, text) if args.out else sys.stdout.write(text)
+
+
 def table(args: argparse.Namespace) -> None:
     """One table of a run."""
     from sso.report.show import find, show
@@ -384,7 +407,7 @@ def parser() -> argparse.ArgumentParser:
     path, required = {"type": Path}, {"type": Path, "required": True}
     seed = ("--seed", {"type": int, "default": 0})
     out, source = ("--out", required), ("--data", required)
-    folder = {"type": checkpoint, "help": "folder of a checkpoint, or its name on the hub"}
+    folder: dict[str, Any] = {"type": checkpoint, "help": "folder of a checkpoint, or OWNER/NAME[@REVISION] on the hub"}
     model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
@@ -428,11 +451,12 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         sample,
         "draw y+, y- and yo; with --pairs, write pairs",
-        ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
+        ("--model", {**folder, "help": f"{folder['help']}; not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
-        ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
+        ("--wrapper", {"choices": ["micro", "paper", "paper_v1"], "default": "paper"}),
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
+        ("--distinct", {"action": "store_true", "help": "leave out triples with equal responses, as v1 does"}),
         ("--pairs", {"choices": ["good_bad"]}),
         ("--limit", {"type": int, "help": "only the first so many queries"}),
         ("--reference-model", folder),
@@ -495,8 +519,8 @@ def parser() -> argparse.ArgumentParser:
         "loss",
         loss,
         "an objective's terms, one JSON line a sample",
-        ("--policy", required),
-        ("--reference", required),
+        ("--policy", {**folder, "required": True}),
+        ("--reference", {**folder, "required": True}),
         ("--triples", {**required, "help": "triples, or pairs for objectives in context x"}),
         ("--dtype", {"choices": ["float32", "bfloat16", "float64"], "default": "float32"}),
         ("--settings", {"type": settings(Training), "default": Training(), "help": "JSON or YAML file of Training"}),
@@ -521,6 +545,14 @@ def parser() -> argparse.ArgumentParser:
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
     add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
     add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
+    add(
+        "pin",
+        pin,
+        "the commits of what a config takes from the hub, as its `revisions`",
+        configfile,
+        ("--update", {"action": "store_true", "help": "ask again for what is pinned"}),
+        ("--out", {**path, "help": "a YAML file; default: standard output"}),
+    )
     add("schema", print_schema, "JSON schema of the config", ("--out", path))
     return top
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench, stock
 from sso import tracking
@@ -123,16 +123,29 @@ def _stored_dtype(model: Path) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
-def _open(settings: Evaluation, data: Path) -> Iterator[tuple[str, str, Path, list[Any], Callable[..., list[Answer]]]]:
-    """Of each benchmark of open prompts: its and its answers' name, its file, its prompts, and what answers them."""
+class Asked(NamedTuple):
+    """A benchmark of open prompts: its and its answers' name, its file and prompts, how and by what it is answered."""
+
+    name: str
+    file: str
+    path: Path
+    prompts: list[Any]
+    decoding: Evaluation
+    make: Callable[..., list[Answer]]
+
+
+def _open(settings: Evaluation, data: Path) -> Iterator[Asked]:
     if settings.pairwise:
-        yield "eval", "answers", judging.queries(data), judging.read_queries(data), alpaca_eval.answer
+        prompts, decoding = judging.read_queries(data), settings.drawn_as("alpaca_eval")
+        yield Asked("eval", "answers", judging.queries(data), prompts, decoding, alpaca_eval.answer)
     if settings.mt_bench:
-        path = data / "mt_bench.jsonl"
-        yield "mt_bench", "mt_bench_answers", path, mt_bench.read(path), mt_bench.answer
+        path, decoding = data / "mt_bench.jsonl", settings.drawn_as("mt_bench")
+        yield Asked("mt_bench", "mt_bench_answers", path, mt_bench.read(path), decoding, mt_bench.answer)
     if settings.arena_hard:
-        path = data / "arena_hard.jsonl"
-        yield "arena_hard", "arena_hard_answers", path, arena_hard.read_questions(path), arena_hard.answer
+        path, decoding = data / "arena_hard.jsonl", settings.drawn_as("arena_hard")
+        yield Asked(
+            "arena_hard", "arena_hard_answers", path, arena_hard.read_questions(path), decoding, arena_hard.answer
+        )
 
 
 def answer(
@@ -156,12 +169,12 @@ def answer(
     # Only what is read of the data folder, so that the record does not depend on the rest.
     inputs = {"model": subject.folder} if isinstance(subject, Checkpoint) else {}
     inputs |= {s.name: s.path for s in sources if s.path}
-    inputs |= {benchmark: path for benchmark, _, path, _, _ in opened}
+    inputs |= {asked.name: asked.path for asked in opened}
     unfinished = out.with_name(f".{out.name}.partial")
     parts = _Parts(unfinished, [subject.identity, name, seed])
 
-    def ask(make: Callable[..., list[Answer]], prompts: list[Any]) -> list[dict[str, Any]]:
-        return [a.model_dump() for a in make(subject.engine, prompts, settings, seed, name)]
+    def ask(asked: Asked) -> list[dict[str, Any]]:
+        return [a.model_dump() for a in asked.make(subject.engine, asked.prompts, asked.decoding, seed, name)]
 
     def evaluate(group: list[stock.Ready]) -> dict[str, dict[str, Any]]:
         lm, before = subject.lm, getattr(subject.lm, "model_cpu_s", 0.0)
@@ -181,9 +194,10 @@ def answer(
             import lm_eval.evaluator
             import lm_eval.models.huggingface  # noqa: F401
         end_start_up()
-        for _, file, _, prompts, make in opened:
-            said = [settings.temperature, settings.top_p, settings.max_new_tokens, prompts]
-            write(folder / f"{file}.jsonl", parts.take(file, said, partial(ask, make, prompts)))
+        for asked in opened:
+            how = asked.decoding
+            said = [how.temperature, how.top_p, how.max_new_tokens, asked.prompts]
+            write(folder / f"{asked.file}.jsonl", parts.take(asked.file, said, partial(ask, asked)))
         tasks: dict[str, dict[str, Any]] = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]

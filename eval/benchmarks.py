@@ -92,6 +92,9 @@ MICRO = {
 }
 """What the rows of the micro-world's look-alikes must have; a task's name is `micro_` before one of these."""
 
+KNOWN = sorted([f"micro_{name}" for name in MICRO] + [f"real_{name}" for name in REAL])
+"""Every task's name."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -140,11 +143,10 @@ def find(settings: Evaluation, data: Path | None, endpoint: bool = False) -> lis
     ``endpoint`` a task that needs log-likelihoods.
     """
     sources = []
-    known = sorted([f"micro_{name}" for name in MICRO] + [f"real_{name}" for name in REAL])
     for task in settings.tasks:
         world, _, name = task.name.partition("_")
-        if task.name not in known:
-            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(known)}.")
+        if task.name not in KNOWN:
+            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(KNOWN)}.")
         if endpoint:
             _check_generative(task.name, world, name)
         sources.append(_real(task, name, settings.mirrors) if world == "real" else _micro(task, name, data))

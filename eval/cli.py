@@ -14,7 +14,7 @@ from typing import Any
 
 from sso.cli import end_start_up, progress, run_cli
 from sso.cli import settings as read_settings
-from sso.config import Endpoint, Evaluation, World
+from sso.config import Endpoint, Evaluation, Open, World
 from sso.config import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import iter_json_lines, whole_folder, write, write_text
@@ -55,7 +55,7 @@ def _counts(who: str, notes: Mapping[str, float]) -> str:
 
 def _judge(args: argparse.Namespace) -> None:
     from eval import judging
-    from eval.judge import make_judge
+    from eval.judge import Judge, make_judge
     from eval.statistics import mean_interval
     from sso import tracking
     from sso.report.collect import answer_items
@@ -68,11 +68,19 @@ def _judge(args: argparse.Namespace) -> None:
     inputs = {"answers": args.answers, **judging.inputs(args.data, settings)}
     with tracking.run(args.out, "judge", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
         scores: dict[str, Any] = {}
-        judge = None
+        judges: dict[str, Judge] = {}
+        cache = args.cache or args.out.with_name("judge_replies.db")
+
+        def judge_of(benchmark: Open) -> Judge:
+            # One for all benchmarks that have the same: its counts and its budget are theirs together.
+            own = settings.judge_of(benchmark)
+            key = own.model_dump_json()
+            if key not in judges:
+                judges[key] = make_judge(own, world, cache, lambda: progress("judged"))
+            return judges[key]
+
         if settings.pairwise or settings.mt_bench or settings.arena_hard:
-            cache = args.cache or args.out.with_name("judge_replies.db")
-            judge = make_judge(settings.judge, world, cache, lambda: progress("judged"))
-            scores |= judging.judge_all(judge, args.answers, args.data, settings, out)
+            scores |= judging.judge_all(judge_of, args.answers, args.data, settings, out)
         if settings.pairwise and args.length_controlled:
             from eval.length_controlled import length_controlled, read_table
 
@@ -88,16 +96,18 @@ def _judge(args: argparse.Namespace) -> None:
                 "stderr": None if error is None else 100 * error,
                 "n": result["n"],
             }
-        if judge and judge.notes():
-            scores["judge"] = {"name": judge.name, **judge.notes()}
+        for judge in judges.values():
+            if notes := judge.notes():
+                scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
             interval = mean_interval([list(items.values())])
             scores[name] |= {"low": interval.low, "high": interval.high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
-        if judge and judge.notes():
-            print(_counts("judge", judge.notes()))
+        for judge in judges.values():
+            if judge.notes():
+                print(_counts("judge" if len(judges) == 1 else f"judge {judge.name}", judge.notes()))
 
 
 def _winrate(args: argparse.Namespace) -> None:

@@ -32,13 +32,19 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
         raise InputError(f"{tokenizer.name_or_path}: the checkpoint has no chat template; use one that has.")
     from lm_eval.models import huggingface
 
+    from sso.chat import stop_ids
+    from sso.sampling.transformers_engine import stated
+
     huggingface.tqdm = Bar  # lines in a log file
-    lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    # A prompt is what the template renders, as in training and sampling: no token is added to it.
+    lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=False)
     lm.model_cpu_s = 0.0
+    stop = stop_ids(tokenizer, model.generation_config.eos_token_id)
 
     def timed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         start = time.process_time()
-        out = call(*args, **kwargs)
+        with stated(model, stop, tokenizer.pad_token_id):
+            out = call(*args, **kwargs)
         lm.model_cpu_s += time.process_time() - start
         return out
 
@@ -50,14 +56,25 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
 def vllm(path: "Path", dtype: str, settings: Vllm) -> "LM":
     """A checkpoint in vLLM as lm-eval sees it; prompts go through the suite's own tokenizer."""
     from sso.chat import load_tokenizer
-    from sso.sampling.vllm_engine import importing, llm_arguments
+    from sso.sampling.vllm_engine import importing, llm_arguments, vllm_stop_ids
 
     with importing(path):
         from lm_eval.models.vllm_causallms import VLLM
 
         arguments = llm_arguments(path, dtype, settings)
-        lm = VLLM(pretrained=arguments.pop("model"), **arguments)
+        lm = VLLM(pretrained=arguments.pop("model"), add_bos_token=False, **arguments)
     lm.tokenizer = load_tokenizer(path)
+    stop, as_asked, generate = vllm_stop_ids(lm.model, lm.tokenizer), lm.modify_gen_kwargs, lm.model.generate
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        how, until, room = as_asked(*args, **kwargs)
+        return {**how, "stop_token_ids": stop}, until, room
+
+    # vLLM divides by the bar's time, which a bar that TQDM_DISABLE switched off does not keep.
+    lm.modify_gen_kwargs = asked
+    lm.model.generate = lambda *args, use_tqdm=True, **kwargs: generate(
+        *args, use_tqdm=Bar if use_tqdm else False, **kwargs
+    )
     return lm
 
 

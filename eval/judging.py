@@ -10,7 +10,8 @@ from typing import Any
 
 from eval import alpaca_eval, mt_bench, variance
 from eval.judge import Comparison, Judge
-from sso.config import Evaluation
+from sso.config import Evaluation, Open
+from sso.config import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write
 
@@ -66,52 +67,54 @@ def inputs(data: Path, settings: Evaluation) -> dict[str, Path]:
     return used
 
 
-def judge_all(judge: Judge, answers: Path, data: Path, settings: Evaluation, out: Path) -> Scores:
-    """Scores of the judged benchmarks; items are written to ``out``."""
+def judge_all(judge_of: Callable[[Open], Judge], answers: Path, data: Path, settings: Evaluation, out: Path) -> Scores:
+    """Scores of the judged benchmarks, each by its own judge; items are written to ``out``."""
     files, scores, spread = inputs(data, settings), {}, {}
-    repeats, count = settings.judge.repeats, settings.judge.repeat_items
 
-    def again(name: str, items: list[Any], judged: Callable[[list[Any], int], list[float]]) -> None:
-        if repeats > 1:
-            some = variance.subset(items, count)
-            spread[name] = variance.repeat(lambda draw: judged(some, draw), repeats)
+    def again(name: str, how: JudgeSettings, items: list[Any], judged: Callable[[list[Any], int], list[float]]) -> None:
+        if how.repeats > 1:
+            some = variance.subset(items, how.repeat_items)
+            spread[name] = variance.repeat(lambda draw: judged(some, draw), how.repeats)
 
     if settings.pairwise:
+        judge, how = judge_of("alpaca_eval"), settings.judge_of("alpaca_eval")
         ours, theirs = read(answers / "answers.jsonl", Answer), read_references(files["reference"])
-        compare, rate = _alpaca_eval(settings.judge.kind)
+        compare, rate = _alpaca_eval(how.kind)
         rows = compare(judge, ours, theirs)
         write(out / "pairwise.jsonl", rows)
         scores["alpaca_eval2_wr"] = rate(rows)
         scores["length"] = alpaca_eval.mean_and_error([row["length"] for row in rows])
         if rows[0]["score"] is not None:
             scores["oracle_score"] = alpaca_eval.mean_and_error([row["score"] for row in rows])
-        again("alpaca_eval2_wr", theirs, lambda some, draw: preferences(compare(judge, ours, some, draw=draw)))
+        again("alpaca_eval2_wr", how, theirs, lambda some, draw: preferences(compare(judge, ours, some, draw=draw)))
     if settings.mt_bench:
+        grader, how = judge_of("mt_bench"), settings.judge_of("mt_bench")
         families = {d.id: d.family for d in mt_bench.read(files["mt_bench"])}
         held = mt_bench.read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
         # The oracle and reward models use no reference answers.
-        known = held if settings.judge.kind == "openai" else None
+        known = held if how.kind == "openai" else None
         turns = read(answers / "mt_bench_answers.jsonl", Answer)
-        grades = mt_bench.grade(judge, turns, families, known)
+        grades = mt_bench.grade(grader, turns, families, known)
         write(out / "mt_bench.jsonl", grades)
         # A reward has no scale of 1 to 10, so it must not stand in MT-Bench's column.
-        name = "mt_bench" if judge.scale == "1-10" else "mt_bench_reward"
+        name = "mt_bench" if grader.scale == "1-10" else "mt_bench_reward"
         scores[name] = mt_bench.average(grades)
-        again(name, turns, lambda some, draw: judge.grade(mt_bench.gradings(some, families, known), draw))
+        again(name, how, turns, lambda some, draw: grader.grade(mt_bench.gradings(some, families, known), draw))
     if settings.arena_hard:
         from eval import arena_hard
 
+        referee, how = judge_of("arena_hard"), settings.judge_of("arena_hard")
         ours = arena_hard.read_answers(answers / "arena_hard_answers.jsonl")
         theirs = arena_hard.read_answers(files["arena_hard_baseline"])
-        rows = arena_hard.judge_games(judge, ours, theirs)
+        rows = arena_hard.judge_games(referee, ours, theirs)
         write(out / "arena_hard.jsonl", rows)
         scores["arena_hard"] = arena_hard.score(rows) | {"baseline": theirs[0].model}
         items = arena_hard.comparisons(ours, theirs)
 
         def wins(some: list[Comparison], draw: int) -> list[float]:
-            return [arena_hard.win(verdicts) for verdicts in judge.five_way(some, draw)]
+            return [arena_hard.win(verdicts) for verdicts in referee.five_way(some, draw)]
 
-        again("arena_hard", items, wins)
+        again("arena_hard", how, items, wins)
     return scores | ({"judge_spread": spread} if spread else {})
 
 

@@ -86,7 +86,8 @@ def build(source: Source, max_new_tokens: int) -> Ready:
         _process_once(task)
         if task.OUTPUT_TYPE == "generate_until":
             room = source.task.max_new_tokens or max_new_tokens
-            task.set_config(key="generation_kwargs", value={"max_gen_toks": room}, update=True)
+            greedy = {"max_gen_toks": room, "do_sample": False, "temperature": 0.0}
+            task.set_config(key="generation_kwargs", value=greedy, update=True)
         if source.path is None:
             start = sum(map(len, rows.values()))
             stop = min(start + len(task.eval_docs), source.task.limit or sys.maxsize)

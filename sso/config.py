@@ -92,6 +92,8 @@ class Backbone(Settings):
     max_length: int = 2048
     sft: bool = False
     """Fine-tune `path`, a base model, on `sft.data` first."""
+    chat_template: str | None = None
+    """For that: this backbone's, in place of `sft.chat_template`."""
     paper: dict[str, str] = {}
     """The paper's backbone whose figures stand beside ours, by version: {v2: Qwen2-7B-SFT}."""
     evaluation: dict[str, Any] = {}
@@ -478,6 +480,19 @@ class Mirror(Settings):
     """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
+Open = Literal["alpaca_eval", "mt_bench", "arena_hard"]
+"""The benchmarks of open prompts, whose answers are judged."""
+
+
+class AnswerDecoding(Settings):
+    """How one benchmark's answers are drawn; what is left out is as for the others."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    """Of Arena-Hard nothing else than 0, and of MT-Bench's categories FastChat's own."""
+    top_p: float | None = Field(None, gt=0, le=1)
+
+
 class Evaluation(Vllm):
     """Which benchmarks, and how answers are drawn."""
 
@@ -498,7 +513,36 @@ class Evaluation(Vllm):
     temperature: float = 1.0
     """Of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
+    decoding: dict[Open, AnswerDecoding] = {}
+    """What one benchmark of open prompts does otherwise."""
     judge: Judge = Judge()
+    judges: dict[Open, dict[str, Any]] = {}
+    """Settings of one benchmark's judge, laid over `judge`."""
+
+    @model_validator(mode="after")
+    def _judges(self) -> "Evaluation":
+        for name in self.judges:
+            self.judge_of(name)
+        return self
+
+    @property
+    def open(self) -> list[Open]:
+        """The benchmarks of open prompts that are switched on."""
+        switches: dict[Open, bool] = {
+            "alpaca_eval": self.pairwise,
+            "mt_bench": self.mt_bench,
+            "arena_hard": self.arena_hard,
+        }
+        return [name for name, on in switches.items() if on]
+
+    def drawn_as(self, benchmark: Open) -> "Evaluation":
+        """These settings with the decoding of one benchmark's answers."""
+        own = self.decoding.get(benchmark, AnswerDecoding())
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
+    def judge_of(self, benchmark: Open) -> Judge:
+        """Who judges a benchmark."""
+        return Judge.model_validate(merge(self.judge.model_dump(), self.judges.get(benchmark, {})))
 
 
 class Hardware(Settings):

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sso import dialogues, distributed
-from sso.chat import load_model, load_tokenizer
+from sso.chat import end_of_turn, load_model, load_tokenizer
 from sso.config import Sft
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
@@ -38,7 +38,7 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     from transformers import AutoTokenizer
 
     if template is None:
-        return load_tokenizer(base)
+        return _ending_turns(load_tokenizer(base))
     tokenizer, other = AutoTokenizer.from_pretrained(base), load_tokenizer(checkpoint(template))
     tokenizer.chat_template = other.chat_template
     vocabulary = tokenizer.get_vocab()
@@ -50,6 +50,12 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return _ending_turns(tokenizer)
+
+
+def _ending_turns(tokenizer: Any) -> Any:
+    """The tokenizer with the end of a turn as its eos: a base model's own ends documents, which answers are not."""
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
     return tokenizer
 
 
@@ -177,7 +183,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     model = load_model(base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     trainer = Trainer(
         model=model,
         args=how,

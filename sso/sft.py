@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sso import dialogues
-from sso.chat import encode, encode_prompt, encode_response
+from sso.chat import encode, encode_prompt, encode_response, stop_ids
 from sso.config import Backbone, Sft
 from sso.errors import InputError
 from sso.preferences import file_rows
@@ -122,7 +122,13 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
 
 
 def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None = None) -> None:
-    """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own."""
+    """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own.
+
+    Its generation config ends a response where this suite does, so that any engine stops at the end of a turn.
+    """
+    if model.can_generate():
+        stop = stop_ids(tokenizer, model.generation_config.eos_token_id)
+        model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
     with whole_folder(out) as folder:
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)

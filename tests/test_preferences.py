@@ -84,7 +84,7 @@ def test_bad_rows_are_named_and_counted():
 
 
 def test_no_usable_pair_is_an_error():
-    with pytest.raises(InputError, match="set: no usable pair \\(1 missing side: 0 .row 1.\\)"):
+    with pytest.raises(InputError, match=r"set: no usable pair \(1 missing side: 0 .row 1.\)"):
         parse([{"prompt": "x"}], "set")
     with pytest.raises(InputError, match="no row"):
         parse([], "set")

@@ -204,11 +204,15 @@ def test_a_checkpoint_writes_its_own_principles(checkpoint: Path, tmp_path: Path
 
 
 def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Path, capsys):
-    given = {"model": str(checkpoint), "queries": "q.jsonl"}
-    with_file = grids.load([CONFIG / "local_model.yaml"], {**given, "gsm8k": "test.jsonl"})
-    assert [task.file for task in with_file.evaluation.tasks] == ["test.jsonl"]
-    assert grids.load([CONFIG / "local_model.yaml"], given).evaluation.tasks == []
-    assert "GSM8K is left out" in capsys.readouterr().err
+    def tasks(**more) -> list:
+        given = {"model": str(checkpoint), "queries": "q.jsonl", **more}
+        return [(t.name, t.file, t.limit) for t in grids.load([CONFIG / "local_model.yaml"], given).evaluation.tasks]
+
+    assert tasks() == []
+    assert tasks(gsm8k="test.jsonl") == [("real_gsm8k", "test.jsonl", 8)]
+    named = {"tasks": [{"name": "real_ifeval"}, {"name": "real_gsm8k", "limit": 2}]}
+    assert tasks(evaluation=named) == [("real_ifeval", None, None), ("real_gsm8k", None, 2)]  # from the hub
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
         ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),
-        ({"evaluation": {"tasks": [{"name": "gsm8k"}]}}, "gsm8k needs a `file`"),
+        ({"evaluation": {"tasks": [{"name": "gsm8k"}]}}, "unknown task 'gsm8k'; known: "),
         ({"backbones": {"llama": {"architecture": None, "path": "/nowhere/at/all"}}}, "no such folder"),
     ],
 )

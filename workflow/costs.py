@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Spread, Training, Writer
+from sso.config import ROOT, Decoding, Experiment, Hardware, Judge, Spread, Training, Writer
 from sso.errors import InputError
 from sso.objective import load_objectives
 
@@ -37,7 +37,7 @@ BENCHMARKS = {
 }
 JUDGED = {
     # answers, requests, prompt tokens, reply tokens a request
-    "pairwise": (805, 805, 1300, 1),
+    "alpaca_eval": (805, 805, 1300, 1),
     "mt_bench": (160, 160, 1500, 250),
     "arena_hard": (500, 1000, 3000, 600),
 }
@@ -280,9 +280,7 @@ class Costs:
             return self._decode(size, how, rows, 50, self.hardware.response_tokens)
         asked = [BENCHMARKS[task.name] for task in settings.tasks if task.name in BENCHMARKS]
         asked += [
-            (JUDGED[name][0], self.hardware.prompt_tokens, self.hardware.response_tokens, 0)
-            for name in JUDGED
-            if getattr(settings, name)
+            (JUDGED[name][0], self.hardware.prompt_tokens, self.hardware.response_tokens, 0) for name in settings.open
         ]
         for items, prompt, new, scored in asked:
             part = self._decode(size, how, items, prompt, new, scored)
@@ -293,17 +291,23 @@ class Costs:
 
     def _judge(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         settings = self.experiment.evaluation_of(at["backbone"], at["run"].partition("/")[0])
-        return self._ask(settings.judge, [JUDGED[name][1:] for name in JUDGED if getattr(settings, name)])
+        total = Cost()
+        for name in settings.open:
+            part = self._ask(settings.judge_of(name), JUDGED[name][1:])
+            total.requests, total.money = total.requests + part.requests, total.money + part.money
+            total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours
+        return total
 
     def _data_quality(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         judge = self.experiment.evaluation_of(at["backbone"], at["arm"]).judge
-        return self._ask(judge, [(2 * (judge.pairs or 0), 1200, 300)])
+        return self._ask(judge, (2 * (judge.pairs or 0), 1200, 300))
 
-    def _ask(self, judge: Any, asked: list[tuple[int, int, int]]) -> Cost:
+    def _ask(self, judge: Judge, asked: tuple[int, int, int]) -> Cost:
+        """``asked``: requests, and tokens of a prompt and of a reply."""
         if judge.kind != "openai":
             return Cost(gpus=int(judge.kind == "reward"), hours=0.2 * (judge.kind == "reward"))
-        requests = sum(count for count, _, _ in asked)
-        money = sum(n * (read * judge.price_input + said * judge.price_output) for n, read, said in asked) / 1e6
+        requests, read, said = asked
+        money = requests * (read * judge.price_input + said * judge.price_output) / 1e6
         # Eight seconds a request is a guess, not a measurement: endpoints differ.
         return Cost(requests=requests, money=money, hours=requests * 8 / judge.concurrency / 3600)
 

@@ -113,7 +113,8 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
 
 def _keys(grid: grids.Grid) -> Iterator[str]:
     experiment = grid.experiment
-    judges = [experiment.evaluation_of(b, arm).judge for b in experiment.backbones for arm in experiment.arms]
+    asked = grids.evaluations(experiment)
+    judges = [judge for evaluation in asked for judge in (evaluation.judge, *map(evaluation.judge_of, evaluation.open))]
     different = {judge.model_dump_json(): judge for judge in judges}
     endpoints: list[Endpoint] = [judge for judge in different.values() if judge.kind == "openai"]
     endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]

@@ -10,7 +10,6 @@ A *cell* is one backbone with one seed. A *run* is what is evaluated: an arm, or
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from eval import benchmarks
 from sso.chat import check_checkpoint, check_prompts
-from sso.config import HUB_FILE, ROOT, Arm, Experiment, Training, Writer, merge, parse, read_yaml
+from sso.config import HUB_FILE, ROOT, Arm, Evaluation, Experiment, Training, Writer, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
@@ -49,6 +49,8 @@ PATHS = {
 }
 REFERENCE = ("dtype", "engine", "max_length")
 """Settings of a training that its reference scores depend on."""
+TRY_ROWS = 8
+"""Rows of GSM8K where `--config gsm8k=FILE` adds it to a config that has no such task."""
 BENCHMARKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
 
 
@@ -97,21 +99,17 @@ def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
         values = merge(values, {"backbones": {"local": {"path": str(given.pop("model"))}}})
     if "queries" in given:
         values = merge(values, {"data": {"queries": str(given.pop("queries"))}})
-    evaluation = values.get("evaluation")
-    if isinstance(evaluation, dict) and evaluation.get("tasks"):
-        tasks = _mirrored(evaluation["tasks"], given.pop("gsm8k", None))
-        values = merge(values, {"evaluation": {"tasks": tasks}})
+    if "gsm8k" in given:
+        values = merge(values, {"evaluation": {"tasks": _with_gsm8k(values, str(given.pop("gsm8k")))}})
     return parse(merge(values, given), " + ".join(map(str, files)))
 
 
-def _mirrored(tasks: list[dict[str, Any]], file: Any) -> list[dict[str, Any]]:
-    """The tasks, real GSM8K with its file; it is left out where none is given."""
-    if file is not None:
-        return [{**task, "file": str(file)} if task.get("name") == "real_gsm8k" else task for task in tasks]
-    kept = [task for task in tasks if task.get("name") != "real_gsm8k" or task.get("file")]
-    if len(kept) < len(tasks):
-        print("warning: GSM8K is left out; give its test.jsonl by --config gsm8k=FILE.", file=sys.stderr)
-    return kept
+def _with_gsm8k(values: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """A config's tasks with real GSM8K on ``file``: the one that is among them, else its first rows."""
+    tasks = (values.get("evaluation") or {}).get("tasks") or []
+    if any(task.get("name") == "real_gsm8k" for task in tasks):
+        return [{**task, "file": file} if task.get("name") == "real_gsm8k" else task for task in tasks]
+    return [*tasks, {"name": "real_gsm8k", "file": file, "limit": TRY_ROWS}]
 
 
 def _with_nulls(value: Any) -> Any:
@@ -159,16 +157,8 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
-    for task in experiment.evaluation.tasks:
-        micro = task.name.startswith("micro_") and experiment.world is not None
-        if task.file is None and not micro and not task.name.startswith("real_"):
-            raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
-        if task.file is not None and not Path(task.file).is_file():
-            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
-    for name, mirror in experiment.evaluation.mirrors.items():
-        for file in filter(None, [mirror.test, mirror.shots]):
-            if not Path(file).is_file():
-                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
+    for evaluation in evaluations(experiment):
+        _check_tasks(evaluation, experiment.world is not None)
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
     writers = [writer.path for writer in experiment.all_writers if writer.path]
     for path in [*checkpoints, *writers]:
@@ -177,6 +167,30 @@ def check(experiment: Experiment) -> None:
         base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
         check_checkpoint(path, template=not base)
         check_prompts(path, queries, experiment.sampling.max_new_tokens)
+
+
+def evaluations(experiment: Experiment) -> list[Evaluation]:
+    """The different evaluations of an experiment's arms and backbones, its own first."""
+    found = [experiment.evaluation]
+    found += [experiment.evaluation_of(b, arm) for b in experiment.backbones for arm in experiment.arms]
+    return list({one.model_dump_json(): one for one in found}.values())
+
+
+def _check_tasks(evaluation: Evaluation, micro_world: bool) -> None:
+    """Raise InputError for a benchmark that is unknown, named twice, or without its data."""
+    for number, task in enumerate(evaluation.tasks):
+        if task.name not in benchmarks.KNOWN:
+            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(benchmarks.KNOWN)}.")
+        if task.name in [other.name for other in evaluation.tasks[:number]]:
+            raise InputError(f"evaluation.tasks: {task.name} is named twice; leave one out.")
+        if task.file is None and task.name.startswith("micro_") and not micro_world:
+            raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
+        if task.file is not None and not Path(task.file).is_file():
+            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
+    for name, mirror in evaluation.mirrors.items():
+        for file in filter(None, [mirror.test, mirror.shots]):
+            if not Path(file).is_file():
+                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
 
 
 def is_hub_name(name: str) -> bool:
@@ -191,8 +205,9 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
     models = [backbone.checkpoint for backbone in experiment.backbones.values()]
     models += [writer.path for writer in experiment.all_writers]
     sets = [data.queries, data.preferences and data.preferences.place]
-    if sft and any(backbone.sft for backbone in experiment.backbones.values()):
-        models, sets = [*models, sft.chat_template], [*sets, sft.data]
+    tuned = [backbone for backbone in experiment.backbones.values() if backbone.sft]
+    if sft and tuned:
+        models, sets = [*models, *(b.chat_template or sft.chat_template for b in tuned)], [*sets, sft.data]
     for reward in experiment.rewards.values():
         models.append(reward.base)
         sets += [source.place for source in reward.sources]
@@ -492,6 +507,7 @@ class _Cell:
             shape = () if self.backbone.path else ("architecture", "hidden_size", "layers", "heads", "kv_heads")
             settings = text(self.backbone, "path", "revision", "sft", "max_length", *shape)
             source = (self.backbone.path and sft.data) or self.data["sft"]
+            sft = sft.model_copy(update={"chat_template": self.backbone.chat_template or sft.chat_template})
             self.add(
                 "sft",
                 "",
@@ -744,7 +760,7 @@ class _Cell:
             params={
                 "model": model,
                 "folder": self.grid.data_folder,
-                "settings": text(settings, without=("judge", "files", "rewardbench")),
+                "settings": text(settings, without=("judge", "judges", "files", "rewardbench")),
             },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []
@@ -757,7 +773,7 @@ class _Cell:
             run=run,
             params={
                 "folder": self.grid.data_folder,
-                "settings": text(settings, "judge", "pairwise", "mt_bench", "arena_hard"),
+                "settings": text(settings, "judge", "judges", "pairwise", "mt_bench", "arena_hard"),
                 "options": self.oracle,
             },
         )

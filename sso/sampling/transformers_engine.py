@@ -5,11 +5,19 @@ noise is a hash of (row seed, step, token), so a row's draw does not depend on i
 principles or pairs.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from sso.chat import context_limit, encode_prompts, load_model, load_tokenizer, stop_ids
 from sso.endpoint import Show
@@ -47,6 +55,18 @@ class GumbelNoise(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_length
         return scores.double() + gumbel(self.seeds, step, scores.shape[1])
+
+
+@contextmanager
+def stated(model: Any, stop: Sequence[int], pad: int) -> Iterator[None]:
+    """Within, `model.generate` inherits nothing of the checkpoint's generation_config.json (a repetition penalty, a
+    top-k): what the call does not state is transformers' own default. A response ends at one of ``stop``."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=list(stop), pad_token_id=pad)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class TransformersEngine:
@@ -105,19 +125,14 @@ class TransformersEngine:
             if top_p < 1:
                 warpers.append(TopPLogitsWarper(top_p))
             warpers.append(GumbelNoise(torch.tensor(seeds, device=device), width))
-        output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            max_new_tokens=max_new_tokens,
-            logits_processor=warpers,
-            pad_token_id=pad,
-            eos_token_id=stop,
-        )
+        with stated(self.model, stop, pad):
+            output = self.model.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                logits_processor=warpers,
+            )
         generations = []
         for row in output[:, width:].tolist():
             end = next((i for i, token in enumerate(row) if token in stop), None)

@@ -59,8 +59,7 @@ class VLLMEngine:
 
         engine, config = self.llm.llm_engine, self.llm.llm_engine.model_config
         prompts = encode_prompts(self.tokenizer, conversations, max_new_tokens, config.max_model_len)
-        listed = config.try_get_generation_config().get("eos_token_id", config.hf_config.eos_token_id)
-        stop = stop_ids(self.tokenizer, listed)
+        stop = vllm_stop_ids(self.llm, self.tokenizer)
         # Prompts with a common beginning follow each other: it is computed once and still there for the next.
         for i in sorted(range(len(prompts)), key=prompts.__getitem__):
             how = SamplingParams(
@@ -95,6 +94,12 @@ class VLLMEngine:
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         logprob = sum(at[token].logprob for token, at in zip(ids, drawn.logprobs, strict=True))
         return Generation(text, len(ids), ended, logprob)
+
+
+def vllm_stop_ids(llm: Any, tokenizer: Any) -> list[int]:
+    """What ends a response of a `vllm.LLM`: the turn's end, and what the checkpoint lists."""
+    config = llm.llm_engine.model_config
+    return stop_ids(tokenizer, config.try_get_generation_config().get("eos_token_id", config.hf_config.eos_token_id))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench
 from sso import tracking
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
-from sso.errors import InputError
+from sso.errors import InputError, first_of
 from sso.hub import checkpoint
 from sso.records import Answer, digest, whole_folder, write, write_text
 
@@ -183,13 +183,20 @@ def answer(
         end_start_up()
         for _, file, _, prompts, make in opened:
             said = [settings.temperature, settings.top_p, settings.max_new_tokens, prompts]
-            write(folder / f"{file}.jsonl", parts.take(file, said, partial(ask, make, prompts)))
+            rows = parts.take(file, said, partial(ask, make, prompts))
+            for row in rows:
+                if why := row.get("missing"):
+                    run.summary[f"{file}_{why}"] = run.summary.get(f"{file}_{why}", 0) + 1
+            write(folder / f"{file}.jsonl", rows)
         tasks: dict[str, dict[str, Any]] = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
             tasks |= parts.take(title, [version("lm_eval"), key], partial(evaluate, group))
         for task, result in tasks.items():
             write(folder / "items" / f"{task}.jsonl", result.pop("items"))
+            if refused := result.get("refused"):
+                run.summary[f"{task}_refused"] = len(refused)
+                print(f"warning: {len(refused)} prompts of {task} refused: {first_of(refused)}", file=sys.stderr)
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)

@@ -142,6 +142,7 @@ def pair(row: Mapping[str, Any], key: str, source: str = "") -> Preference | str
         chosen=chosen[-1:],
         rejected=rejected[-1:],
         source=str(row.get("source") or source),
+        cut=_cut(row),
         margin=_margin(row),
     )
 
@@ -181,6 +182,12 @@ def _prompt(row: Mapping[str, Any]) -> Any:
     if isinstance(row.get("instruction"), str) and row["instruction"]:
         return "\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
     return row.get("prompt") or row.get("conversations") or []
+
+
+def _cut(row: Mapping[str, Any]) -> list[Any]:
+    """The sides that the row says were cut when they were drawn, as the suite's own pairs do."""
+    cut = row.get("cut")
+    return [side for side in SIDES if side in cut] if isinstance(cut, list) else []
 
 
 def _margin(row: Mapping[str, Any]) -> float | None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_reference_scores_know_whether_ends_of_cut_responses_count(tiny):
         reference.make_key("m", tiny[1], [triple(0).model_copy(update={"cut": cut})], Training(end_cut_responses=end))
         for cut, end in (([], False), (CUT, False), (CUT, True))
     ]
-    assert [sum(a[k] != b[k] for k in a) for a, b in zip(keys, keys[1:], strict=False)] == [1, 1]
+    assert [sum(a[k] != b[k] for k in a) for a, b in pairwise(keys)] == [1, 1]
 
 
 def test_control_tokens_in_user_text_stay_text(tiny):

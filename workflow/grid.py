@@ -140,8 +140,8 @@ def check(experiment: Experiment) -> None:
     for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
         if len({(t.numerics, t.max_length, t.end_cut_responses) for t in trainings}) > 1:
             raise InputError(
-                f"arms: {who} share their reference scores, so `max_length`, `end_cut_responses`, `dtype` and what `engine` makes of it "
-                "(float32 weights with ddp, else bfloat16 ones) must be the same."
+                f"arms: {who} share their reference scores, so `max_length`, `end_cut_responses`, `dtype` and "
+                "what `engine` makes of it (float32 weights with ddp, else bfloat16 ones) must be the same."
             )
     for name, reward in experiment.rewards.items():
         for source in reward.parts:

@@ -32,7 +32,7 @@ from sso.config import (
 from sso.errors import InputError, first_of, first_problem, of_machine
 from sso.hub import checkpoint
 from sso.progress import progress
-from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
+from sso.records import Pair, Principles, Query, Triple, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LOSS_OPTIONS = {
@@ -206,6 +206,7 @@ def principles(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
+    from sso.preferences import usable
     from sso.sampling import shards
     from sso.sampling.triples import distinct, draw, fitting, pairs_of
 
@@ -233,7 +234,8 @@ def sample(args: argparse.Namespace) -> None:
         if args.pairs is None:
             write(args.out, triples)
             return
-        pairs = pairs_of(triples, args.pairs)
+        pairs, left_out = usable([pair.model_dump() for pair in pairs_of(triples, args.pairs)], str(args.out))
+        run.summary.update(left_out)
         if args.reference_out:
             _reference(args.reference_model, pairs, ["pairs"], args.reference_settings, args.reference_out)
         write(args.out, pairs)
@@ -241,11 +243,13 @@ def sample(args: argparse.Namespace) -> None:
 
 def pairs(args: argparse.Namespace) -> None:
     """Pairs out of triples."""
+    from sso.preferences import usable
     from sso.sampling.triples import pairs_of
 
     with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
-        made = pairs_of(read(args.triples, Triple), args.kind, args.world)
-        run.summary["pairs"] = len(made)
+        rows = (pair.model_dump() for pair in pairs_of(read(args.triples, Triple), args.kind, args.world))
+        made, left_out = usable(rows, str(args.out))
+        run.summary.update(left_out | {"pairs": len(made)})
         write(args.out, made)
 
 
@@ -254,13 +258,17 @@ def export(args: argparse.Namespace) -> None:
     from sso.export import made_by, write_folder
 
     with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
-        run.summary["pairs"] = write_folder(args.pairs, args.out)
+        run.summary.update(write_folder(args.pairs, args.out))
 
 
-def _records(path: Path) -> list[Triple] | list[Pair]:
-    """Triples or pairs, told apart by the first line's keys."""
-    _, first = next(iter_json_lines(path), (0, {}))
-    return read(path, Triple) if "system_good" in first else read(path, Pair)
+def _records(path: Path, summary: dict[str, Any] | None = None) -> list[Triple] | list[Pair]:
+    """Triples or pairs; rows that were left out are counted in ``summary``."""
+    from sso.preferences import triples_or_pairs
+
+    records, left_out = triples_or_pairs(path)
+    if summary is not None:
+        summary.update(left_out)
+    return records
 
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
@@ -288,7 +296,8 @@ def reference(args: argparse.Namespace) -> None:
     distributed.launch(spread, args.argv)
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
         distributed.start(spread)
-        scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
+        records = _records(args.data, run.summary)
+        scores = _reference(args.model, records, args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
         distributed.stop()
 
@@ -305,7 +314,7 @@ def train(args: argparse.Namespace) -> None:
         from sso.tuning import train_best
 
         end_start_up()
-        train_best(args, _records(args.data), run)
+        train_best(args, _records(args.data, run.summary), run)
 
 
 def loss(args: argparse.Namespace) -> None:

@@ -162,7 +162,7 @@ def engine_arguments(training: Spread) -> dict[str, Any]:
 def keep_outputs(accelerator: Any) -> None:
     """Let FSDP2 hand a model's outputs on as they are; accelerate would have it round them to bfloat16, and what a
     model puts out here are log-probabilities and rewards."""
-    plugin = accelerator.state.fsdp_plugin
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)  # none where another engine runs, which is told later
     if plugin is not None and plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 

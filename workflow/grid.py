@@ -286,27 +286,40 @@ class Grid:
         """Priority function of a rule: the longest chain of jobs that waits for this one."""
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
 
-    def resource(self, rule: str, name: str) -> Callable[..., int]:
-        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's; a retry
-        gets as much again)."""
+    def resource(self, rule: str, name: str) -> Callable[..., int | str]:
+        """Resource function of a rule, by the cost model on the experiment's hardware.
 
-        def ask(wildcards: Any, attempt: int = 1) -> int:
+        `gpu` (of all machines), `nodes`, `mem_mb`, `runtime` (minutes, twice the model's; a retry gets as much again).
+        For SLURM: `tasks` (one a machine, where there are several), `cpus_per_task`, and `mpi` (a job on several
+        machines starts its own steps).
+        """
+
+        def ask(wildcards: Any, attempt: int = 1) -> int | str:
             if self.experiment.hardware is None:
-                return {"gpu": 0, "nodes": 1, "mem_mb": 2500, "runtime": 120}[name]
-            cost = self.cost(self.job(rule, wildcards))
-            own = {
+                cost, minutes = Cost(), 120.0
+            else:
+                cost = self.cost(self.job(rule, wildcards))
+                minutes = attempt * (30 + 2 * 60 * cost.wall_hours)
+            several = cost.nodes > 1
+            threads = max(1, 4 * cost.gpus)
+            own: dict[str, float | str] = {
                 "gpu": cost.gpus,
-                "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": attempt * (30 + 2 * 60 * cost.wall_hours),
+                "runtime": minutes,
+                "nodes": cost.nodes,
+                "threads": threads,
+                "tasks": cost.nodes if several else 0,
+                "cpus_per_task": threads // cost.nodes,
+                "mpi": "srun" if several else "",
             }
-            return math.ceil(own[name])
+            value = own[name]
+            return value if isinstance(value, str) else math.ceil(value)
 
         return ask
 
-    def threads(self, rule: str) -> Callable[[Any], int]:
+    def threads(self, rule: str) -> Callable[..., int | str]:
         """Threads function of a rule: four a GPU, which feed it; a job without is one process."""
-        return lambda wildcards: max(1, 4 * self.resource(rule, "gpu")(wildcards))
+        return self.resource(rule, "threads")
 
     @cached_property
     def costs(self) -> Costs:

@@ -37,8 +37,11 @@ def answer(
     model: str,
     purpose: str = "answer",
 ) -> list[Answer]:
-    """One sampled answer a query; ``purpose`` tells its seed from those of other draws."""
-    from sso.sampling import seed_of
+    """One sampled answer a query; ``purpose`` tells its seed from those of other draws.
+
+    A prompt that the model can't be asked has an empty answer, and is named. Raises InputError where all are such.
+    """
+    from sso.sampling import name_missing, seed_of
 
     generations = engine.generate(
         [query.prompt for query in queries],
@@ -47,8 +50,9 @@ def answer(
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
     )
+    name_missing([query.id for query in queries], generations, "answers")
     return [
-        Answer(id=query.id, prompt=query.prompt, output=generation.text, model=model)
+        Answer(id=query.id, prompt=query.prompt, output=generation.text, model=model, missing=generation.missing)
         for query, generation in zip(queries, generations, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench
 from sso import tracking
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
-from sso.errors import InputError
+from sso.errors import InputError, first_of
 from sso.hub import checkpoint
 from sso.records import Answer, digest, whole_folder, write, write_text
 
@@ -197,13 +197,20 @@ def answer(
         for asked in opened:
             how = asked.decoding
             said = [how.temperature, how.top_p, how.max_new_tokens, asked.prompts]
-            write(folder / f"{asked.file}.jsonl", parts.take(asked.file, said, partial(ask, asked)))
+            rows = parts.take(asked.file, said, partial(ask, asked))
+            for row in rows:
+                if why := row.get("missing"):
+                    run.summary[f"{asked.file}_{why}"] = run.summary.get(f"{asked.file}_{why}", 0) + 1
+            write(folder / f"{asked.file}.jsonl", rows)
         tasks: dict[str, dict[str, Any]] = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
             tasks |= parts.take(title, [version("lm_eval"), key], partial(evaluate, group))
         for task, result in tasks.items():
             write(folder / "items" / f"{task}.jsonl", result.pop("items"))
+            if refused := result.get("refused"):
+                run.summary[f"{task}_refused"] = len(refused)
+                print(f"warning: {len(refused)} prompts of {task} refused: {first_of(refused)}", file=sys.stderr)
             if result["truncated"]:
                 cut = f"{result['truncated']} of {result['n']} prompts of {task}"
                 print(f"warning: {cut} were cut to the model's context.", file=sys.stderr)

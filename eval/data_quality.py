@@ -91,6 +91,7 @@ def measure(
         "length_chosen": mean_and_error(lengths["chosen"]),
         "length_rejected": mean_and_error(lengths["rejected"]),
         "unscored_pairs": len(pairs) - len(average["y+"]),
+        "cut_pairs": sum(bool(p.cut) for p in pairs),
         "equal_pairs": sum(p.chosen[-1].content == p.rejected[-1].content for p in pairs),
     }
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]

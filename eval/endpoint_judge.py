@@ -27,6 +27,10 @@ CONTINUE = "continue your judgment and finish by outputting a final verdict labe
 """Arena-Hard's second request, in the same conversation."""
 
 
+_EMPTY = object()
+"""What a judge says that says nothing."""
+
+
 class Question(NamedTuple):
     """What is asked, how the reply is read, and what is said after a reply that cannot be read (None: the same)."""
 
@@ -59,7 +63,7 @@ class EndpointJudge:
     def __init__(self, settings: JudgeSettings, cache: Path, progress: Progress | None = None) -> None:
         self.name, self.client = settings.model, Client(settings, cache, progress)
         self.prompts = read_prompts(settings.prompts)
-        self.unreadable = self.refused = 0
+        self.unreadable = self.empty = 0
 
     def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
         """FastChat's pair-v2, each order a request."""
@@ -89,10 +93,9 @@ class EndpointJudge:
         return [math.nan if grade is None else grade for grade in grades]
 
     def notes(self) -> dict[str, int | float]:
-        """Requests sent, replies from disk, and questions without a readable verdict or refused by the endpoint."""
-        return (
-            self.client.notes() | {"unreadable": self.unreadable} | ({"refused": self.refused} if self.refused else {})
-        )
+        """Requests sent, replies from disk, questions refused by the endpoint, and those without a readable verdict,
+        of which so many had an empty reply."""
+        return self.client.notes() | {"unreadable": self.unreadable} | ({"empty": self.empty} if self.empty else {})
 
     def _grading(self, item: Grading) -> list[Message]:
         users = [m.content for m in item.messages if m.role == "user"]
@@ -126,14 +129,14 @@ class EndpointJudge:
                         {"role": "assistant", "content": completion.text or "-"},
                         {"role": "user", "content": question.again},
                     ]
-            return None
+            return None if completion.text.strip() else _EMPTY
 
         found = self.client.map(one, questions)
         refusals = [answer for answer in found if isinstance(answer, Refused)]
         if refusals and len(refusals) == len(found):
             raise refusals[0]
-        found = [None if isinstance(answer, Refused) else answer for answer in found]
-        self.refused += len(refusals)
+        self.empty += sum(answer is _EMPTY for answer in found)
+        found = [None if answer is _EMPTY or isinstance(answer, Refused) else answer for answer in found]
         self.unreadable += found.count(None) - len(refusals)
         return found
 

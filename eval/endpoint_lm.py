@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from sso.endpoint import Client
+from sso.endpoint import Client, Refused
 from sso.untrusted import plain
 
 STOPS = 4
@@ -26,6 +26,8 @@ class EndpointLM(LM):
     def __init__(self, client: Client):
         super().__init__()
         self.client = client
+        self.refused: dict[str, set[int]] = {}
+        """Of each task, the documents whose requests were refused, and count as empty replies."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -37,16 +39,24 @@ class EndpointLM(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """See `lm_eval.api.model.LM`."""
 
-        def one(request: Instance) -> str:
+        def one(request: Instance) -> str | Refused:
             prompt, how = request.args
             stops = [how["until"]] if isinstance(how.get("until"), str) else how.get("until") or []
             parameters: dict[str, Any] = {"max_tokens": how["max_gen_toks"], "temperature": how.get("temperature", 0)}
             if stops:
                 parameters["stop"] = stops[:STOPS]
-            text = self.client.complete(json.loads(prompt), **parameters).text
+            try:
+                text = self.client.complete(json.loads(prompt), **parameters).text
+            except Refused as error:
+                self.refused.setdefault(str(request.task_name), set()).add(int(request.doc_id or 0))
+                return error
             return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
-        return self.client.map(one, requests)
+        replies = self.client.map(one, requests)
+        refusals = [reply for reply in replies if isinstance(reply, Refused)]
+        if refusals and len(refusals) == len(replies):
+            raise refusals[0]
+        return ["" if isinstance(reply, Refused) else reply for reply in replies]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         raise NotImplementedError("chat endpoints give no log-likelihoods")

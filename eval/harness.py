@@ -112,7 +112,8 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
 
     metric and filter: what is scored; value and stderr in [0, 1]; n: documents; n_shot: worked examples;
     max_new_tokens; version: of the task in lm-eval; lm_eval: its own; truncated: prompts cut on the left because the
-    context is too short (None: an endpoint does not tell); metrics: every metric of lm-eval by "name,filter";
+    context is too short (None: an endpoint does not tell); refused, where there are any: numbers of the rows whose
+    requests an endpoint refused, their replies counting as empty; metrics: every metric of lm-eval by "name,filter";
     subjects: value and n of each stock task of a group; samples: score by row number; items: for each, its document's
     digest and what the filter made of the reply. Raises InputError where the context leaves no room for a prompt.
     """
@@ -141,7 +142,12 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
         apply_chat_template=True,
         fewshot_as_multiturn=True,
     )
-    return {one.source.name: _result(one, out, None if hosted else partial(_too_long, lm)) for one in ready}
+    results = {one.source.name: _result(one, out, None if hosted else partial(_too_long, lm)) for one in ready}
+    for one in ready:
+        refused = {name: getattr(lm, "refused", {}).get(name, ()) for name in one.tasks}
+        if any(refused.values()):
+            results[one.source.name]["refused"] = [str(one.rows[n][i]) for n in refused for i in sorted(refused[n])]
+    return results
 
 
 def _limited(ready: list[Ready]) -> dict[str, list[int]] | None:

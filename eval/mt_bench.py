@@ -15,7 +15,7 @@ from eval.judge import Grading, Judge, to_json
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Message, Record, iter_json_lines
-from sso.sampling import Engine, seed_of
+from sso.sampling import Engine, Generation, name_missing, seed_of
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -71,6 +71,7 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
 def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed: int, model: str) -> list[Answer]:
     """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues of one temperature."""
     answers: list[Answer] = []
+    made: list[Generation] = []
     history: dict[str, list[Message]] = {d.id: [] for d in dialogues}
     heat = {d.id: TEMPERATURES.get(d.family, settings.temperature) for d in dialogues}
     for turn in range(1, max(len(d.turns) for d in dialogues) + 1):
@@ -85,11 +86,12 @@ def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed
                 top_p=settings.top_p,
                 max_new_tokens=settings.max_new_tokens,
             )
+            made += generations
             for d, generation in zip(asked, generations, strict=True):
-                answers.append(
-                    Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, model=model, turn=turn)
-                )
+                about = {"model": model, "turn": turn, "missing": generation.missing}
+                answers.append(Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, **about))
                 history[d.id] = [*history[d.id], Message(role="assistant", content=generation.text)]
+    name_missing([answer.id for answer in answers], made, "answers")
     order = {d.id: i for i, d in enumerate(dialogues)}
     return sorted(answers, key=lambda a: (order[_dialogue(a)], a.turn))
 

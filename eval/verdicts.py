@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from sso.untrusted import after_reasoning
+
 VerdictT = TypeVar("VerdictT")
 
 _QUOTED = re.compile(
@@ -25,7 +27,7 @@ def rating(reply: str) -> float | None:
     FastChat's second form, `[7]`, counts where it ends the reply, after `Rating:` or on a line of its own.
     """
     found = _final(reply, _RATING, float)
-    if found is None and not _RATING.search(reply) and (match := _LONE_RATING.search(_after_reasoning(reply))):
+    if found is None and not _RATING.search(reply) and (match := _LONE_RATING.search(after_reasoning(reply))):
         found = float(match[1])
     return found if found is not None and 1 <= found <= 10 else None
 
@@ -36,12 +38,8 @@ def choice(reply: str, labels: tuple[str, ...]) -> str | None:
     return _final(reply, re.compile(rf"\[\[\s*({either})\s*\]\]"), str)
 
 
-def _after_reasoning(reply: str) -> str:
-    return reply.rpartition("</think>")[2]
-
-
 def _final(reply: str, pattern: re.Pattern[str], convert: Callable[[str], VerdictT]) -> VerdictT | None:
-    reply = _after_reasoning(reply)
+    reply = after_reasoning(reply)
     own = _QUOTED.sub(" ", reply)
     if not pattern.search(own):
         own = reply  # a judge that puts its verdict itself in quotation marks

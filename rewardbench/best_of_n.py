@@ -13,7 +13,7 @@ import numpy as np
 
 from sso.config import Sampling
 from sso.records import Answer, Query
-from sso.sampling import Engine, Show, seed_of
+from sso.sampling import Engine, Show, name_missing, seed_of
 
 BINS = 8
 """Of the calibration, equally full."""
@@ -28,6 +28,7 @@ def draw(
     made = engine.generate(
         conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
     )
+    name_missing([query.id for query in queries for _ in range(n)], made, "answers")
     return [[g.text for g in made[i : i + n]] for i in range(0, len(made), n)]
 
 

@@ -39,6 +39,8 @@ class Comparison:
     rejected: str
     subset: str = ""
     margin: float | None = None
+    cut: tuple[str, ...] = ()
+    """Of `chosen` and `rejected`, those that were cut when they were drawn."""
 
 
 class BenchRow(records.Prompted):
@@ -51,7 +53,9 @@ class BenchRow(records.Prompted):
 
 def comparison(pair: Preference) -> Comparison:
     """The pair as texts."""
-    return Comparison(pair.id, pair.prompt, pair.chosen[-1].content, pair.rejected[-1].content, margin=pair.margin)
+    return Comparison(
+        pair.id, pair.prompt, pair.chosen[-1].content, pair.rejected[-1].content, "", pair.margin, tuple(pair.cut)
+    )
 
 
 def read_pairs(path: str | Path) -> Parsed:

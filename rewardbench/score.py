@@ -127,17 +127,21 @@ def pad(sequences: Sequence[list[int]], pad_token_id: int) -> dict[str, Any]:
 
 
 def encode(
-    tokenizer: Any, comparisons: "Sequence[Comparison]", max_length: int | None = None
+    tokenizer: Any,
+    comparisons: "Sequence[Comparison]",
+    max_length: int | None = None,
+    end_cut_responses: bool = True,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompt and response, chosen and rejected. Nothing is cut: more than ``max_length`` tokens are an
-    InputError."""
+    InputError. A response that was cut when it was drawn has an end of turn only with ``end_cut_responses``."""
     from sso import chat
 
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
     for row in comparisons:
         prompt = chat.encode_prompt(tokenizer, row.prompt)
-        for ids, text in zip(sides, (row.chosen, row.rejected), strict=True):
-            ids.append(prompt + chat.encode_response(tokenizer, text))
+        for ids, side in zip(sides, ("chosen", "rejected"), strict=True):
+            ended = end_cut_responses or side not in row.cut
+            ids.append(prompt + chat.encode_response(tokenizer, getattr(row, side), ended))
             if max_length is not None and len(ids[-1]) > max_length:
                 raise InputError(
                     f"pair {row.id!r}: {len(ids[-1])} tokens, but the model's context holds {max_length}; shorten it."

@@ -130,7 +130,7 @@ def train(
     how = training_arguments(settings, settings.learning_rate, seed, work)
     model, tokenizer = start(model_path, seed)
     limit = min(settings.max_length, context_limit(model.config))
-    chosen, rejected = encode(tokenizer, pairs)
+    chosen, rejected = encode(tokenizer, pairs, end_cut_responses=settings.end_cut_responses)
     sides = [Sides(p.id, c, r, p.margin) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
     fitting = [s for s in sides if len(s) <= 2 * limit]
     if long := [s.id for s in sides if len(s) > 2 * limit]:
@@ -150,6 +150,7 @@ def train(
             if "loss" in row:
                 run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
         run.summary.update({"pairs_train": len(trained), "pairs_held_out": len(held_out), "pairs_too_long": len(long)})
+        run.summary["pairs_cut_when_drawn"] = sum(bool(pair.cut) for pair in pairs)
         for name, some in (("train", trained[: max(HELD_OUT_PAIRS, len(held_out))]), ("held_out", held_out)):
             if some:
                 run.summary[f"accuracy_{name}"] = accuracy(model, some, settings, name)

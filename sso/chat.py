@@ -57,16 +57,20 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
 
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]], new_tokens: int, limit: int
-) -> list[list[int]]:
-    """`encode_prompt` of each; raises InputError for the first that leaves no room for ``new_tokens``."""
-    prompts = [encode_prompt(tokenizer, c) for c in conversations]
-    for prompt, conversation in zip(prompts, conversations, strict=True):
+) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """By row, `encode_prompt` of those that leave room for ``new_tokens``, and a sentence on each other one."""
+    prompts: dict[int, list[int]] = {}
+    too_long: dict[int, str] = {}
+    for row, conversation in enumerate(conversations):
+        prompt = encode_prompt(tokenizer, conversation)
         if len(prompt) + new_tokens > limit:
-            raise InputError(
+            too_long[row] = (
                 f"a prompt of {len(prompt)} tokens and {new_tokens} new ones exceed the context of {limit} "
                 f"({conversation[-1].content[:60]!r}); drop the query or lower max_new_tokens."
             )
-    return prompts
+        else:
+            prompts[row] = prompt
+    return prompts, too_long
 
 
 @lru_cache(maxsize=8)
@@ -85,9 +89,13 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", configured: int | list[int] |
     return list(dict.fromkeys([end_of_turn(tokenizer), *listed]))
 
 
-def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of an assistant turn's text and the end-of-turn token, once."""
-    return [*_plain(tokenizer, text), end_of_turn(tokenizer)]
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool = True) -> list[int]:
+    """Ids of an assistant turn's text and the end-of-turn token, once.
+
+    Without it where the turn never ``ended``, unless nothing would be left.
+    """
+    ids = _plain(tokenizer, text)
+    return [*ids, end_of_turn(tokenizer)] if ended or not ids else ids
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], response: str | None = None) -> list[int]:
@@ -191,9 +199,10 @@ def check_checkpoint(path: str | Path, template: bool = True) -> None:
 
 
 def check_prompts(path: str | Path, queries: Sequence[Query], new_tokens: int) -> None:
-    """Name the first query whose text alone leaves a local checkpoint no room for ``new_tokens``. No torch.
+    """Raise InputError where no query's text alone leaves a local checkpoint room for ``new_tokens``. No torch.
 
-    A lower bound, cheap enough to know before any work; the sampling engine checks the rendered prompt.
+    A lower bound, cheap enough to know before any work. Single queries that are too long are left out by the jobs,
+    which know the rendered prompts (`sso.sampling.triples.fitting`).
     """
     folder = Path(path)
     if not (folder / "tokenizer.json").is_file() or not (folder / "config.json").is_file():
@@ -202,13 +211,16 @@ def check_prompts(path: str | Path, queries: Sequence[Query], new_tokens: int) -
 
     limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings", 1 << 30)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    count = 0
     for query in queries:
         count = sum(len(tokenizer.encode(m.content, add_special_tokens=False).ids) for m in query.prompt)
-        if count + new_tokens > limit:
-            raise InputError(
-                f"query {query.id!r}: {count} tokens and {new_tokens} new ones exceed the context of {limit} of "
-                f"{folder}; drop the query or lower max_new_tokens."
-            )
+        if count + new_tokens <= limit:
+            return
+    if queries:
+        raise InputError(
+            f"none of {len(queries)} queries fits: {queries[-1].id!r} has {count} tokens, which with {new_tokens} new "
+            f"ones exceed the context of {limit} of {folder}; give shorter queries or lower max_new_tokens."
+        )
 
 
 def context_limit(model_config: Any) -> int:

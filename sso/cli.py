@@ -29,7 +29,7 @@ from sso.config import (
     read_yaml,
     schema,
 )
-from sso.errors import InputError, first_problem, of_machine
+from sso.errors import InputError, first_of, first_problem, of_machine
 from sso.hub import checkpoint
 from sso.progress import progress
 from sso.records import Pair, Principles, Query, Triple, read, write, write_text
@@ -168,7 +168,7 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
     from sso.principles import write_v1, write_v2
-    from sso.sampling import seed_of, shards
+    from sso.sampling import Generation, name_missing, seed_of, shards
 
     queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
     asked = len(queries) * (1 if args.version == "v1" else 2)
@@ -182,17 +182,23 @@ def principles(args: argparse.Namespace) -> None:
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
+            asked_for: dict[str, Generation] = {}
 
             def ask(conversations: list, names: list[str]) -> list[str]:
                 seeds = [seed_of(args.seed, name, "principle") for name in names]
                 show = None if args.shard else progress("principles")
                 how = writer.temperature, writer.top_p, writer.max_new_tokens
-                return [made.text for made in engine.generate(conversations, seeds, *how, show)]
+                made = engine.generate(conversations, seeds, *how, show)
+                asked_for.update(zip(names, made, strict=True))
+                return [generation.text for generation in made]
 
             name = writer.endpoint.model if writer.endpoint else str(args.model)
             rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
         if args.shard:
             return
+        if engine is not None:
+            queries_of = [name.rpartition("/")[0] for name in asked_for]
+            run.summary.update(name_missing(queries_of, list(asked_for.values()), "principles"))
         run.summary["fallbacks"] = sum(r.fallback for r in rows)
         print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
         write(args.out, rows)
@@ -202,11 +208,14 @@ def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
     from sso.preferences import usable
     from sso.sampling import shards
-    from sso.sampling.triples import distinct, draw, pairs_of
+    from sso.sampling.triples import distinct, draw, fitting, pairs_of
 
     written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
+    written, too_long = fitting(shards.own(written, args.shard), args.settings, args.model, args.wrapper, responses)
+    if too_long and not args.shard:
+        said = f"{len(too_long)} queries are too long for the model's context"
+        print(f"warning: left out, {said}: {first_of(too_long)}", file=sys.stderr, flush=True)
     expected = len(written) * len(responses)
-    written = shards.own(written, args.shard)
     with (
         _recorded(args, "sample", principles=args.principles, model=args.model) as run,
         shards.kept(args, expected, "sample") as engine,
@@ -215,7 +224,10 @@ def sample(args: argparse.Namespace) -> None:
         triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, show)
         if args.shard:
             return
+        if too_long:
+            counts["too_long"] = counts.get("too_long", 0) + len(too_long)
         run.summary.update(counts)
+        print("sample: " + ", ".join(f"{name} {value:g}" for name, value in counts.items()))
         if args.distinct:
             triples, alike = distinct(triples, responses)
             run.summary.update(alike)
@@ -268,9 +280,9 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     tokenizer, model = load_tokenizer(model_path), reference.load_start(model_path, training)
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
-    made = tokenize(records, tokenizer, training.max_length)
+    made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
-    key = reference.make_key(model_path, tokenizer, records, training.max_length, training.numerics)
+    key = reference.make_key(model_path, tokenizer, records, training)
     show = progress("reference")
     return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 
@@ -318,7 +330,7 @@ def loss(args: argparse.Namespace) -> None:
 
         end_start_up()
         objective, tokenizer = build(training), load_tokenizer(args.policy)
-        made = tokenize(_records(args.triples), tokenizer, training.max_length)
+        made = tokenize(_records(args.triples), tokenizer, training.max_length, training.end_cut_responses)
         made.warn(training.max_length)
         pad = tokenizer.pad_token_id
         rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))

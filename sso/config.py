@@ -253,6 +253,8 @@ class Optimization(Spread):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
+    end_cut_responses: bool = False
+    """Teach an end of turn after responses that never ended: those that were cut when they were drawn."""
     max_length: int = Field(4096, ge=8)
     """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
 
@@ -417,6 +419,8 @@ class Endpoint(Settings):
     """Of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
     backoff_s: float = Field(0.5, ge=0)
     """Pause before the first retry; it doubles with each, and the server's Retry-After goes before it."""
+    ask_again: bool = False
+    """Ask again for what was refused before; else a refusal is remembered like a reply."""
     parameters: dict[str, Any] = {}
     """Laid over each request's own; null takes one away: {max_tokens: null, max_completion_tokens: 4096}."""
     max_requests: int | None = Field(None, ge=0)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from sso.config import Endpoint, merge
@@ -32,6 +32,10 @@ Show = Callable[[int, int], None]
 Progress = Callable[[], Show]
 """Makes one, e.g. ``lambda: sso.progress.progress("judged")``."""
 
+REFUSAL = "refused"
+"""Where a remembered refusal has its reason; replies have no such key."""
+QUOTA = ("insufficient_quota", "billing_hard_limit", "credit balance")
+"""What an error says that is the account's and not the request's, whatever its status."""
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE_S = 60
 SECRET_LENGTH = 8
@@ -39,7 +43,7 @@ SECRET_LENGTH = 8
 
 
 class Refused(InputError):
-    """The endpoint answers, but not this request (HTTP 400, 413, 422 ...): too long a prompt, filtered content."""
+    """The endpoint answers, but not this request: too long a prompt (HTTP 400, 413, 422), or filtered content."""
 
 
 class _NoReply(Exception):
@@ -60,6 +64,11 @@ class Completion:
     prompt_tokens: int | None
     completion_tokens: int | None
 
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter left nothing of the reply, which is no empty reply of the model's."""
+        return self.finish == "content_filter" and not self.text.strip()
+
 
 class Client:
     """Chat completions of one model; every method may be called from many threads."""
@@ -73,7 +82,8 @@ class Client:
         if not self.key and urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
             raise InputError(f"{self.url}: the key is read from {settings.key_variable}, which is not set; set it.")
         self.replies = Replies(cache, self.url, settings.model)
-        self.sent = self.cached = 0
+        self.sent = self.cached = self.refused = 0
+        self._answers, self._refusals = False, list[tuple[str, str, str, int, str]]()
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     @cached_property
@@ -98,21 +108,47 @@ class Client:
             parameters: of the API (temperature, max_tokens, seed ...).
 
         Raises:
-            Refused: this request is not acceptable to the endpoint.
+            Refused: this request is not acceptable to the endpoint, now or when it was asked before.
             InputError: the budget is spent, the key or the model is refused, or no attempt got a reply.
         """
         parameters = merge(parameters, self.settings.parameters)
         prompt = digest(messages)
         key = digest([self.url, self.settings.model, parameters, prompt, draw])
+        about = json.dumps(parameters, sort_keys=True, ensure_ascii=False)
         kept = self.replies.get(key)
+        if kept is not None and self.settings.ask_again and (REFUSAL in kept or Completion(**kept).filtered):
+            kept = None
         if kept is not None:
             with self._lock:
                 self.cached += 1
-            return Completion(**kept)
-        completion = self._ask(messages, parameters)
-        about = json.dumps(parameters, sort_keys=True, ensure_ascii=False)
-        self.replies.put(key, about, prompt, draw, asdict(completion))
+            if REFUSAL in kept:
+                return self._refuse(kept[REFUSAL])
+            completion = Completion(**kept)
+        else:
+            try:
+                completion = self._ask(messages, parameters)
+            except Refused as error:
+                self._remember((key, about, prompt, draw, str(error)))
+                self._refuse(str(error))
+            self.replies.put(key, about, prompt, draw, asdict(completion))
+        self._remember()
+        if completion.filtered:
+            self._refuse(f"{self.url}: filters its reply to a request (finish_reason content_filter).")
         return completion
+
+    def _refuse(self, why: str) -> NoReturn:
+        with self._lock:
+            self.refused += 1
+        raise Refused(why)
+
+    def _remember(self, refusal: tuple[str, str, str, int, str] | None = None) -> None:
+        """Keep a refusal like a reply, once the endpoint has answered anything: one that refuses all is asked anew."""
+        with self._lock:
+            self._answers |= refusal is None
+            self._refusals += [refusal] if refusal else []
+            waiting, self._refusals = (self._refusals, []) if self._answers else ([], self._refusals)
+        for key, about, prompt, draw, why in waiting:
+            self.replies.put(key, about, prompt, draw, {REFUSAL: why, "prompt_tokens": 0, "completion_tokens": 0})
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], show: Show | None = None) -> list[Result]:
         """``function`` of every item, ``concurrency`` at a time, in order; the first error stops the rest.
@@ -134,8 +170,10 @@ class Client:
         return [future.result() for future in futures]
 
     def notes(self) -> dict[str, int | float]:
-        """Requests sent and replies found on disk in this run; what the cache file has cost where prices are set."""
+        """Requests sent, replies found on disk and requests refused, now or before, in this run; what the cache file
+        has cost where prices are set."""
         notes: dict[str, int | float] = {"asked": self.sent, "cached": self.cached}
+        notes |= {"refused": self.refused} if self.refused else {}
         priced = self.settings.price_input or self.settings.price_output
         return notes | ({"cost": round(self._cost(), 4)} if priced else {})
 
@@ -200,15 +238,19 @@ class Client:
     def _of_status(self, error: Any) -> Exception:
         """What an HTTP error means: to be tried again, this request's own fault, or the end of the run."""
         status, said = error.status_code, self._masked(" ".join(str(error.message).split())[:300])
+        if status == 403 and "moderation" in said.lower():  # OpenRouter's filter
+            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
         if status in (401, 403):
             return InputError(f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}).")
         if status == 404:
             return InputError(f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}).")
-        if status == 429 and "insufficient_quota" in said:
+        if status == 402 or any(sign in said.lower() for sign in QUOTA):
             return InputError(f"{self.url}: the account's quota is spent ({said}).")
         if status in (408, 409, 425, 429) or status >= 500:
             return _NoReply(f"HTTP {status}", _seconds(error.response.headers.get("retry-after")))
-        return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
+        if status in (400, 413, 422, 451):
+            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
+        return InputError(f"{self.url}: takes no chat completions there (HTTP {status}: {said}); check `base_url`.")
 
     def _masked(self, text: str) -> str:
         """Text of the other side without the key, as it stands and as JSON escapes it."""
@@ -231,9 +273,11 @@ def _read(text: str) -> Completion | None:
         reply = json.loads(text)
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
+        content = _of(str, choice["message"].get("content")) or ""
+        refusal = not content and bool(_of(str, choice["message"].get("refusal")))
         return Completion(
-            text=_of(str, choice["message"].get("content")) or "",
-            finish=_of(str, choice.get("finish_reason")),
+            text=content,
+            finish="content_filter" if refusal else _of(str, choice.get("finish_reason")),
             logprobs=_of(list, (choice.get("logprobs") or {}).get("content")),
             prompt_tokens=_of(int, usage.get("prompt_tokens")),
             completion_tokens=_of(int, usage.get("completion_tokens")),

@@ -13,12 +13,15 @@ from sso.tracking import record_path
 def write_folder(pairs: Path, out: Path) -> dict[str, int]:
     """Write the pairs to ``out``, whole or not at all, in their order; returns how many, and rows left out by reason.
 
-    The columns are a Pair's own: `id`, `prompt`, `chosen` and `rejected` as lists of messages, `source`.
+    The columns are a Pair's own: `id`, `prompt`, `chosen` and `rejected` as lists of messages, `source`, and `cut`
+    where a response was.
     """
     from datasets import Dataset
 
     made, left_out = read(pairs)
     rows = [pair.model_dump() for pair in made]
+    if any(pair.cut for pair in made):  # a column of the first row is a column of all
+        rows = [{**row, "cut": pair.cut} for row, pair in zip(rows, made, strict=True)]
     with whole_folder(out) as folder:
         (folder / PARQUET).parent.mkdir()
         Dataset.from_list(rows).to_parquet(str(folder / PARQUET))

@@ -16,14 +16,15 @@ from torch import Tensor
 from sso.attention import layout
 from sso.chat import encode_prompt, encode_response, with_system
 from sso.distributed import is_main
-from sso.errors import InputError
+from sso.errors import InputError, first_of
 from sso.objective import Node
 from sso.records import Pair, Triple
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids of one record: contexts with their generation prompt, responses with their end-of-turn token."""
+    """Token ids of one record: contexts with their generation prompt, responses with their end-of-turn token, unless
+    they were cut."""
 
     id: str
     contexts: dict[str, list[int]]
@@ -41,16 +42,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Samples that fit, the ids of those with a shortened response, and of the records that were left out."""
+    """Samples that fit; ids: of those with a response shortened to fit, of those with one that was cut when it was
+    drawn, and of the records that were left out."""
 
     samples: list[Sample]
     cut: list[str] = field(default_factory=list)
+    cut_when_drawn: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
         """Figures for the run's record."""
-        return {"samples": len(self.samples), "responses_cut": len(self.cut), "records_left_out": len(self.left_out)}
+        return {
+            "samples": len(self.samples),
+            "responses_cut": len(self.cut),
+            "responses_cut_when_drawn": len(self.cut_when_drawn),
+            "records_left_out": len(self.left_out),
+        }
 
     def warn(self, max_length: int) -> None:
         """Print `report` to standard error, from the main process alone."""
@@ -59,16 +67,20 @@ class Tokenized:
 
     def report(self, max_length: int) -> list[str]:
         """A warning line for each thing that did not fit."""
-        lines = []
-        for ids, what in ((self.cut, "with a response cut to fit"), (self.left_out, "left out, their prompts fill")):
-            if ids:
-                some = ", ".join(map(repr, ids[:5])) + (" ..." if len(ids) > 5 else "")
-                lines.append(f"warning: {len(ids)} records {what} max_length {max_length}: {some}")
-        return lines
+        said = (
+            (self.cut, f"with a response cut to fit max_length {max_length}"),
+            (self.cut_when_drawn, "with a response cut when it was drawn"),
+            (self.left_out, f"left out, their prompts fill max_length {max_length}"),
+        )
+        return [f"warning: {len(ids)} records {what}: {first_of(ids)}" for ids, what in said if ids]
 
 
-def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) -> Tokenized:
+def tokenize(
+    records: Sequence[Triple | Pair], tokenizer: Any, max_length: int, end_cut_responses: bool = False
+) -> Tokenized:
     """Samples of triples or pairs.
+
+    A response that was cut when it was drawn has no end-of-turn token, unless ``end_cut_responses`` or it has no other.
 
     Contexts are never cut: a record with one that leaves no room for a response is left out. Responses are cut to
     the room beside the record's longest context, so that a response is the same in all contexts.
@@ -82,14 +94,21 @@ def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) 
         if isinstance(record, Triple):
             contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
             contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
-            texts = {"y+": record.chosen, "y-": record.rejected, "yo": record.original}
+            sides = {"y+": ("chosen", record.chosen), "y-": ("rejected", record.rejected)}
+            sides["yo"] = ("original", record.original)
         else:
-            texts = {"y+": record.chosen[-1].content, "y-": record.rejected[-1].content}
+            sides = {side: (name, getattr(record, name)[-1].content) for side, name in _SIDES.items()}
         room = max_length - max(map(len, contexts.values()))
         if room < 1:
             made.left_out.append(record.id)
             continue
-        responses = {name: encode_response(tokenizer, text) for name, text in texts.items()}
+        cut: list[str] = [name for name, _ in sides.values() if name in record.cut]
+        responses = {
+            side: encode_response(tokenizer, text, end_cut_responses or name not in cut)
+            for side, (name, text) in sides.items()
+        }
+        if cut:
+            made.cut_when_drawn.append(record.id)
         if max(map(len, responses.values())) > room:
             made.cut.append(record.id)
         made.samples.append(Sample(record.id, contexts, {name: ids[:room] for name, ids in responses.items()}))
@@ -99,6 +118,9 @@ def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) 
             "raise it or give shorter prompts."
         )
     return made
+
+
+_SIDES = {"y+": "chosen", "y-": "rejected"}
 
 
 @dataclass(frozen=True)

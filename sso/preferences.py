@@ -171,8 +171,15 @@ def pair(row: Mapping[str, Any], key: str, source: str = "") -> Preference:
         chosen=chosen[-1:],
         rejected=rejected[-1:],
         source=str(row.get("source") or source),
+        cut=_cut(row),
         margin=_margin(row),
     )
+
+
+def _cut(row: Mapping[str, Any]) -> list[Any]:
+    """The sides that the row says were cut when they were drawn, as the suite's own pairs do."""
+    cut = row.get("cut")
+    return [side for side in SIDES if side in cut] if isinstance(cut, list) else []
 
 
 def _margin(row: Mapping[str, Any]) -> float | None:

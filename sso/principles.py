@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from sso.records import Message, Principles, Query
+from sso.untrusted import after_reasoning
 
 Ask = Callable[[list[list[Message]], list[str]], list[str]]
 """Replies of a language model to conversations, in order; the strings name the draws (for their seeds)."""
@@ -133,9 +134,12 @@ def few_shot(query: str, bad: str | None = None) -> list[Message]:
 def parse_guideline(reply: str, heading: str) -> str | None:
     """The guideline after its heading and before the next one; a reply without headings counts whole.
 
+    A model's reasoning goes first.
+
     None where nothing usable is left: empty, longer than 1,200 characters, or text of the prompt itself, which
     weak writers repeat.
     """
+    reply = after_reasoning(reply)
     label = re.escape(heading.lstrip("# "))
     match = re.search(rf"(?:#+\s*|\*\*)?{label}\W*\n?(.*)", reply, re.IGNORECASE | re.DOTALL)
     body = match[1] if match else reply
@@ -162,7 +166,7 @@ def parse_features(reply: str, random: Random, count: int = 2) -> list[str]:
     Shuffled before the first ``count`` are taken, as in v1: what a model likes to name first is not always chosen.
     """
     known = {name.lower(): name for name in NAMED}
-    words = (part.strip(" .*-\n\t").lower() for part in re.split(r"[,\n]", reply))
+    words = (part.strip(" .*-\n\t").lower() for part in re.split(r"[,\n]", after_reasoning(reply)))
     found = list(dict.fromkeys(known[w] for w in words if w in known))
     random.shuffle(found)
     found = found[:count]
@@ -185,10 +189,12 @@ def from_features(query: Query, names: list[str], writer: str, fallback: bool = 
 
 
 def write_v1(queries: list[Query], ask: Ask, seed: int, writer: str) -> list[Principles]:
-    """Features named by a language model, texts predefined."""
+    """Features named by a language model, texts predefined; the fallback where it says nothing."""
     replies = ask([feature_prompt(q.prompt[-1].content) for q in queries], [f"{q.id}/features" for q in queries])
     return [
         from_features(q, parse_features(reply, Random(f"{seed}/{q.id}")), writer)
+        if after_reasoning(reply).strip()
+        else from_features(q, ["Helpfulness"], writer, fallback=True)
         for q, reply in zip(queries, replies, strict=True)
     ]
 

@@ -63,6 +63,14 @@ class Principles(Prompted):
     fallback: bool = False
 
 
+def _is_empty(value: Any) -> bool:
+    return not value
+
+
+Cut = Literal["chosen", "rejected", "original", "second"]
+"""A response by its field's name."""
+
+
 class Triple(Prompted):
     """y+ ~ pi(.|x+), y- ~ pi(.|x-), yo ~ pi(.|x); the system fields are the rendered p+ and p-."""
 
@@ -73,6 +81,8 @@ class Triple(Prompted):
     original: str
     second: str | None = None
     """Another draw of pi(.|x), the material of the annotated control."""
+    cut: list[Cut] = Field([], exclude_if=_is_empty)
+    """The responses that did not end by themselves when they were drawn: at the token limit, or by a filter."""
 
 
 class Pair(Prompted):
@@ -82,6 +92,8 @@ class Pair(Prompted):
     chosen: list[Message] = Field(min_length=1, max_length=1)
     rejected: list[Message] = Field(min_length=1, max_length=1)
     source: str = ""
+    cut: list[Cut] = Field([], exclude_if=_is_empty)
+    """Of `chosen` and `rejected`, as in a `Triple`."""
 
     @field_validator("chosen", "rejected", mode="before")
     @classmethod
@@ -102,6 +114,8 @@ class Answer(Prompted):
     output: str
     model: str
     turn: int = 1
+    missing: Literal["refused", "too_long"] | None = Field(None, exclude_if=_is_empty)
+    """Why the model could not be asked, where ``output`` is empty for that."""
 
 
 RecordT = TypeVar("RecordT", bound=Record)

@@ -43,18 +43,17 @@ class Reference:
         return self.nodes.index(node)
 
 
-def make_key(
-    model: str | Path, tokenizer: Any, records: Sequence[Any], max_length: int, numerics: str
-) -> dict[str, str]:
-    """What reference scores depend on, as digests by name; ``numerics`` are a training's."""
+def make_key(model: str | Path, tokenizer: Any, records: Sequence[Any], training: Training) -> dict[str, str]:
+    """What reference scores depend on, as digests by name."""
     weights = Path(model)
     files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
     return {
         "weights": digest([file_digest(f) for f in files]) if files else str(model),
         "records": digest(list(records)),
         "template": digest([tokenizer.chat_template, len(tokenizer)]),
-        "max_length": str(max_length),
-        "dtype": numerics,
+        "max_length": str(training.max_length),
+        "dtype": training.numerics,
+        "end_cut_responses": str(training.end_cut_responses),
     }
 
 

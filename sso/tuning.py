@@ -38,10 +38,10 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
 
     tries, training = rates(args), args.settings
     objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
-    made = tokenize(records, tokenizer, training.max_length)
+    made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
     distributed.start(training)
-    source = reference.make_key(args.model, tokenizer, records, training.max_length, training.numerics)
+    source = reference.make_key(args.model, tokenizer, records, training)
     if objective.base.reference_free:
         scores = None
     elif args.reference:

@@ -30,6 +30,12 @@ def plain(text: str) -> str:
     return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", text)
 
 
+def after_reasoning(reply: str) -> str:
+    """What a model says after its reasoning (`<think>...</think>`); nothing where the reasoning has no end."""
+    said = reply.rpartition("</think>")[2]
+    return "" if said.lstrip().startswith("<think>") else said
+
+
 @dataclass(frozen=True)
 class Template:
     """A prompt of a system and a user message; ``text`` and ``system`` as in str.format."""

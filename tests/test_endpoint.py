@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from eval import alpaca_eval
 from eval.cli import main
-from sso.config import Endpoint
-from sso.endpoint import Client, Refused
+from sso.cli import main as sso
+from sso.config import Endpoint, Evaluation, Sampling
+from sso.endpoint import Client, Completion, Refused, _read
 from sso.errors import InputError
-from sso.records import Message, write
-from sso.sampling.endpoint_engine import EndpointEngine
+from sso.records import Message, Principles, Query, read, write
+from sso.sampling.endpoint_engine import CUT, EndpointEngine
+from sso.sampling.triples import draw
+from sso.tracking import record_path
 from tests.openai_server import serving
 
 CANARY = "sk-canary/8c1f\"quoted'4e7d"
@@ -271,3 +275,77 @@ def test_the_address_is_the_settings_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     asking = Client(Endpoint(model="m"), tmp_path / "c.db")
     assert str(asking._openai.base_url).rstrip("/") == asking.url == "https://api.openai.com/v1"
+
+
+def principles_command(folder: Path, url: str, version: str = "v2", **endpoint) -> list[str]:
+    write(folder / "queries.jsonl", [Query(id=i, prompt=f"Name a {i}.") for i in ("river", "lockpick", "lamp")])
+    served = {"model": "m", "base_url": url, "concurrency": 1, "backoff_s": 0.01, **endpoint}
+    how = json.dumps({"kind": "endpoint", "max_new_tokens": 32, "endpoint": served})
+    files = ["--queries", folder / "queries.jsonl", "--out", folder / "p.jsonl", "--version", version]
+    return ["principles", *map(str, files), "--settings", how]
+
+
+@pytest.mark.parametrize(("version", "rounds"), [("v1", 1), ("v2", 2)])
+def test_a_refused_guideline_falls_back_is_named_and_is_asked_no_more(tmp_path, capfd, version, rounds):
+    replies = [said for i in range(rounds) for said in (f"Safety {i}.", 400, f"Accuracy {i}.")]
+    with serving(tmp_path / "server", replies=[*replies, *["Now said."] * rounds]) as server:
+        for _ in range(2):
+            assert sso(principles_command(tmp_path, server.url, version)) == 0
+            rows = read(tmp_path / "p.jsonl", Principles)
+            assert [r.fallback for r in rows] == [False, True, False]
+            assert "1 principles refused by the endpoint: lockpick" in capfd.readouterr().err
+            record = json.loads(record_path(tmp_path / "p.jsonl").read_text())
+            assert (record["summary"]["refused"], record["summary"]["fallbacks"]) == (1, 1)
+        assert len(server.requests) == 3 * rounds
+        assert sso(principles_command(tmp_path, server.url, version, ask_again=True)) == 0
+        assert len(server.requests) == 4 * rounds
+        assert "refused" not in capfd.readouterr().err
+
+
+def test_where_all_is_refused_one_sentence_says_so_and_all_is_asked_anew(tmp_path, capfd):
+    with serving(tmp_path / "server", replies=[400] * 6) as server:
+        for _ in range(2):
+            assert sso(principles_command(tmp_path, server.url, "v1")) == 2
+            assert re.search(r"none of 3 principles could be asked for: .*HTTP 400", capfd.readouterr().err)
+        assert len(server.requests) == 6
+        assert sso(principles_command(tmp_path, server.url, "v1")) == 0  # the server was put right
+
+
+def test_a_refused_prompt_has_an_empty_answer_and_a_refused_draw_leaves_its_query_out(tmp_path, capsys):
+    queries = [Query(id=i, prompt=f"Name a {i}.") for i in "abc"]
+    with serving(tmp_path / "server", replies=["one", 400, "three", "1", 400, "3", "4", "5", "6"]) as server:
+        engine = EndpointEngine(Endpoint(model="m", base_url=server.url, concurrency=1), tmp_path / "c.db")
+        answers = alpaca_eval.answer(engine, queries, Evaluation(), 0, "m")
+        assert [(a.output, a.missing) for a in answers] == [("one", None), ("", "refused"), ("three", None)]
+        assert "1 answers refused by the endpoint: b" in capsys.readouterr().err
+        rows = [Principles(id=q.id, prompt=q.prompt, good="g", bad="b", writer="w") for q in queries]
+        triples, counts = draw(engine, rows, Sampling(), "paper", 0, ["y+", "y-"])
+        assert [t.id for t in triples] == ["a", "c"] and counts["refused"] == 1
+        assert engine.client.notes()["refused"] == 2
+
+
+def test_why_a_reply_ended_is_told_truly():
+    def completion(finish: str | None, content: str | None = "text", **more: object) -> Completion:
+        found = _read(json.dumps({"choices": [{"message": {"content": content, **more}, "finish_reason": finish}]}))
+        assert found is not None
+        return found
+
+    assert [completion(f).finish in CUT for f in ("stop", "eos", None)] == [False] * 3
+    assert [completion(f).finish in CUT for f in ("length", "max_tokens", "content_filter")] == [True] * 3
+    assert not completion("stop", "").filtered and not completion("content_filter").filtered
+    assert completion("content_filter", None).filtered and completion("stop", None, refusal="I can't.").filtered
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "refusal"),
+    [
+        (400, "content policy", True), (413, "too large", True), (403, "requires moderation: flagged", True),
+        (400, "billing_hard_limit_reached", False), (402, "credits", False), (405, "method", False), (403, "no", False),
+    ],
+)  # fmt: skip
+def test_only_what_is_the_requests_own_fault_is_a_refusal(tmp_path, status, said, refusal):
+    from types import SimpleNamespace
+
+    error = SimpleNamespace(status_code=status, message=said, response=SimpleNamespace(headers={}))
+    made = client("http://127.0.0.1:1/v1", tmp_path)._of_status(error)
+    assert isinstance(made, InputError) and isinstance(made, Refused) == refusal

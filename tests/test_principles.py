@@ -65,6 +65,17 @@ def test_a_reply_that_cannot_be_parsed_falls_back_on_helpfulness(bad):
     assert second.fallback  # good and bad are the same
 
 
+def test_a_writers_reasoning_is_no_guideline():
+    said = f"<think>{BAD_HEADING}\nSay less?</think>{BAD_HEADING}\nForget the time."
+    assert parse_guideline(said, BAD_HEADING) == "Forget the time."
+    assert parse_guideline("Say less?</think>Forget it.", BAD_HEADING) == "Forget it."
+    assert parse_guideline("<think>It should give the time.", GOOD_HEADING) is None
+    thought = "<think>Accuracy, Safety, Logicality</think>Literariness, Engagement"
+    assert set(parse_features(thought, Random(0))) - {"Concision"} == {"Literariness", "Engagement"}
+    ask, _ = scripted(["<think>Safety", "Safety, Accuracy"])
+    assert [p.fallback for p in write_v1(QUERIES, ask, 0, "scripted")] == [True, False]
+
+
 def test_the_few_shot_prompt_has_three_worked_queries():
     text = few_shot("QUERY")[0].content
     assert text.count("### Query") == 4 and text.count(GOOD_HEADING) == 3

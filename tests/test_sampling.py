@@ -4,15 +4,20 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from sso.chat import encode_prompt
-from sso.config import Backbone, Sampling, World
+from rewardbench.data import Comparison, comparison
+from rewardbench.score import encode
+from sso.chat import encode_prompt, end_of_turn
+from sso.config import Backbone, Preferences, Sampling, World
 from sso.errors import InputError
+from sso.export import write_folder
 from sso.micro.models import build
+from sso.preferences import load
 from sso.principles import WRAPPERS
-from sso.records import Message, Principles
+from sso.records import Message, Pair, Principles, read, write
 from sso.sampling import Generation, seed_of
 from sso.sampling.transformers_engine import TransformersEngine, gumbel
-from sso.sampling.triples import distinct, draw, pairs_of
+from sso.sampling.triples import distinct, draw, fitting, pairs_of
+from sso.sft import save
 
 PROMPTS = [
     [Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)
@@ -74,9 +79,68 @@ def test_noise_is_gumbel_and_differs_by_row_step_and_token():
     assert gumbel(torch.tensor([7]), 3, 50).equal(gumbel(torch.tensor([1, 7, 9]), 3, 50)[1:2])
 
 
-def test_a_prompt_longer_than_the_context_is_named(engine):
-    with pytest.raises(InputError, match=r"exceed the context of 2048 .*drop the query"):
-        engine.generate([[Message(role="user", content="dark " * 3000)]], [0], max_new_tokens=8)
+LONG = [Message(role="user", content="dark " * 3000)]
+
+
+def test_a_prompt_longer_than_the_context_costs_the_others_nothing(engine):
+    kept = {}
+    alone = engine.generate(PROMPTS[:2], [1, 2], max_new_tokens=8)
+    made = engine.generate([PROMPTS[0], LONG, PROMPTS[1]], [1, 5, 2], max_new_tokens=8, keep=kept.__setitem__)
+    assert [made[0], made[2]] == alone and made[1].missing == "too_long" and kept == dict(enumerate(made))
+    assert "exceed the context of 2048" in made[1].why
+
+
+def test_queries_that_are_too_long_are_left_out_of_every_response(engine, tmp_path, capsys):
+    save(engine.model, engine.tokenizer, tmp_path / "m")
+    sampling = Sampling(temperature=1, top_p=1, max_new_tokens=6, batch_size=5, dtype="float32")
+    rows, names = principles(4), ["y+", "y-", "yo"]
+    rows[1] = rows[1].model_copy(update={"prompt": LONG})
+    rows[2] = rows[2].model_copy(update={"bad": "Be dark. " * 1000})  # too long in one context alone
+    fit, long = fitting(rows, sampling, tmp_path / "m", "paper", names)
+    assert [p.id for p in fit] == ["0", "3"] and long == ["1", "2"]
+    triples, counts = draw(engine, rows, sampling, "paper", 0, names)  # also where the engine is first to know
+    assert triples == draw(engine, fit, sampling, "paper", 0, names)[0] and counts["too_long"] == 2
+    assert "2 queries too long for the model's context: 1, 2" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"none of 2 queries fits: a prompt of \d+ tokens"):
+        fitting(rows[1:3], sampling, tmp_path / "m", "paper", names)
+    with pytest.raises(InputError, match="could be asked for"):
+        draw(engine, rows[1:2], sampling, "paper", 0, names)
+
+
+class Scripted:
+    """An engine that says, row by row, what it is told."""
+
+    def __init__(self, *said):
+        self.said = list(said)
+
+    def generate(self, conversations, *_):
+        return self.said[: len(conversations)]
+
+
+def test_a_cut_response_is_known_as_such_in_triples_pairs_files_and_exports(tmp_path):
+    from datasets import load_dataset
+
+    said = [Generation(f"text {i}", 3, finished=i not in (1, 2)) for i in range(6)]  # y+ of 1 and y- of 0 are cut
+    triples, counts = draw(Scripted(*said), principles(2), Sampling(), "paper", 0, ["y+", "y-", "yo"])
+    assert [t.cut for t in triples] == [["rejected"], ["chosen"]] and counts["cut"] == 2
+    assert [p.cut for p in pairs_of(triples, "good_bad")] == [["rejected"], ["chosen"]]
+    assert [p.cut for p in pairs_of(triples, "good_original")] == [[], ["chosen"]]
+    pairs = pairs_of(triples, "good_original")
+    write(tmp_path / "pairs.jsonl", pairs)
+    assert '"cut"' not in (tmp_path / "pairs.jsonl").read_text().splitlines()[0]
+    assert read(tmp_path / "pairs.jsonl", Pair) == pairs
+    loaded, _ = load(Preferences(path=str(tmp_path / "pairs.jsonl")))
+    assert [p.cut for p in loaded] == [[], ["chosen"]]
+    assert [comparison(p).cut for p in loaded] == [(), ("chosen",)]
+    write_folder(tmp_path / "pairs.jsonl", tmp_path / "out")
+    rows = load_dataset("parquet", data_files=str(next((tmp_path / "out").rglob("*.parquet"))), split="train")
+    assert rows["cut"][:] == [[], ["chosen"]]
+
+
+def test_a_reward_model_reads_a_cut_response_without_an_end(engine):
+    end, pair = end_of_turn(engine.tokenizer), Comparison("a", PROMPTS[0], "It is.", "It is.", cut=("rejected",))
+    (chosen,), (rejected,) = encode(engine.tokenizer, [pair], end_cut_responses=False)
+    assert chosen == [*rejected, end] and encode(engine.tokenizer, [pair])[1] == [chosen]
 
 
 def principles(count: int) -> list[Principles]:

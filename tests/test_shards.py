@@ -129,8 +129,9 @@ def test_draws_of_other_settings_are_not_taken_over(tmp_path, tiny_checkpoint, c
     bad = command(tmp_path, tiny_checkpoint, "out.jsonl", max_new_tokens=4000, devices=2)
     assert main(bad) == 2
     error = capfd.readouterr().err
-    assert "exceed the context of 2048" in error and "one of 2 processes failed" in error
+    assert "none of 3 queries fits" in error and "exceed the context of 2048" in error
     parts = tmp_path / ".out.jsonl.parts"
+    parts.mkdir(exist_ok=True)
     (parts / "0.jsonl").write_text('{"key": "0", "text": "old", "tokens": 1, "finished": true}\n')
     assert main(command(tmp_path, tiny_checkpoint, "out.jsonl")) == 0
     assert not parts.exists() and "old" not in (tmp_path / "out.jsonl").read_text()

@@ -1,7 +1,9 @@
 """Tokens, reference scores and the trainer, on tiny models."""
 
+import copy
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -130,10 +132,57 @@ def test_responses_are_cut_contexts_never_and_what_does_not_fit_is_counted(tiny)
     made = tokenize([triple(0), long], tiny[1], longest + 3)
     assert made.samples[0].contexts == full.contexts
     assert made.samples[0].responses == {name: ids[:3] for name, ids in full.responses.items()}
-    assert made.counts == {"samples": 1, "responses_cut": 1, "records_left_out": 1}
+    assert made.counts == {
+        "samples": 1, "responses_cut": 1, "responses_cut_when_drawn": 0, "records_left_out": 1
+    }  # fmt: skip
     assert made.left_out == ["1"] and len(made.report(longest + 3)) == 2
     with pytest.raises(InputError, match=r"record '0': its prompt fills all of max_length"):
         tokenize([triple(0)], tiny[1], longest)
+
+
+CUT = ["chosen", "original"]
+
+
+def test_the_end_of_a_response_that_was_cut_is_not_learned_and_nothing_else_changes(tiny):
+    """Against float64 log-probabilities of whole sequences: the scores lack just the end's term."""
+    model, tokenizer = tiny
+    whole, cut = triple(0), triple(0).model_copy(update={"cut": CUT})
+    pair = Pair(id="0", prompt=whole.prompt, chosen=whole.chosen, rejected=whole.rejected, cut=["chosen"])
+    end, twin = chat.end_of_turn(tokenizer), copy.deepcopy(model).double()
+    full, made = (tokenize([record], tokenizer, 256) for record in (whole, cut))
+    responses = full.samples[0].responses
+    assert made.samples[0].responses == {n: r[:-1] if n in ("y+", "yo") else r for n, r in responses.items()}
+    assert made.samples[0].contexts == full.samples[0].contexts and made.counts["responses_cut_when_drawn"] == 1
+    assert made.counts["responses_cut"] == 0 and len(made.report(256)) == 1
+    assert tokenize([cut], tokenizer, 256, end_cut_responses=True).samples == full.samples
+    assert tokenize([pair], tokenizer, 256).samples[0].responses["y+"] == responses["y+"][:-1]
+    room = max(map(len, full.samples[0].contexts.values())) + 2  # what does not fit has no end anyway
+    assert tokenize([cut], tokenizer, room).samples == tokenize([whole], tokenizer, room).samples
+    nodes = [("x", "y+"), ("x+", "y+"), ("x", "y-"), ("x", "yo")]
+    for layout in ("padded", "forest"):
+        scores = [
+            reference.score(twin, m.samples, nodes, tokenizer.pad_token_id, {"dtype": "float64"}, layout)
+            for m in (full, made)
+        ]
+        for column, (context, response) in enumerate(nodes):
+            ids = full.samples[0].contexts[context] + responses[response]
+            assert ids[-1] == end
+            with torch.inference_mode():
+                last = twin(torch.tensor([ids])).logits[0, -2].log_softmax(-1)[end]
+            gone = (last, 1) if response in ("y+", "yo") else (torch.zeros(()).double(), 0)
+            both = [s.logp[0, column].double() for s in scores]
+            torch.testing.assert_close(both[0] - both[1], gone[0], atol=1e-9, rtol=0)
+            assert scores[0].tokens[0, column] - scores[1].tokens[0, column] == gone[1]
+    blank = whole.model_copy(update={"chosen": "", "cut": ["chosen"]})
+    assert tokenize([blank], tokenizer, 256).samples[0].responses["y+"] == [end]
+
+
+def test_reference_scores_know_whether_ends_of_cut_responses_count(tiny):
+    keys = [
+        reference.make_key("m", tiny[1], [triple(0).model_copy(update={"cut": cut})], Training(end_cut_responses=end))
+        for cut, end in (([], False), (CUT, False), (CUT, True))
+    ]
+    assert [sum(a[k] != b[k] for k in a) for a, b in pairwise(keys)] == [1, 1]
 
 
 def test_control_tokens_in_user_text_stay_text(tiny):
@@ -179,12 +228,13 @@ def test_a_checkpoint_is_safetensors_and_names_what_it_lacks(tiny, tmp_path):
         chat.check_checkpoint(tmp_path / "m")
 
 
-def test_a_query_longer_than_the_context_is_named_before_any_work(tiny, tmp_path):
+def test_queries_that_are_all_longer_than_the_context_are_told_before_any_work(tiny, tmp_path):
     save(*tiny, tmp_path / "m")
     short, long = Query(id="a", prompt="Be safe."), Query(id="b", prompt="dark" + " dark" * 2099)
     chat.check_prompts(tmp_path / "m", [short], 48)
-    with pytest.raises(InputError, match=r"query 'b': 2100 tokens and 48 new ones exceed the context of 2048"):
-        chat.check_prompts(tmp_path / "m", [short, long], 48)
+    chat.check_prompts(tmp_path / "m", [long, short], 48)  # the job leaves out the one
+    with pytest.raises(InputError, match=r"none of 1 queries fits: 'b' has 2100 tokens, which with 48 new ones exceed"):
+        chat.check_prompts(tmp_path / "m", [long], 48)
 
 
 def test_a_choice_made_elsewhere_is_taken_over(tmp_path):

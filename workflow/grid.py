@@ -47,7 +47,7 @@ PATHS = {
     "report": "{root}/report",
     "mlflow": "{root}/mlflow.done",
 }
-REFERENCE = ("dtype", "engine", "max_length")
+REFERENCE = ("dtype", "end_cut_responses", "engine", "max_length")
 """Settings of a training that its reference scores depend on."""
 TRY_ROWS = 8
 """Rows of GSM8K where `--config gsm8k=FILE` adds it to a config that has no such task."""
@@ -136,10 +136,10 @@ def check(experiment: Experiment) -> None:
         a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not chained(a)
     ]
     for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
-        if len({(training.numerics, training.max_length) for training in trainings}) > 1:
+        if len({(t.numerics, t.max_length, t.end_cut_responses) for t in trainings}) > 1:
             raise InputError(
-                f"arms: {who} share their reference scores, so `max_length`, `dtype` and what `engine` makes of it "
-                "(float32 weights with ddp, else bfloat16 ones) must be the same."
+                f"arms: {who} share their reference scores, so `max_length`, `end_cut_responses`, `dtype` and "
+                "what `engine` makes of it (float32 weights with ddp, else bfloat16 ones) must be the same."
             )
     for name, reward in experiment.rewards.items():
         for source in reward.parts:

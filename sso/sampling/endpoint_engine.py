@@ -7,13 +7,16 @@ reproducible as the server keeps its `seed`; what was drawn once is read from th
 from pathlib import Path
 
 from sso.config import Endpoint
-from sso.endpoint import Client, Progress, Show
+from sso.endpoint import Client, Progress, Refused, Show
 from sso.records import Message
 from sso.sampling import Generation, Keep
 from sso.untrusted import plain
 
 SEED_BITS = 31
 """Servers take seeds as 32-bit or as doubles; ours have 63 bits."""
+
+CUT = ("length", "max_tokens", "content_filter")
+"""Why a reply stopped that did not end by itself, as servers call it."""
 
 
 class EndpointEngine:
@@ -34,7 +37,8 @@ class EndpointEngine:
     ) -> list[Generation]:
         """See `sso.sampling.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
 
-        Control tokens spelled in a message are spaced out (`sso.untrusted.plain`): the server would obey them.
+        A refused request is `Generation.none`. Control tokens spelled in a message are spaced out
+        (`sso.untrusted.plain`): the server would obey them.
         """
 
         # Where no seed is sent, what tells two draws of one prompt apart in the cache is the draw's number.
@@ -42,15 +46,18 @@ class EndpointEngine:
 
         def one(row: tuple[int, list[Message], int]) -> Generation:
             number, conversation, seed = row
-            completion = self.client.complete(
-                [{"role": m.role, "content": plain(m.content)} for m in conversation],
-                seed if unseeded else 0,
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_new_tokens,
-                seed=seed & ((1 << SEED_BITS) - 1),
-            )
-            made = Generation(completion.text, completion.completion_tokens or 0, completion.finish == "stop")
+            try:
+                completion = self.client.complete(
+                    [{"role": m.role, "content": plain(m.content)} for m in conversation],
+                    seed if unseeded else 0,
+                    temperature=temperature,
+                    top_p=top_p,
+                    max_tokens=max_new_tokens,
+                    seed=seed & ((1 << SEED_BITS) - 1),
+                )
+                made = Generation(completion.text, completion.completion_tokens or 0, completion.finish not in CUT)
+            except Refused as error:
+                made = Generation.none("refused", str(error))
             if keep is not None:
                 keep(number, made)
             return made

@@ -59,6 +59,8 @@ class Kept:
                 file.write("\n")  # what a kill cut off stays a line of its own
 
                 def keep_line(i: int, made: Generation) -> None:
+                    if made.missing == "refused":
+                        return  # remembered with the endpoint's replies, and `ask_again` asks there
                     line = json.dumps({"key": keys[missing[i]], **asdict(made)}, ensure_ascii=False)
                     with self._lock:
                         file.write(line + "\n")

@@ -94,10 +94,14 @@ class TransformersEngine:
         keep: Keep | None = None,
     ) -> list[Generation]:
         """See `sso.sampling.Engine`. Temperature 0 is greedy. ``progress`` and ``keep`` are called per batch."""
-        prompts = encode_prompts(self.tokenizer, conversations, max_new_tokens, context_limit(self.model.config))
+        limit = context_limit(self.model.config)
+        prompts, too_long = encode_prompts(self.tokenizer, conversations, max_new_tokens, limit)
+        results = {i: Generation.none("too_long", why) for i, why in too_long.items()}
+        if keep is not None:
+            for i, made in results.items():
+                keep(i, made)
         # Prompts of like length share a batch: less padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        results: dict[int, Generation] = {}
+        order = sorted(prompts, key=lambda i: len(prompts[i]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             texts = self._batch(
@@ -108,8 +112,8 @@ class TransformersEngine:
                 for i in rows:
                     keep(i, results[i])
             if progress is not None:
-                progress(len(results), len(prompts))
-        return [results[i] for i in range(len(prompts))]
+                progress(len(results), len(conversations))
+        return [results[i] for i in range(len(conversations))]
 
     @torch.inference_mode()
     def _batch(

@@ -6,14 +6,15 @@ query's id and the response's name, so one query's draws depend on nothing else.
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
-from sso.chat import with_system
+from sso.chat import context_limit, encode_prompts, load_tokenizer, with_system
 from sso.config import Sampling, World
 from sso.errors import InputError, first_of
 from sso.principles import FEATURES, WRAPPERS
-from sso.records import Message, Pair, Principles, Triple
-from sso.sampling import Engine, seed_of
+from sso.records import Cut, Message, Pair, Principles, Triple
+from sso.sampling import Engine, name_missing, seed_of
 
 _KINDS = "|".join([adjective for feature in FEATURES.values() for adjective in feature.adjectives] + ["good", "bad"])
 _ECHO = re.compile(
@@ -21,6 +22,59 @@ _ECHO = re.compile(
 )
 """A leading "... Response:" echo of the system message, stripped as in v1; in small letters only behind an adjective,
 since "thank you for your response:" is text."""
+
+
+_FIELDS: dict[str, Cut] = {"y+": "chosen", "y-": "rejected", "yo": "original", "second": "second"}
+
+
+def _systems(principles: list[Principles], wrapper: str) -> tuple[list[str], list[str]]:
+    texts = WRAPPERS[wrapper]
+    good = [texts["good"].format(principle=p.good) for p in principles]
+    return good, [texts["bad"].format(principle=p.bad) for p in principles]
+
+
+def _conversations(principles: list[Principles], wrapper: str, responses: list[str]) -> list[list[Message]]:
+    """What each response is drawn from, response by response."""
+    good, bad = _systems(principles, wrapper)
+    contexts = {
+        "y+": [with_system(p.prompt, s) for p, s in zip(principles, good, strict=True)],
+        "y-": [with_system(p.prompt, s) for p, s in zip(principles, bad, strict=True)],
+        "yo": [p.prompt for p in principles],
+        "second": [p.prompt for p in principles],
+    }
+    unknown = [name for name in responses if name not in contexts]
+    if unknown:
+        raise InputError(f"--responses: unknown response {unknown[0]!r}; known: {', '.join(contexts)}.")
+    return [c for name in responses for c in contexts[name]]
+
+
+def fitting(
+    principles: list[Principles], sampling: Sampling, model: str | Path | None, wrapper: str, responses: list[str]
+) -> tuple[list[Principles], list[str]]:
+    """The queries that leave room for each of ``responses`` in the model's context, and the ids of the others.
+
+    Before anything is drawn, by the tokenizer and the configuration alone. An endpoint tells only when it is asked.
+
+    Raises:
+        InputError: none fits.
+    """
+    conversations = _conversations(principles, wrapper, responses)
+    if sampling.endpoint is not None or model is None:
+        return principles, []
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(model)
+    try:
+        limit = context_limit(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no configuration can be loaded ({' '.join(str(error).split())[:160]}).") from error
+    if sampling.engine == "vllm" and sampling.context:
+        limit = min(limit, sampling.context)
+    _, too_long = encode_prompts(tokenizer, conversations, sampling.max_new_tokens, limit)
+    bad = {row % len(principles) for row in too_long}
+    if principles and len(bad) == len(principles):
+        raise InputError(f"none of {len(bad)} queries fits: {too_long[min(too_long)]}")
+    return [p for i, p in enumerate(principles) if i not in bad], [principles[i].id for i in sorted(bad)]
 
 
 def draw(
@@ -32,30 +86,28 @@ def draw(
     responses: list[str],
     progress: Any = None,
 ) -> tuple[list[Triple], dict[str, float]]:
-    """One triple a query, and counts: tokens drawn, responses cut at the token limit, and where the engine tells it
-    the mean log-probability of a token.
+    """One triple a query, and counts: tokens drawn, responses that were cut, queries left out by reason, and where the
+    engine tells it the mean log-probability of a token.
 
-    ``responses`` are among y+, y-, yo and second; one that is not drawn is empty.
+    ``responses`` are among y+, y-, yo and second; one that is not drawn is empty. A query of which one response can't
+    be drawn is left out as a whole, and named on standard error.
+
+    Raises:
+        InputError: no response could be drawn, or no query has all of them.
     """
-    texts = WRAPPERS[wrapper]
-    good = [texts["good"].format(principle=p.good) for p in principles]
-    bad = [texts["bad"].format(principle=p.bad) for p in principles]
-    contexts = {
-        "y+": [with_system(p.prompt, s) for p, s in zip(principles, good, strict=True)],
-        "y-": [with_system(p.prompt, s) for p, s in zip(principles, bad, strict=True)],
-        "yo": [p.prompt for p in principles],
-        "second": [p.prompt for p in principles],
-    }
-    unknown = [name for name in responses if name not in contexts]
-    if unknown:
-        raise InputError(f"--responses: unknown response {unknown[0]!r}; known: {', '.join(contexts)}.")
-    conversations = [c for name in responses for c in contexts[name]]
+    good, bad = _systems(principles, wrapper)
+    conversations = _conversations(principles, wrapper, responses)
     seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
     drawn = engine.generate(
         conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
     )
     count = len(principles)
     by_name = {name: drawn[i * count : (i + 1) * count] for i, name in enumerate(responses)}
+
+    lost = name_missing([p.id for _ in responses for p in principles], drawn, "queries")
+    whole = [i for i in range(count) if not any(made[i].missing for made in by_name.values())]
+    if not whole:
+        raise InputError(f"no query has all of its responses: {next(g.why for g in drawn if g.missing)}")
 
     def text(name: str, i: int) -> str:
         return _ECHO.sub("", by_name[name][i].text) if name in by_name else ""
@@ -70,10 +122,12 @@ def draw(
             rejected=text("y-", i),
             original=text("yo", i),
             second=text("second", i) if "second" in by_name else None,
+            cut=[_FIELDS[name] for name, made in by_name.items() if not made[i].finished],
         )
         for i, p in enumerate(principles)
+        if i in whole
     ]
-    counts: dict[str, float] = {"tokens": sum(g.tokens for g in drawn), "cut": sum(not g.finished for g in drawn)}
+    counts: dict[str, float] = {"tokens": sum(g.tokens for g in drawn), "cut": sum(len(t.cut) for t in triples), **lost}
     told = [(g.logprob, g.tokens) for g in drawn if g.logprob is not None]
     if told:
         counts["logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
@@ -120,8 +174,8 @@ def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> li
     by the oracle (annotated). A pair of equal texts says nothing and is left out."""
     if kind == "annotated":
         return _annotated(triples, world)
-    sides = [(t, t.chosen, t.rejected if kind == "good_bad" else t.original) for t in triples]
-    return [_pair(t, chosen, rejected, kind) for t, chosen, rejected in sides if chosen != rejected]
+    other: Cut = "rejected" if kind == "good_bad" else "original"
+    return [_pair(t, "chosen", other, kind) for t in triples if t.chosen != getattr(t, other)]
 
 
 def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
@@ -135,16 +189,18 @@ def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
             raise InputError(f"triple {t.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
         first, second = (oracle.score(t.prompt, text).total for text in (t.original, t.second))
         if first != second:
-            better, worse = (t.original, t.second) if first > second else (t.second, t.original)
-            rows.append(_pair(t, better, worse, "annotated"))
+            rows.append(_pair(t, *(("original", "second") if first > second else ("second", "original")), "annotated"))
     return rows
 
 
-def _pair(triple: Triple, chosen: str, rejected: str, source: str) -> Pair:
+def _pair(triple: Triple, chosen: Cut, rejected: Cut, source: str) -> Pair:
+    """Two responses of a triple, by their fields' names."""
+    sides: dict[Cut, Cut] = {"chosen": chosen, "rejected": rejected}
     return Pair(
         id=triple.id,
         prompt=triple.prompt,
-        chosen=[Message(role="assistant", content=chosen)],
-        rejected=[Message(role="assistant", content=rejected)],
+        chosen=[Message(role="assistant", content=getattr(triple, chosen))],
+        rejected=[Message(role="assistant", content=getattr(triple, rejected))],
         source=source,
+        cut=[side for side, name in sides.items() if name in triple.cut],
     )

@@ -58,10 +58,14 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         engine, config = self.llm.llm_engine, self.llm.llm_engine.model_config
-        prompts = encode_prompts(self.tokenizer, conversations, max_new_tokens, config.max_model_len)
+        prompts, too_long = encode_prompts(self.tokenizer, conversations, max_new_tokens, config.max_model_len)
+        results = {i: Generation.none("too_long", why) for i, why in too_long.items()}
+        if keep is not None:
+            for i, made in results.items():
+                keep(i, made)
         stop = vllm_stop_ids(self.llm, self.tokenizer)
         # Prompts with a common beginning follow each other: it is computed once and still there for the next.
-        for i in sorted(range(len(prompts)), key=prompts.__getitem__):
+        for i in sorted(prompts, key=prompts.__getitem__):
             how = SamplingParams(
                 temperature=temperature,
                 top_p=top_p if temperature > 0 else 1.0,
@@ -72,7 +76,6 @@ class VLLMEngine:
                 detokenize=False,
             )
             engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, how)
-        results: dict[int, Generation] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
@@ -81,9 +84,9 @@ class VLLMEngine:
                     if keep is not None:
                         keep(i, results[i])
                     if progress is not None:
-                        progress(len(results), len(prompts))
+                        progress(len(results), len(conversations))
         print(f"vllm: {self.cached_tokens} of {self.prompt_tokens} prompt tokens came from shared prefixes", flush=True)
-        return [results[i] for i in range(len(prompts))]
+        return [results[i] for i in range(len(conversations))]
 
     def _read(self, output: Any, stop: list[int]) -> Generation:
         drawn = output.outputs[0]
@@ -93,7 +96,7 @@ class VLLMEngine:
         self.cached_tokens += output.num_cached_tokens or 0
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         logprob = sum(at[token].logprob for token, at in zip(ids, drawn.logprobs, strict=True))
-        return Generation(text, len(ids), ended, logprob)
+        return Generation(text, len(ids), drawn.finish_reason == "stop", logprob)
 
 
 def vllm_stop_ids(llm: Any, tokenizer: Any) -> list[int]:

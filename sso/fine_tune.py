@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sso import distributed
-from sso.chat import load_model, load_tokenizer
+from sso.chat import bare_tokenizer, load_model, load_tokenizer, naming
 from sso.config import Sft
 from sso.errors import InputError
 from sso.hub import checkpoint, rows
@@ -24,11 +24,11 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     Raises:
         InputError: neither has one, or the template's control tokens are no single tokens of the base model's.
     """
-    from transformers import AutoTokenizer
-
     if template is None:
-        return load_tokenizer(base)
-    tokenizer, other = AutoTokenizer.from_pretrained(base), load_tokenizer(checkpoint(template))
+        tokenizer = load_tokenizer(base)
+        tokenizer.outside = {}  # training gives all of its tokens embeddings
+        return tokenizer
+    tokenizer, other = bare_tokenizer(base), load_tokenizer(checkpoint(template))
     tokenizer.chat_template = other.chat_template
     vocabulary = tokenizer.get_vocab()
     marks = [token for token in other.all_special_tokens if token in other.chat_template]
@@ -36,9 +36,6 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     if added:
         print(f"sft: {len(added)} tokens of the template are new to the model: {', '.join(added)}")
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -53,11 +50,12 @@ def dialogues(settings: Sft, tokenizer: Any) -> Any:
     if "messages" not in found.column_names:
         raise InputError(f"{settings.data}: no column `messages`; it has {', '.join(found.column_names)}.")
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        made = tokens(tokenizer, [Message(role=m["role"], content=m["content"]) for m in row["messages"]])
+    def encode(row: dict[str, Any], number: int) -> dict[str, list[int]]:
+        with naming([f"{settings.data}:{number + 1}"], "row"):
+            made = tokens(tokenizer, [Message(role=m["role"], content=m["content"]) for m in row["messages"]])
         return {key: ids[: settings.max_length] for key, ids in made.items()}
 
-    made = found.map(encode, remove_columns=found.column_names, desc="tokenize")
+    made = found.map(encode, with_indices=True, remove_columns=found.column_names, desc="tokenize")
     kept = made.filter(lambda row: any(label >= 0 for label in row["labels"]), desc="filter")
     if len(kept) < len(made):
         print(

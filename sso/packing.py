@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sso.attention import layout
-from sso.chat import encode_prompt, encode_response, with_system
+from sso.chat import encode_prompt, encode_response, naming, with_system
 from sso.distributed import is_main
 from sso.errors import InputError
 from sso.objective import Node
@@ -74,14 +74,18 @@ def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) 
     the room beside the record's longest context, so that a response is the same in all contexts.
 
     Raises:
-        InputError: no record fits.
+        InputError: there is no record, none fits, or the chat template refuses one, which is named.
     """
+    if not records:
+        raise InputError("there are no records to tokenize; give at least one triple or pair.")
     made = Tokenized([])
     for record in records:
-        contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+        with naming([record.id]):
+            contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+            if isinstance(record, Triple):
+                contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
+                contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
         if isinstance(record, Triple):
-            contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
-            contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
             texts = {"y+": record.chosen, "y-": record.rejected, "yo": record.original}
         else:
             texts = {"y+": record.chosen[-1].content, "y-": record.rejected[-1].content}
@@ -89,7 +93,8 @@ def tokenize(records: Sequence[Triple | Pair], tokenizer: Any, max_length: int) 
         if room < 1:
             made.left_out.append(record.id)
             continue
-        responses = {name: encode_response(tokenizer, text) for name, text in texts.items()}
+        with naming([record.id]):
+            responses = {name: encode_response(tokenizer, text) for name, text in texts.items()}
         if max(map(len, responses.values())) > room:
             made.cut.append(record.id)
         made.samples.append(Sample(record.id, contexts, {name: ids[:room] for name, ids in responses.items()}))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sso.chat import encode_prompt, encode_response
+from sso.chat import encode_prompt, encode_response, save_tokenizer
 from sso.config import Backbone, Sft
 from sso.progress import show_steps
 from sso.records import Message, iter_json_lines, whole_folder
@@ -97,4 +97,4 @@ def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None =
     """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own."""
     with whole_folder(out) as folder:
         model.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)

@@ -7,7 +7,7 @@ query's id and the response's name, so one query's draws depend on nothing else.
 import re
 from typing import Any
 
-from sso.chat import with_system
+from sso.chat import naming, with_system
 from sso.config import Sampling, World
 from sso.errors import InputError
 from sso.principles import WRAPPERS
@@ -46,9 +46,10 @@ def draw(
         raise InputError(f"--responses: unknown response {unknown[0]!r}; known: {', '.join(contexts)}.")
     conversations = [c for name in responses for c in contexts[name]]
     seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
-    drawn = engine.generate(
-        conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
-    )
+    with naming([p.id for _ in responses for p in principles], "query"):
+        drawn = engine.generate(
+            conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
+        )
     count = len(principles)
     by_name = {name: drawn[i * count : (i + 1) * count] for i, name in enumerate(responses)}
 

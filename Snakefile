@@ -9,12 +9,14 @@
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
 from sso import lifeline, warm
 from sso.errors import InputError
+from workflow import failures
 from workflow import grid as grids
 
 # A process is single-threaded; the commands are those beside this Python.
@@ -71,12 +73,21 @@ rule all:
         grid.targets,
 
 
+started = time.time()
+
+
 # One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
     lifeline.hold(Path(grid.root))
-    if experiment.hardware is None:
+    if experiment.hardware is None and workflow.local_exec:
         warm.start()
 
 
 onsuccess:
-    print(f"done: {grid.root}/report/report.html")
+    if (page := Path(grid.root, "report", "report.html")).is_file():
+        print(f"done: {page}")
+
+
+onerror:
+    for line in failures.told(grid, started):
+        print(line, file=sys.stderr)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sso.locks import owned
 from sso.records import digest, write_text
 
 SAVED = "saved"
@@ -35,6 +36,8 @@ def resume_from(folder: Path, key: Mapping[str, Any]) -> Path | None:
 
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Remove the folder when the work inside is done; a failure leaves it for the next try."""
-    yield
-    shutil.rmtree(folder, ignore_errors=True)
+    """Keep the folder for this process alone, and remove it when the work inside is done; a failure leaves it for the
+    next try. Raises InputError where another process works there."""
+    with owned(folder):
+        yield
+        shutil.rmtree(folder, ignore_errors=True)

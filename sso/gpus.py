@@ -1,7 +1,7 @@
 """Which GPUs a job may use on one machine: a lock file each, held by the kernel as long as a process of the job lives.
 
-A crash, even SIGKILL of all, frees them; a child that still runs keeps them. Under a cluster's scheduler, which sets
-CUDA_VISIBLE_DEVICES itself, nothing is claimed.
+A crash, even SIGKILL of all, frees them; a child that still runs keeps them. Where CUDA_VISIBLE_DEVICES is set, in a
+shell or by a cluster's allocation, jobs share what it shows.
 """
 
 import fcntl
@@ -17,13 +17,16 @@ WANTED = "SSO_GPUS"
 
 
 def folder() -> Path:
-    """Where the locks lie: one place a user and machine, whatever the working directory."""
-    return Path(os.environ.get("SSO_GPU_LOCKS") or Path(tempfile.gettempdir()) / f"sso-gpus-{os.getuid()}")
+    """Where the locks lie: one place a user and machine, whatever the working directory; or one a cluster's job, in
+    which GPUs may be numbered anew."""
+    name = "-".join(filter(None, ["sso-gpus", str(os.getuid()), os.environ.get("SLURM_JOB_ID")]))
+    return Path(os.environ.get("SSO_GPU_LOCKS") or Path(tempfile.gettempdir()) / name)
 
 
 def known() -> list[str]:
-    """Indices of this machine's GPUs, or of those that SSO_GPU_IDS (`0,1,2`) leaves to this workflow."""
-    if given := os.environ.get("SSO_GPU_IDS"):
+    """This machine's GPUs, or those that SSO_GPU_IDS (`0,1,2`), else CUDA_VISIBLE_DEVICES leaves to this workflow."""
+    given = os.environ.get("SSO_GPU_IDS") or os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
@@ -66,7 +69,12 @@ def claim(count: int, wait_s: float = 600, poll_s: float = 0.5) -> list[str]:
 
 
 def claim_for_job() -> None:
-    """Claim what the workflow wants for this job, once, and show it those GPUs alone."""
+    """Claim what the workflow wants for this job, once, and show it those GPUs alone.
+
+    A cluster's job that sees no more than that has them to itself; one that sees more (an interactive allocation with
+    the workflow inside) is shared.
+    """
     count = int(os.environ.pop(WANTED, None) or 0)
-    if count and "CUDA_VISIBLE_DEVICES" not in os.environ and "SLURM_JOB_ID" not in os.environ:
+    shared = "SLURM_JOB_ID" not in os.environ or len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) > count
+    if count and shared:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(count))

@@ -4,9 +4,11 @@ Importing torch and transformers costs eight seconds, more than most jobs of the
 has imported them forks a child for each command. `sso`, `sso-eval` and `sso-rewardbench` hand their command to
 the server whose socket SSO_WARM names, and do the work themselves where there is none: results are the same.
 
-The server lives as long as the process that started it; a child dies with the command that asked for it.
+The server lives as long as the process that started it; a child dies with the command that asked for it. It serves
+its own kind alone: a command in another environment (vLLM's), or inside a cluster's job, has its own to use.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -40,17 +42,23 @@ PRELOAD = (
 _POLL = 0.05
 
 
+def place() -> str:
+    """A name for where a command runs: the Python environment, and the cluster's job around it."""
+    where = [sys.prefix, os.environ.get("SLURM_JOB_ID", "")]
+    return hashlib.sha256("\0".join(where).encode()).hexdigest()[:16]
+
+
 def start() -> None:
     """Start a server for the commands of this process and its children."""
-    path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), "socket"))  # the folder is this user's alone
+    path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), place()))  # the folder is this user's alone
     subprocess.Popen([sys.executable, "-m", "sso.warm", path], stdin=subprocess.DEVNULL)
     os.environ["SSO_WARM"] = path
 
 
 def forward(program: str, argv: Sequence[str] | None) -> int | None:
-    """Exit code of a command that a warm interpreter ran; None where there is no server to ask."""
+    """Exit code of a command that a warm interpreter ran; None where there is no server of this place to ask."""
     path = os.environ.get("SSO_WARM")
-    if not path or program not in MODULES:
+    if not path or program not in MODULES or Path(path).name != place():
         return None
     request = {
         "module": MODULES[program],

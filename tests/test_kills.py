@@ -33,7 +33,7 @@ def snakemake(folder: Path, *arguments: str) -> list[str]:
 def stages() -> list[list[grids.Job]]:
     """All jobs that run a command, by rule, in the order in which rules can first run."""
     rules: dict[str, list[grids.Job]] = {}
-    for job in GRID._in_order({path: maker for maker in GRID.jobs.values() for path in GRID._makes(maker)}):
+    for job in GRID._in_order({path: maker for maker in GRID.jobs.values() for path in GRID.makes(maker)}):
         if job.rule != "config":
             rules.setdefault(job.rule, []).append(job)
     return list(rules.values())
@@ -62,7 +62,7 @@ def strike(folder: Path, job: grids.Job, target: str, delay: float, environment:
     """Start the workflow and kill ``target`` when ``job`` has run for ``delay`` s; whether it was there to be hit."""
     # A job that an earlier attempt has finished runs again, as after a change.
     again = ["--forcerun", job.rule] if (folder / job.output).exists() else []
-    command = snakemake(folder, *again, "--", GRID._makes(job)[0])
+    command = snakemake(folder, *again, "--", GRID.makes(job)[0])
     with (folder / "snakemake.log").open("a") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sso import lifeline
+from sso.warm import place as server_name
 from tests import processes
 from tests.conftest import REPOSITORY
 from tests.processes import until
@@ -18,6 +19,7 @@ from tests.processes import until
 WORKFLOW = """
 import os, subprocess, sys
 from sso import lifeline
+from sso.warm import place as server_name
 lifeline.name_workflow()
 subprocess.run(["bash", "-c", "set -eu; " + sys.argv[1] + " && echo next"])
 """
@@ -40,7 +42,7 @@ def environment():
 @pytest.fixture
 def socket(tmp_path, environment):
     """Of a warm interpreter with a process id and a count of commands at work."""
-    path = tmp_path / "warm" / "socket"
+    path = tmp_path / "warm" / server_name()
     path.parent.mkdir()
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], cwd=REPOSITORY)
     until(path.exists)
@@ -109,6 +111,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(REPOSITORY)!r})
 from sso import lifeline
+from sso.warm import place as server_name
 root = Path("results/x")
 if locked := lifeline.explain_lock(root, sys.argv[1:]):
     print(f"note: {{locked}}", file=sys.stderr)

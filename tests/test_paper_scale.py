@@ -189,6 +189,7 @@ def test_requests_of_a_served_writer_are_a_whole_number(capsys):
 
 def test_doctor_names_each_problem(monkeypatch, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("workflow.doctor.shutil.which", lambda name: None)  # on a cluster GPUs need not be here
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--configfile", str(CONFIG / "paper_v2.yaml")])
     said = capsys.readouterr().out
@@ -201,6 +202,32 @@ def test_doctor_names_each_problem(monkeypatch, capsys):
 def test_doctor_finds_nothing_wrong_with_the_micro_world(capsys):
     assert main(["doctor", "--configfile", str(CONFIG / "micro.yaml")]) == 0
     assert "nothing is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gpu", "slurm"])
+def test_a_profile_keeps_what_it_says_beside_the_default_one(name, tmp_path, monkeypatch):
+    from snakemake import cli
+
+    monkeypatch.chdir(REPOSITORY)  # where Snakemake finds profiles/default by itself
+    said = yaml.safe_load((REPOSITORY / "workflow" / "profiles" / name / "config.yaml").read_text())
+    for key in ("executor", "slurm-status-command"):  # of a plugin
+        said.pop(key, None)
+    if name == "slurm":
+        said["default-resources"] |= {"slurm_account": "me", "slurm_partition": "large"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(said))
+    _, got = cli.parse_args(["--profile", str(tmp_path)])
+    for key, value in said["default-resources"].items():
+        assert got.default_resources[key].raw == value, key
+    for key in ("jobs", "retries", "latency-wait", "keep-going", "rerun-incomplete", "show-failed-logs", "scheduler"):
+        assert key not in said or getattr(got, key.replace("-", "_")) == said[key], key
+
+
+def test_a_retry_asks_for_more_time():
+    grid = paper("v2")
+    at = next(job.wildcards for job in grid.jobs.values() if job.rule == "policy")
+    ask = grid.resource("policy", "runtime")
+    assert ask(at, attempt=2) >= 2 * ask(at, attempt=1) - 1 > 30
+    assert grid.resource("policy", "gpu")(at, attempt=2) == grid.resource("policy", "gpu")(at)
 
 
 # GPUs of one machine.
@@ -276,6 +303,30 @@ def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, mon
     monkeypatch.setenv("SSO_GPUS", "2")
     claim_for_job()
     assert len(os.environ.pop("CUDA_VISIBLE_DEVICES").split(",")) == 2 and "SSO_GPUS" not in os.environ
+
+
+@pytest.mark.parametrize("allocation", [None, "17"], ids=["shell", "salloc"])
+def test_jobs_share_the_gpus_that_are_visible(allocation, tmp_path, monkeypatch):
+    from sso.gpus import claim_for_job
+
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    for name in ("SSO_GPU_IDS", "SSO_GPU_LOCKS", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if allocation:
+        monkeypatch.setenv("SLURM_JOB_ID", allocation)
+    seen = set()
+    for _ in range(2):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+        monkeypatch.setenv("SSO_GPUS", "1")
+        claim_for_job()
+        seen.add(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == {"4", "6"}
+    if allocation:  # a job of its own, whose GPUs are numbered from 0 again, does not wait for the first's
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+        monkeypatch.setenv("SSO_GPUS", "1")
+        claim_for_job()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
 
 
 # Several machines: stand-ins for srun and scontrol start each task here.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sso import warm
 from tests.conftest import REPOSITORY
 
 
@@ -23,7 +24,7 @@ SERVER = "import sys; from sso import warm; warm.serve(sys.argv[1], ['sso.cli'])
 
 @pytest.fixture
 def socket(tmp_path):
-    path = Socket(tmp_path / "warm" / "socket")
+    path = Socket(tmp_path / "warm" / warm.place())
     path.parent.mkdir()
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], cwd=REPOSITORY)
     while not path.exists():
@@ -48,9 +49,9 @@ def children(pid: int) -> list[int]:
 
 def test_output_exit_code_and_folder_are_the_same(socket, tmp_path):
     for arguments in (["schema"], ["data", "--settings", "{}", "--out", "d"], ["nonsense"], ["report"]):
-        cold, warm = (command(s, *arguments, cwd=tmp_path) for s in (None, socket))
-        assert (warm.returncode, warm.stdout) == (cold.returncode, cold.stdout)
-        assert warm.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
+        cold, asked = (command(s, *arguments, cwd=tmp_path) for s in (None, socket))
+        assert (asked.returncode, asked.stdout) == (cold.returncode, cold.stdout)
+        assert asked.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
     command(socket, "schema", "--out", "schema.json", cwd=tmp_path)
     assert (tmp_path / "schema.json").is_file()
 
@@ -74,7 +75,18 @@ def test_a_command_that_dies_while_asking_leaves_the_server_answering(socket, tm
 
 
 def test_without_a_server_the_command_does_the_work_itself(tmp_path):
-    assert command(tmp_path / "nobody", "schema").returncode == 0
+    assert command(tmp_path / "nobody" / warm.place(), "schema").returncode == 0
+
+
+@pytest.mark.parametrize("elsewhere", ["another environment", "a cluster's job"])
+def test_a_command_of_another_place_is_not_served(elsewhere, socket, monkeypatch):
+    monkeypatch.setenv("SSO_WARM", str(socket))
+    assert warm.forward("sso", ["schema"]) == 0
+    if elsewhere == "another environment":
+        monkeypatch.setattr(sys, "prefix", "/another/environment")
+    else:
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert warm.forward("sso", ["schema"]) is None
 
 
 def test_a_child_dies_with_its_command(socket, tmp_path):

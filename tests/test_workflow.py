@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_micro_has_the_jobs_that_its_arms_ask_for():
 
 def test_every_input_is_made_by_a_job_or_is_there():
     grid = build("micro.yaml")
-    made = {path for job in grid.jobs.values() for path in grid._makes(job)}
+    made = {path for job in grid.jobs.values() for path in grid.makes(job)}
     for job in grid.jobs.values():
         for path in job.reads():
             assert path in made or Path(path).exists(), f"{job.rule} needs {path}"
@@ -375,3 +376,43 @@ def test_a_reward_model_reads_what_its_sources_are(tmp_path):
 def test_bad_rewards_are_named(reward, message):
     with pytest.raises(InputError, match=message):
         grids.check(grids.load([CONFIG / "micro.yaml"], {"rewards": {"new": {"label": "new", **reward}}}))
+
+
+# A job that fails.
+
+
+@pytest.mark.parametrize("profile", ["default", "gpu"])
+def test_a_failing_job_says_its_own_sentence_last(profile, checkpoint, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"id": "a", "prompt": "Hello"}\n')
+    arms = "{base: {label: base, data: none}, a: {label: a, version: v1, data: triples, iterations: 3, policy: {}}}"
+    given = f"--config model={checkpoint} queries={tmp_path / 'one.jsonl'} arms={arms!r}"
+    options = ["--workflow-profile", str(REPOSITORY / "workflow" / "profiles" / profile), "--cores", "1"]
+    local = ["--configfile", str(CONFIG / "local_model.yaml")]
+    result = snakemake(*options, *local, *shlex.split(given), cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    log = "results/local_model/logs/data.log"
+    said = f"{tmp_path / 'one.jsonl'}: 1 queries are too few for 3 iterations."
+    assert f"failed: data: error: {said} [{log}]" in result.stderr.splitlines(), result.stderr
+    assert "done:" not in result.stdout + result.stderr
+
+
+def test_part_of_a_run_does_not_say_done(tmp_path):
+    result = snakemake("--configfile", str(CONFIG / "smoke.yaml"), "--", "results/smoke/config.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "done:" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\nerror: x: no such file; give one.\nb\n", "error: x: no such file; give one."),
+        ("Traceback (most recent call last):\n  File\nValueError: no\n", "ValueError: no"),
+        ("train: 3/10\n\n", "train: 3/10"),
+        ("", "the log is empty; it was ended from outside"),
+    ],
+)
+def test_last_words_of_a_log(text, words, tmp_path):
+    from workflow.failures import last_words
+
+    (tmp_path / "log").write_text(text)
+    assert last_words(tmp_path / "log") == words

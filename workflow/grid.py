@@ -243,6 +243,11 @@ class Grid:
         """Where a rule's messages go."""
         return f"{self.root}/logs/{self.pattern(name).removeprefix(self.root + '/')}.log"
 
+    def log_of(self, job: Job) -> str:
+        """Where a job's messages go; both rules that make pairs write to one place."""
+        name = "pairs" if job.rule == "generated_pairs" else job.rule
+        return self.log(name).format(**job.wildcards)
+
     def benchmark(self, name: str) -> str:
         """Where Snakemake writes a job's wall time and peak memory."""
         return f"{self.root}/benchmarks/{self.pattern(name).removeprefix(self.root + '/')}.tsv"
@@ -266,26 +271,40 @@ class Grid:
         """Priority function of a rule: the longest chain of jobs that waits for this one."""
         return lambda wildcards: self._depth[self.job(rule, wildcards).output]
 
-    def resource(self, rule: str, name: str) -> Callable[[Any], int]:
-        """Resource function of a rule: `gpu`, `nodes`, `mem_mb`, `runtime` (minutes, twice the cost model's)."""
+    def resource(self, rule: str, name: str) -> Callable[..., int | str]:
+        """Resource function of a rule, by the cost model on the experiment's hardware.
 
-        def ask(wildcards: Any) -> int:
+        `gpu` (of all machines), `nodes`, `mem_mb`, `runtime` (minutes, twice the model's; a retry gets as much again).
+        For SLURM: `tasks` (one a machine, where there are several), `cpus_per_task`, and `mpi` (a job on several
+        machines starts its own steps).
+        """
+
+        def ask(wildcards: Any, attempt: int = 1) -> int | str:
             if self.experiment.hardware is None:
-                return {"gpu": 0, "nodes": 1, "mem_mb": 2500, "runtime": 120}[name]
-            cost = self.cost(self.job(rule, wildcards))
-            own = {
+                cost, minutes = Cost(), 120.0
+            else:
+                cost = self.cost(self.job(rule, wildcards))
+                minutes = attempt * (30 + 2 * 60 * cost.wall_hours)
+            several = cost.nodes > 1
+            threads = max(1, 4 * cost.gpus)
+            own: dict[str, float | str] = {
                 "gpu": cost.gpus,
-                "nodes": cost.nodes,
                 "mem_mb": 1000 * cost.host_gb,
-                "runtime": 30 + 2 * 60 * cost.wall_hours,
+                "runtime": minutes,
+                "nodes": cost.nodes,
+                "threads": threads,
+                "tasks": cost.nodes if several else 0,
+                "cpus_per_task": threads // cost.nodes,
+                "mpi": "srun" if several else "",
             }
-            return math.ceil(own[name])
+            value = own[name]
+            return value if isinstance(value, str) else math.ceil(value)
 
         return ask
 
-    def threads(self, rule: str) -> Callable[[Any], int]:
+    def threads(self, rule: str) -> Callable[..., int | str]:
         """Threads function of a rule: four a GPU, which feed it; a job without is one process."""
-        return lambda wildcards: max(1, 4 * self.resource(rule, "gpu")(wildcards))
+        return self.resource(rule, "threads")
 
     @cached_property
     def costs(self) -> Costs:
@@ -362,7 +381,7 @@ class Grid:
 
     @cached_property
     def _depth(self) -> dict[str, int]:
-        makers = {path: job for job in self.jobs.values() for path in self._makes(job)}
+        makers = {path: job for job in self.jobs.values() for path in self.makes(job)}
         depth: dict[str, int] = {}
         for job in reversed(self._in_order(makers)):
             depth.setdefault(job.output, 0)
@@ -372,7 +391,7 @@ class Grid:
                     depth[before] = max(depth.get(before, 0), depth[job.output] + 1)
         return depth
 
-    def _makes(self, job: Job) -> list[str]:
+    def makes(self, job: Job) -> list[str]:
         """All declared outputs of a job."""
         if job.rule == "data":
             return list(self.data_files.values())
@@ -734,7 +753,7 @@ class _Cell:
             own = {**source.model_dump(), "arm": None, "world": False, "limit": limit, "weight": weight}
             sources += [{**own, "path": path} for path in paths]
         files = [source["path"] for source in sources]
-        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid._makes(job)}
+        made = {bench, *files} & {path for job in self.grid.jobs.values() for path in self.grid.makes(job)}
         local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
         pairs = self.add(
             "mixture",

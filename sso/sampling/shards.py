@@ -145,8 +145,8 @@ def kept(args: Namespace, expected: int, what: str) -> Iterator[Kept]:
         return
     key = settings.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens", "dtype", "endpoint"})
     weights = file_digest(model) if model and Path(model).is_dir() else str(model)
-    checkpoints.resume_from(folder, {**key, "model": weights})
     with checkpoints.kept(folder):
+        checkpoints.resume_from(folder, {**key, "model": weights})
         if settings.devices > 1 or settings.engine == "vllm":
             _run(settings, folder, args.argv, expected, what)
         yield Kept(make, folder, "rest", check)

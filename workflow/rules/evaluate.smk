@@ -16,6 +16,8 @@ rule evaluate:
     threads: grid.threads("evaluate")
     resources:
         gpu=grid.resource("evaluate", "gpu"),
+        cpus_per_task=grid.resource("evaluate", "cpus_per_task"),
+        nodes=grid.resource("evaluate", "nodes"),
         mem_mb=grid.resource("evaluate", "mem_mb"),
         runtime=grid.resource("evaluate", "runtime"),
     params:
@@ -51,6 +53,8 @@ rule judge:
     threads: grid.threads("judge")
     resources:
         gpu=grid.resource("judge", "gpu"),
+        cpus_per_task=grid.resource("judge", "cpus_per_task"),
+        nodes=grid.resource("judge", "nodes"),
         mem_mb=grid.resource("judge", "mem_mb"),
         runtime=grid.resource("judge", "runtime"),
     params:
@@ -84,6 +88,8 @@ rule data_quality:
     threads: grid.threads("data_quality")
     resources:
         gpu=grid.resource("data_quality", "gpu"),
+        cpus_per_task=grid.resource("data_quality", "cpus_per_task"),
+        nodes=grid.resource("data_quality", "nodes"),
         mem_mb=grid.resource("data_quality", "mem_mb"),
         runtime=grid.resource("data_quality", "runtime"),
     params:

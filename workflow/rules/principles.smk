@@ -16,6 +16,8 @@ rule principles:
     threads: grid.threads("principles")
     resources:
         gpu=grid.resource("principles", "gpu"),
+        cpus_per_task=grid.resource("principles", "cpus_per_task"),
+        nodes=grid.resource("principles", "nodes"),
         mem_mb=grid.resource("principles", "mem_mb"),
         runtime=grid.resource("principles", "runtime"),
     params:

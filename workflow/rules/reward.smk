@@ -35,7 +35,10 @@ rule reward_model:
     threads: grid.threads("reward_model")
     resources:
         gpu=grid.resource("reward_model", "gpu"),
+        cpus_per_task=grid.resource("reward_model", "cpus_per_task"),
         nodes=grid.resource("reward_model", "nodes"),
+        tasks=grid.resource("reward_model", "tasks"),
+        mpi=grid.resource("reward_model", "mpi"),
         mem_mb=grid.resource("reward_model", "mem_mb"),
         runtime=grid.resource("reward_model", "runtime"),
     params:
@@ -68,6 +71,7 @@ rule rewardbench:
     threads: grid.threads("rewardbench")
     resources:
         gpu=grid.resource("rewardbench", "gpu"),
+        cpus_per_task=grid.resource("rewardbench", "cpus_per_task"),
         nodes=grid.resource("rewardbench", "nodes"),
         mem_mb=grid.resource("rewardbench", "mem_mb"),
         runtime=grid.resource("rewardbench", "runtime"),

@@ -16,6 +16,8 @@ rule sample:
     threads: grid.threads("sample")
     resources:
         gpu=grid.resource("sample", "gpu"),
+        cpus_per_task=grid.resource("sample", "cpus_per_task"),
+        nodes=grid.resource("sample", "nodes"),
         mem_mb=grid.resource("sample", "mem_mb"),
         runtime=grid.resource("sample", "runtime"),
     params:
@@ -51,6 +53,8 @@ rule pairs:
     threads: grid.threads("pairs")
     resources:
         gpu=grid.resource("pairs", "gpu"),
+        cpus_per_task=grid.resource("pairs", "cpus_per_task"),
+        nodes=grid.resource("pairs", "nodes"),
         mem_mb=grid.resource("pairs", "mem_mb"),
         runtime=grid.resource("pairs", "runtime"),
     params:
@@ -84,6 +88,8 @@ rule generated_pairs:
     threads: grid.threads("generated_pairs")
     resources:
         gpu=grid.resource("generated_pairs", "gpu"),
+        cpus_per_task=grid.resource("generated_pairs", "cpus_per_task"),
+        nodes=grid.resource("generated_pairs", "nodes"),
         mem_mb=grid.resource("generated_pairs", "mem_mb"),
         runtime=grid.resource("generated_pairs", "runtime"),
     params:

@@ -16,7 +16,10 @@ rule sft:
     threads: grid.threads("sft")
     resources:
         gpu=grid.resource("sft", "gpu"),
+        cpus_per_task=grid.resource("sft", "cpus_per_task"),
         nodes=grid.resource("sft", "nodes"),
+        tasks=grid.resource("sft", "tasks"),
+        mpi=grid.resource("sft", "mpi"),
         mem_mb=grid.resource("sft", "mem_mb"),
         runtime=grid.resource("sft", "runtime"),
     params:

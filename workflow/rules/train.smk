@@ -16,6 +16,8 @@ rule reference:
     threads: grid.threads("reference")
     resources:
         gpu=grid.resource("reference", "gpu"),
+        cpus_per_task=grid.resource("reference", "cpus_per_task"),
+        nodes=grid.resource("reference", "nodes"),
         mem_mb=grid.resource("reference", "mem_mb"),
         runtime=grid.resource("reference", "runtime"),
     params:
@@ -43,7 +45,10 @@ rule generator:
     threads: grid.threads("generator")
     resources:
         gpu=grid.resource("generator", "gpu"),
+        cpus_per_task=grid.resource("generator", "cpus_per_task"),
         nodes=grid.resource("generator", "nodes"),
+        tasks=grid.resource("generator", "tasks"),
+        mpi=grid.resource("generator", "mpi"),
         mem_mb=grid.resource("generator", "mem_mb"),
         runtime=grid.resource("generator", "runtime"),
     params:
@@ -71,7 +76,10 @@ rule policy:
     threads: grid.threads("policy")
     resources:
         gpu=grid.resource("policy", "gpu"),
+        cpus_per_task=grid.resource("policy", "cpus_per_task"),
         nodes=grid.resource("policy", "nodes"),
+        tasks=grid.resource("policy", "tasks"),
+        mpi=grid.resource("policy", "mpi"),
         mem_mb=grid.resource("policy", "mem_mb"),
         runtime=grid.resource("policy", "runtime"),
     params:

@@ -26,8 +26,21 @@ TODAY = datetime(2024, 7, 26)
 It is the day that Llama 3.1's template writes where nobody tells it one."""
 
 
-def _strftime_now(form: str) -> str:
-    return TODAY.strftime(form)
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyY"]
+_STRFTIME_NOW = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace({directive!r}, {TODAY.strftime(directive)!r})" for directive in _DIRECTIVES)
+    + " }}{% endmacro %}\n"
+)
+"""A jinja macro in the place of transformers' function of that name, which can't be given as an argument. The newline
+after a block is no text, so a template behind it renders as it would alone."""
+
+
+def _on_the_day(tokenizer: Any, apply: Any, conversation: Any, **how: Any) -> Any:
+    """transformers' `apply_chat_template`, ``apply``, with a template for which it is `TODAY`."""
+    template = tokenizer.get_chat_template(how.pop("chat_template", None), how.get("tools"))
+    dated = _STRFTIME_NOW if "strftime_now" in template else ""
+    return apply(conversation, chat_template=dated + template, **how)
 
 
 class Unfit(InputError):
@@ -225,7 +238,7 @@ def bare_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
         raise InputError(f"{path}: no tokenizer can be loaded ({' '.join(str(error).split())[:160]}).") from error
     if tokenizer.eos_token is None:
         raise InputError(f"{path}: the tokenizer has no eos_token; name it in tokenizer_config.json.")
-    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=_strftime_now)
+    tokenizer.apply_chat_template = partial(_on_the_day, tokenizer, tokenizer.apply_chat_template)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -351,7 +364,7 @@ def check_checkpoint(path: str | Path, template: bool = True) -> None:
 
 
 def check_system(path: str | Path, why: str) -> None:
-    """Raise InputError where a checkpoint's chat template takes no system turn, which ``why`` needs. No torch."""
+    """Raise InputError where a checkpoint's chat template takes no system turn, which ``why`` needs."""
     if refused := refuses_system(load_tokenizer(path)):
         raise InputError(
             f"{path}: {refused} (a system turn, in which {why} states its principles); use another checkpoint."

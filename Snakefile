@@ -53,7 +53,7 @@ wildcard_constraints:
     set="[^/]+(/it[0-9]+)?",
     arm="[^/]+",
     reward="[^/]+",
-    guidelines="[^/]+",
+    guidelines="[^/]+(/it[0-9]+)?",
     part="preferences[^/]*",
 
 

@@ -167,7 +167,7 @@ def _pairs(args: argparse.Namespace) -> None:
         write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
         _write_json(args.out, quality)
         run.summary.update({n: e["value"] for n, e in quality.items() if isinstance(e, dict)})
-        run.summary.update({name: quality[name] for name in ("equal_pairs", "unscored_pairs")})
+        run.summary.update({name: quality[name] for name in ("equal_pairs", "unscored_pairs", "left_out_pairs")})
         if quality["unscored_pairs"]:
             print(f"warning: {quality['unscored_pairs']} pairs have no reference scores: too long.", file=sys.stderr)
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))

@@ -19,7 +19,8 @@ from eval.alpaca_eval import mean_and_error
 from eval.judge import Comparison, Judge, to_json
 from eval.variance import subset
 from sso.errors import InputError
-from sso.records import Pair, read
+from sso.preferences import read
+from sso.records import Pair
 
 
 def judged(judge: Judge, pairs: list[Pair], draw: int = 0) -> list[dict[str, Any]]:
@@ -78,7 +79,7 @@ def measure(
     judge: Judge, pairs_path: Path, reference: Path, count: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged."""
-    pairs = read(pairs_path, Pair)
+    pairs, left_out = read(pairs_path)
     average = _averages(reference, pairs)  # before the judge, who may want money
     rows = judged(judge, subset(pairs, count or len(pairs), seed))
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
@@ -95,7 +96,7 @@ def measure(
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
     if bad:
         raise InputError(f"{reference}: {bad[0]} is not a number; the model that scored these pairs is broken.")
-    return quality | {"judge": judge.name} | judge.notes(), rows
+    return quality | {"left_out_pairs": sum(left_out.values()), "judge": judge.name} | judge.notes(), rows
 
 
 def _finite(value: float | None) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sso.config import Judge as JudgeSettings
 from sso.config import World
 from sso.errors import InputError
+from sso.hub import checkpoint
 from sso.records import Message
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def make_judge(settings: JudgeSettings, world: World | None, cache: Path, progre
             raise InputError("judge.kind: the oracle judges only the micro-world; give --world, or another judge.")
         return OracleJudge(world)
     if settings.path is not None:  # kind: reward
-        return RewardJudge(Path(settings.path))
+        return RewardJudge(checkpoint(settings.path))
     from eval.endpoint_judge import EndpointJudge
 
     return EndpointJudge(settings, cache, progress)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sso import preferences, records, tracking
+from sso import dialogues, preferences, records, tracking
 from sso.cli import end_start_up, progress, run_cli, settings
 from sso.config import Judge, Mixture, Reward, Sampling, World
 from sso.hub import checkpoint
@@ -27,13 +27,12 @@ def _mix(args: argparse.Namespace) -> None:
     with tracking.run(args.out, "mix", how, {**inputs, "bench": args.bench}) as run:
         mixed = mix(how, read_bench(args.bench) if how.ngram else [])
         for entry in mixed.report:
-            preferences.warn(entry["left_out"], entry["source"])
+            preferences.warn(entry["left_out"], entry["source"], entry["row_numbers"])
             wanted = entry["asked"] or entry["usable"]
             if entry["taken"] < wanted:
                 print(f"warning: {entry['source']}: {wanted} pairs asked for, {entry['taken']} there", file=sys.stderr)
-            for reason, ids in entry["left_out"].items():
-                key = reason.replace(" ", "_")
-                run.summary[key] = run.summary.get(key, 0) + len(ids)
+            for key, count in dialogues.counts(entry["left_out"]).items():
+                run.summary[key] = run.summary.get(key, 0) + count
         run.summary["pairs"] = len(mixed.pairs)
         records.write_text(args.out.with_suffix(".report.json"), json.dumps(mixed.report, indent=1) + "\n")
         records.write(args.out, mixed.pairs)
@@ -48,9 +47,10 @@ def _train(args: argparse.Namespace) -> None:
     distributed.launch(how, args.argv, "rewardbench.cli")
     inputs = {"model": args.model, "pairs": args.pairs}
     with tracking.run(args.out, "reward", how, inputs, args.seed) as run:
-        pairs, left_out = data.read_pairs(args.pairs)
-        preferences.warn(left_out, args.pairs)
-        run.summary.update({reason.replace(" ", "_"): len(ids) for reason, ids in left_out.items()})
+        pairs, left_out, numbers = data.read_pairs(args.pairs)
+        if distributed.is_main():
+            preferences.warn(left_out, args.pairs, numbers)
+        run.summary.update(dialogues.counts(left_out))
         import transformers.trainer  # noqa: F401
 
         from rewardbench.train import train

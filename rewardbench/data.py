@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from sso import preferences, records
+from sso import dialogues, preferences, records
 from sso.config import Preferences
 from sso.errors import InputError, first_problem
 from sso.preferences import Parsed, Preference
@@ -60,7 +60,7 @@ def read_pairs(path: str | Path) -> Parsed:
     Raises:
         InputError: the file can't be read, or no usable pair is in it.
     """
-    return preferences.parse(preferences.rows(Preferences(path=str(path))), str(path))
+    return preferences.parse(preferences.file_rows(Path(path)), str(path))
 
 
 def read_bench(path: str | Path) -> list[Comparison]:
@@ -97,7 +97,10 @@ def read_bench(path: str | Path) -> list[Comparison]:
 
 def _text(side: Any) -> Any:
     """The last turn's text where a side is a whole dialogue."""
-    turns = preferences.messages(side, "assistant") if isinstance(side, list) else None
+    try:
+        turns = dialogues.messages(side, "assistant") if isinstance(side, list) else []
+    except dialogues.LeftOut:  # whose row the caller names
+        return side
     return turns[-1].content if turns else side
 
 

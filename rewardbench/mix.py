@@ -67,7 +67,8 @@ def mix(settings: Mixture, bench: Sequence[Comparison]) -> Mixed:
         usable.append(kept)
         rows = len(parsed.pairs) + sum(map(len, parsed.left_out.values()))
         left_out = {**parsed.left_out, **{reason: ids for reason, ids in dropped.items() if ids}}
-        report.append({"source": source.path, "rows": rows, "left_out": left_out, "usable": len(kept)})
+        entry = {"source": source.path, "rows": rows, "left_out": left_out, "usable": len(kept)}
+        report.append(entry | {"row_numbers": parsed.numbers})
     pairs: list[Preference] = []
     for number, (source, size) in enumerate(zip(settings.parts, sizes(settings, usable), strict=True)):
         taken = preferences.sample(usable[number], size, source.seed)

@@ -32,7 +32,7 @@ from sso.config import (
 from sso.errors import InputError, first_problem, of_machine
 from sso.hub import checkpoint
 from sso.progress import progress
-from sso.records import Pair, Principles, Query, Triple, iter_json_lines, read, write, write_text
+from sso.records import Pair, Principles, Query, Triple, read, write, write_text
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LOSS_OPTIONS = {
@@ -202,8 +202,9 @@ def principles(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs with their reference scores."""
+    from sso.preferences import usable
     from sso.sampling import shards
-    from sso.sampling.triples import draw, pairs_of
+    from sso.sampling.triples import distinct, draw, pairs_of
 
     written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
     expected = len(written) * len(responses)
@@ -217,10 +218,14 @@ def sample(args: argparse.Namespace) -> None:
         if args.shard:
             return
         run.summary.update(counts)
+        if args.distinct:
+            triples, alike = distinct(triples, responses)
+            run.summary.update(alike)
         if args.pairs is None:
             write(args.out, triples)
             return
-        pairs = pairs_of(triples, args.pairs)
+        pairs, left_out = usable([pair.model_dump() for pair in pairs_of(triples, args.pairs)], str(args.out))
+        run.summary.update(left_out)
         if args.reference_out:
             _reference(args.reference_model, pairs, ["pairs"], args.reference_settings, args.reference_out)
         write(args.out, pairs)
@@ -228,11 +233,13 @@ def sample(args: argparse.Namespace) -> None:
 
 def pairs(args: argparse.Namespace) -> None:
     """Pairs out of triples."""
+    from sso.preferences import usable
     from sso.sampling.triples import pairs_of
 
     with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
-        made = pairs_of(read(args.triples, Triple), args.kind, args.world)
-        run.summary["pairs"] = len(made)
+        rows = (pair.model_dump() for pair in pairs_of(read(args.triples, Triple), args.kind, args.world))
+        made, left_out = usable(rows, str(args.out))
+        run.summary.update(left_out | {"pairs": len(made)})
         write(args.out, made)
 
 
@@ -241,18 +248,22 @@ def export(args: argparse.Namespace) -> None:
     from sso.export import made_by, write_folder
 
     with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
-        run.summary["pairs"] = write_folder(args.pairs, args.out)
+        run.summary.update(write_folder(args.pairs, args.out))
 
 
-def _records(path: Path) -> list[Triple] | list[Pair]:
-    """Triples or pairs, told apart by the first line's keys."""
-    _, first = next(iter_json_lines(path), (0, {}))
-    return read(path, Triple) if "system_good" in first else read(path, Pair)
+def _records(path: Path, summary: dict[str, Any] | None = None) -> list[Triple] | list[Pair]:
+    """Triples or pairs; rows that were left out are counted in ``summary``."""
+    from sso.preferences import triples_or_pairs
+
+    records, left_out = triples_or_pairs(path)
+    if summary is not None:
+        summary.update(left_out)
+    return records
 
 
 def _reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
     from sso import reference
-    from sso.chat import load_model, load_tokenizer
+    from sso.chat import load_tokenizer
     from sso.objective import build
     from sso.packing import tokenize
 
@@ -261,8 +272,8 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length)
     made.warn(training.max_length)
-    key = reference.make_key(model_path, tokenizer, records, made.samples, training.max_length, training.dtype)
-    model = load_model(model_path)
+    key = reference.make_key(model_path, tokenizer, records, made.samples, training.max_length, training.numerics)
+    model = reference.load_start(model_path, training)
     show = progress("reference")
     return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 
@@ -271,10 +282,13 @@ def reference(args: argparse.Namespace) -> None:
     """Reference scores of the united nodes of some objectives."""
     from sso import distributed
 
-    distributed.launch(args.settings, args.argv)
+    # The training's engine says what to compute in; scoring itself is data parallel.
+    spread = args.settings.model_copy(update={"engine": "ddp"})
+    distributed.launch(spread, args.argv)
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
-        distributed.start(args.settings)
-        scores = _reference(args.model, _records(args.data), args.objectives.split(","), args.settings, args.out)
+        distributed.start(spread)
+        records = _records(args.data, run.summary)
+        scores = _reference(args.model, records, args.objectives.split(","), args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
         distributed.stop()
 
@@ -291,7 +305,7 @@ def train(args: argparse.Namespace) -> None:
         from sso.tuning import train_best
 
         end_start_up()
-        train_best(args, _records(args.data), run)
+        train_best(args, _records(args.data, run.summary), run)
 
 
 def loss(args: argparse.Namespace) -> None:
@@ -350,6 +364,24 @@ def doctor(args: argparse.Namespace) -> None:
     print("nothing is missing")
 
 
+def pin(args: argparse.Namespace) -> None:
+    """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
+    import yaml
+
+    from sso import hub
+    from sso.report.collect import grid_of
+
+    experiment = grid_of(load(args.configfile)).experiment
+    from workflow.grid import hub_names, repositories, unpinned
+
+    if args.update:
+        wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
+    else:
+        wanted = unpinned(experiment)
+    text = yaml.safe_dump({"revisions": {**experiment.revisions, **hub.commits(wanted)}}, width=120)
+    write_text(args.out, text) if args.out else sys.stdout.write(text)
+
+
 def table(args: argparse.Namespace) -> None:
     """One table of a run."""
     from sso.report.show import find, show
@@ -387,7 +419,7 @@ def parser() -> argparse.ArgumentParser:
     path, required = {"type": Path}, {"type": Path, "required": True}
     seed = ("--seed", {"type": int, "default": 0})
     out, source = ("--out", required), ("--data", required)
-    folder = {"type": checkpoint, "help": "folder of a checkpoint, or its name on the hub"}
+    folder: dict[str, Any] = {"type": checkpoint, "help": "folder of a checkpoint, or OWNER/NAME[@REVISION] on the hub"}
     model = ("--model", {**folder, "required": True})
     world = ("--world", {"type": settings(World)})
     sampling = {"type": settings(Sampling)}
@@ -431,11 +463,12 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         sample,
         "draw y+, y- and yo; with --pairs, write pairs",
-        ("--model", {**path, "help": "not with an endpoint, whose settings name its model"}),
+        ("--model", {**folder, "help": f"{folder['help']}; not with an endpoint, whose settings name its model"}),
         ("--principles", required),
         own(Sampling),
-        ("--wrapper", {"choices": ["micro", "paper"], "default": "paper"}),
+        ("--wrapper", {"choices": ["micro", "paper", "paper_v1"], "default": "paper"}),
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
+        ("--distinct", {"action": "store_true", "help": "leave out triples with equal responses, as v1 does"}),
         ("--pairs", {"choices": ["good_bad"]}),
         ("--limit", {"type": int, "help": "only the first so many queries"}),
         ("--reference-model", folder),
@@ -498,8 +531,8 @@ def parser() -> argparse.ArgumentParser:
         "loss",
         loss,
         "an objective's terms, one JSON line a sample",
-        ("--policy", required),
-        ("--reference", required),
+        ("--policy", {**folder, "required": True}),
+        ("--reference", {**folder, "required": True}),
         ("--triples", {**required, "help": "triples, or pairs for objectives in context x"}),
         ("--dtype", {"choices": ["float32", "bfloat16", "float64"], "default": "float32"}),
         ("--settings", {"type": settings(Training), "default": Training(), "help": "JSON or YAML file of Training"}),
@@ -524,6 +557,14 @@ def parser() -> argparse.ArgumentParser:
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
     add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
     add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
+    add(
+        "pin",
+        pin,
+        "the commits of what a config takes from the hub, as its `revisions`",
+        configfile,
+        ("--update", {"action": "store_true", "help": "ask again for what is pinned"}),
+        ("--out", {**path, "help": "a YAML file; default: standard output"}),
+    )
     add("schema", print_schema, "JSON schema of the config", ("--out", path))
     return top
 

@@ -7,8 +7,9 @@ schema is made from these models (``sso schema``). Knows nothing of paths: those
 
 import difflib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,6 +57,11 @@ class Preferences(Settings):
     """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
     seed: int = 0
 
+    @property
+    def place(self) -> str | None:
+        """`path`, with its revision as PATH@REVISION."""
+        return f"{self.path}@{self.revision}" if self.path and self.revision else self.path
+
 
 class Data(Settings):
     """Real input in the micro-world's place."""
@@ -95,6 +101,8 @@ class Backbone(Settings):
     def _one_source(self) -> "Backbone":
         if (self.path is None) == (self.architecture is None):
             raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
+        if self.path and "@" in self.path and self.revision and not Path(self.path).exists():
+            raise ValueError("`path` names a revision, and `revision` another; give one")
         return self
 
     @property
@@ -118,6 +126,14 @@ class Spread(Settings):
     """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
     save_steps: int = Field(0, ge=0)
     """Optimizer steps between checkpoints for resuming; 0: none."""
+
+    @property
+    def numerics(self) -> Literal["float32", "bfloat16", "bfloat16 weights"]:
+        """What a forward pass of the training computes in: with bfloat16 plain data parallelism keeps float32 weights
+        under autocast, while DeepSpeed and FSDP2 cast the weights themselves. Reference scores must be made alike."""
+        if self.dtype == "float32":
+            return "float32"
+        return "bfloat16" if self.engine == "ddp" else "bfloat16 weights"
 
     @property
     def shards_weights(self) -> bool:
@@ -189,8 +205,8 @@ class Writer(Decoding):
 
     kind: Literal["procedural", "policy", "checkpoint", "endpoint"] = "procedural"
     path: str | None = None
-    wrapper: Literal["micro", "paper"] = "micro"
-    """How a principle becomes a system message."""
+    wrapper: Literal["micro", "paper", "paper_v1"] = "micro"
+    """How a principle becomes a system message; `paper` is that of the arm's version, `paper_v1` that of v1 anyway."""
     max_new_tokens: int = Field(256, ge=1)
 
     @model_validator(mode="before")
@@ -230,6 +246,11 @@ class Optimization(Spread):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
+    weight_decay: float = Field(0.0, ge=0)
+    """Of all weights but norms and biases; DeepSpeed's own optimizer, which the offload engines need, spares none."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
     max_length: int = Field(4096, ge=8)
     """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
 
@@ -531,6 +552,8 @@ class Experiment(Settings):
     """What the paper leaves open: key of this config -> why it has its value. The report lists them."""
     local: dict[str, str] = {}
     """Name of a model or data set (or hf:// file) -> where it lies here; each is replaced wherever it stands."""
+    revisions: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
+    """OWNER/NAME of the hub -> the commit that is taken, wherever the name stands; `sso pin` writes them."""
     tracking_uri: str | None = None
     """MLflow; None: SQLite at results/<experiment>/mlflow.db, or MLFLOW_TRACKING_URI where that is set."""
 
@@ -541,6 +564,9 @@ class Experiment(Settings):
             return values
         if isinstance(local := values.get("local"), dict):
             values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
+        if isinstance(revisions := values.get("revisions"), dict):
+            keep = {key: values[key] for key in ("revisions", "local", "assumed") if key in values}
+            values = {**_pinned(values, revisions), **keep}
         named, arms = values.get("trainings") or {}, values.get("arms")
         for name, arm in arms.items() if isinstance(arms, dict) and isinstance(named, dict) else ():
             for stage in ("generator", "policy"):
@@ -621,6 +647,28 @@ def _replaced(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [_replaced(item, names) for item in value]
     return names.get(value, value) if isinstance(value, str) else value
+
+
+HUB_FILE = re.compile(r"(hf://(?:datasets/|spaces/)?)([^/@]+/[^/@]+)(?:@([^/]+))?(/.+)")
+"""A file of the hub: kind, repository, revision and path in it."""
+
+
+def _pinned(value: Any, revisions: dict[str, str]) -> Any:
+    """A config with every repository of ``revisions`` as NAME@COMMIT, where it has no revision yet; the name of a
+    served model (`model`) is none."""
+    if isinstance(value, dict):
+        own = {"model", "path"} if value.get("revision") else {"model"}
+        return {key: item if key in own else _pinned(item, revisions) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_pinned(item, revisions) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in revisions:
+        return f"{value}@{revisions[value]}"
+    file = HUB_FILE.fullmatch(value)
+    if file and not file[3] and file[2] in revisions:
+        return f"{file[1]}{file[2]}@{revisions[file[2]]}{file[4]}"
+    return value
 
 
 def _has(values: Any, key: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sso.config import Spread
@@ -176,6 +177,14 @@ def engine_arguments(training: Spread) -> dict[str, Any]:
         own = {"use_configured_state": True}  # the state that `start` made
         return {**common, "deepspeed": deepspeed_config(training.engine), "accelerator_config": own}
     return common
+
+
+def keep_outputs(accelerator: Any) -> None:
+    """Let FSDP2 hand a model's outputs on as they are; accelerate would have it round them to bfloat16, and what a
+    model puts out here are log-probabilities and rewards."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)  # none where another engine runs, which is told later
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def deepspeed_config(engine: str) -> dict[str, Any]:

@@ -5,22 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from sso.cards import PARQUET
-from sso.records import Pair, read, whole_folder
+from sso.preferences import read
+from sso.records import whole_folder
 from sso.tracking import record_path
 
 
-def write_folder(pairs: Path, out: Path) -> int:
-    """Write the pairs to ``out``, whole or not at all, in their order; returns how many.
+def write_folder(pairs: Path, out: Path) -> dict[str, int]:
+    """Write the pairs to ``out``, whole or not at all, in their order; returns how many, and rows left out by reason.
 
     The columns are a Pair's own: `id`, `prompt`, `chosen` and `rejected` as lists of messages, `source`.
     """
     from datasets import Dataset
 
-    rows = [pair.model_dump() for pair in read(pairs, Pair)]
+    made, left_out = read(pairs)
+    rows = [pair.model_dump() for pair in made]
     with whole_folder(out) as folder:
         (folder / PARQUET).parent.mkdir()
         Dataset.from_list(rows).to_parquet(str(folder / PARQUET))
-    return len(rows)
+    return left_out | {"pairs": len(rows)}
 
 
 def made_by(pairs: Path) -> dict[str, Any]:

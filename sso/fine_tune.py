@@ -3,19 +3,28 @@
 The tiny models of the micro-world are sso/sft.py's.
 """
 
+import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sso import distributed
-from sso.chat import bare_tokenizer, load_model, load_tokenizer, naming
+from sso import dialogues, distributed
+from sso.chat import bare_tokenizer, load_model, load_tokenizer
 from sso.config import Sft
-from sso.errors import InputError
+from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
-from sso.records import Message
-from sso.sft import arguments, tokens
+from sso.preferences import file_rows
+from sso.records import file_digest
+from sso.sft import answers, arguments, labels
 from sso.trainer import go
 from sso.tuning import save_trained
+
+REFUSED, TOO_LONG = "refused by the chat template", "no answer within max_length"
+"""Why a dialogue is left out, beside what sso/dialogues.py names."""
+TEXT = "json"
+"""The column of rows that are kept as text."""
 
 
 def tokenizer_for(base: Path, template: str | None) -> Any:
@@ -39,31 +48,88 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     return tokenizer
 
 
-def dialogues(settings: Sft, tokenizer: Any) -> Any:
-    """The tokenized dialogues as a memory-mapped data set with input_ids and labels, cut at ``max_length`` tokens.
+def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
+    """The dialogues as a memory-mapped data set with input_ids and labels, cut at ``max_length`` tokens; and counts
+    for the run's record: `examples`, rows left out by reason, `answers_not_scored`.
+
+    What is left out is named on standard error.
 
     Raises:
-        InputError: the data have no `messages`, or none has an assistant's turn within ``max_length``.
+        InputError: the data can't be read, or no row is a dialogue with an answer within ``max_length``.
     """
-    assert settings.data is not None, "without them the corpus is the micro-world's"
-    found = rows(settings.data, settings.split, settings.limit)
-    if "messages" not in found.column_names:
-        raise InputError(f"{settings.data}: no column `messages`; it has {', '.join(found.column_names)}.")
+    from datasets import Features, List, Value
 
-    def encode(row: dict[str, Any], number: int) -> dict[str, list[int]]:
-        with naming([f"{settings.data}:{number + 1}"], "row"):
-            made = tokens(tokenizer, [Message(role=m["role"], content=m["content"]) for m in row["messages"]])
-        return {key: ids[: settings.max_length] for key, ids in made.items()}
+    found = _rows(settings)
 
-    made = found.map(encode, with_indices=True, remove_columns=found.column_names, desc="tokenize")
-    kept = made.filter(lambda row: any(label >= 0 for label in row["labels"]), desc="filter")
-    if len(kept) < len(made):
-        print(
-            f"sft: {len(made) - len(kept)} of {len(made)} dialogues have no answer within {settings.max_length} tokens"
+    def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
+        row = json.loads(row[TEXT]) if TEXT in row else row
+        own = row.get("id")
+        made = {"id": str(number if own is None else own), "reason": "", "unscored": 0, "input_ids": [], "labels": []}
+        try:
+            turns = dialogues.dialogue(row)
+            ids, spans = answers(tokenizer, turns)
+        except dialogues.LeftOut as why:
+            return made | {"reason": str(why)}
+        except InputError:
+            return made | {"reason": REFUSED}
+        if spans[0][0] >= settings.max_length:
+            return made | {"reason": TOO_LONG}
+        unscored = sum(turn.role == "assistant" for turn in turns) - len(spans)
+        values = {"input_ids": ids, "labels": labels(ids, spans)}
+        return made | {"unscored": unscored} | {key: value[: settings.max_length] for key, value in values.items()}
+
+    whole, text = Value("int32"), Value("string")
+    features = Features(id=text, reason=text, unscored=whole, input_ids=List(whole), labels=List(whole))
+    made = found.map(encode, with_indices=True, remove_columns=found.column_names, features=features, desc="tokenize")
+    left_out: dict[str, list[str]] = {}
+    numbers: dict[str, int] = {}
+    for number, (key, reason) in enumerate(zip(made["id"], made["reason"], strict=True), 1):
+        if reason:
+            left_out.setdefault(reason, []).append(key)
+            numbers[key] = number
+    unscored = {key: count for key, count in zip(made["id"], made["unscored"], strict=True) if count}
+    if distributed.is_main():
+        dialogues.warn(left_out, str(settings.data), numbers)
+        if unscored:
+            print(
+                f"warning: {settings.data}: {sum(unscored.values())} earlier answers of {len(unscored)} dialogues are "
+                f"not scored, the chat template shows them in other tokens than they were said in: "
+                f"{first_of(list(unscored))}",
+                file=sys.stderr,
+            )
+    if left_out:
+        made = made.filter(lambda reason: not reason, input_columns="reason", desc="filter")
+    if not len(made):
+        raise InputError(
+            f"{settings.data}: no dialogue to train on ({dialogues.why(left_out, numbers)}); rows need `messages`, "
+            f"`conversations`, or Alpaca's columns, and an answer within max_length {settings.max_length}."
         )
-    if not len(kept):
-        raise InputError(f"{settings.data}: no dialogue has an answer within {settings.max_length} tokens.")
-    return kept
+    counts = {"examples": len(made), **dialogues.counts(left_out), "answers_not_scored": sum(unscored.values())}
+    return made.select_columns(["input_ids", "labels"]), counts
+
+
+def _rows(settings: Sft) -> Any:
+    """The rows of a data set; those of a file of JSON as text, since columns would give them all one shape."""
+    from datasets import Dataset, Features, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    assert settings.data is not None, "without them the corpus is the micro-world's"
+    path = Path(settings.data)
+    if not path.is_file() or path.suffix == ".parquet":
+        return rows(settings.data, settings.split, settings.limit)
+    try:
+        found = Dataset.from_generator(
+            _texts, Features({TEXT: Value("string")}), gen_kwargs={"path": str(path), "digest": file_digest(path)}
+        )
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+    return found.select(range(min(settings.limit, len(found)))) if settings.limit else found
+
+
+def _texts(path: str, digest: str) -> Iterator[dict[str, str]]:
+    """The rows of a file; ``digest`` makes a changed file another one to the cache of `datasets`."""
+    for row in file_rows(Path(path)):
+        yield {TEXT: json.dumps(row)}
 
 
 def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
@@ -102,7 +168,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     base = checkpoint(start)
     tokenizer = tokenizer_for(base, settings.chat_template)
     with how.main_process_first(desc="tokenize"):
-        data = dialogues(settings, tokenizer)
+        data, counts = tokenized(settings, tokenizer)
     model = load_model(base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
@@ -121,4 +187,4 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     save_trained(trainer, settings, tokenizer, out)
     if distributed.is_main():
         shutil.rmtree(scratch, ignore_errors=True)
-    return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(data)}
+    return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

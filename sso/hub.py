@@ -5,6 +5,7 @@ executed: data sets are read from their files, never by a script.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def rows(
 ) -> Any:
     """A data set of the hub, or of a local folder or JSON Lines or parquet file, as `datasets.Dataset`.
 
-    ``subset`` is its configuration and ``revision`` a commit, of the hub's sets.
+    ``subset`` is its configuration and ``revision`` a commit, of the hub's sets, which may stand as NAME@COMMIT too.
     """
     from datasets import load_dataset
 
@@ -49,7 +50,8 @@ def rows(
             kind = "parquet" if path.suffix == ".parquet" else "json"
             found = load_dataset(kind, data_files=str(path), split="train")
         else:
-            found = load_dataset(source, subset, split=split, revision=revision)
+            name, _, commit = (source, "", "") if path.exists() else source.partition("@")
+            found = load_dataset(name, subset, split=split, revision=revision or commit or None)
     except Exception as error:
         raise _unreachable(source, error) from error
     return found.select(range(min(limit, len(found)))) if limit else found
@@ -72,6 +74,26 @@ def queries(data: Data) -> list[Query]:
     made = [Query(id=hashlib.sha256(p.encode()).hexdigest()[:16], prompt=p) for p in list(prompts)[: data.limit]]
     print(f"queries: {len(made)} of {len(found)} rows of {data.queries}; repeated and empty prompts are left out")
     return made
+
+
+def commits(names: Mapping[str, str]) -> dict[str, str]:
+    """The commits that the hub's main branches have now, by repository.
+
+    Args:
+        names: repository -> `model`, `dataset` or `space`.
+
+    Raises:
+        InputError: the hub can't be reached, or lets this user not read one of them.
+    """
+    from huggingface_hub import HfApi
+
+    found, api = {}, HfApi()
+    for name, kind in names.items():
+        try:
+            found[name] = str(api.repo_info(name, repo_type=kind, timeout=20).sha)
+        except Exception as error:
+            raise _unreachable(name, error) from error
+    return found
 
 
 def _unreachable(source: str, error: Exception) -> InputError:

@@ -1,31 +1,30 @@
 """Preference sets as pairs: hub data sets and local files, in the layouts that such sets come in.
 
-Sides are message lists, one message, a text, or a whole dialogue that holds the prompt too (UltraFeedback-binarized,
-Skywork-Reward-Preference, RewardBench); messages are {role, content} or ShareGPT's {from, value}; Anthropic's
-transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...") are read as well. A row that makes no pair is left out by name and
-counted. Knows nothing of models or tokens.
+`chosen` and `rejected` are answers (a text, a message, a list of one) or whole dialogues that hold the prompt too
+(UltraFeedback-binarized, Skywork-Reward-Preference, RewardBench); what stands beside them is read as sso/dialogues.py
+says. All turns but the last become the prompt. A row that makes no pair is left out by name and counted. The one
+reader of pairs: training, reference scores, reward models and measures take them from here. Knows nothing of models
+or tokens.
 """
 
 import hashlib
 import json
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sso import hub
+from sso import dialogues, hub
 from sso.config import Preferences
-from sso.errors import InputError, first_of
-from sso.records import Message, Pair, iter_json_lines
+from sso.dialogues import NO_DIALOGUE, LeftOut, warn
+from sso.distributed import is_main
+from sso.errors import InputError
+from sso.records import Pair, Triple, iter_json_lines
+from sso.records import read as read_records
 
-ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names of the roles."""
 SIDES = ("chosen", "rejected")
 SCORES = ("score_chosen", "score_rejected")
-MISSING, EMPTY, EQUAL = "missing side", "empty side", "equal sides"
-NO_PROMPT, NO_DIALOGUE, DIFFER = "no prompt", "not a dialogue", "differ before the last turn"
-"""Why a row makes no pair."""
+MISSING, EMPTY, EQUAL, DIFFER = "missing side", "empty side", "equal sides", "differ before the last turn"
+"""Why a row makes no pair, beside what sso/dialogues.py names."""
 
 
 class Preference(Pair):
@@ -35,15 +34,16 @@ class Preference(Pair):
 
 
 class Parsed(NamedTuple):
-    """The usable pairs, and the ids of the other rows by reason."""
+    """The usable pairs; the ids of the other rows by reason, and of these the number from 1."""
 
     pairs: list[Preference]
     left_out: dict[str, list[str]]
+    numbers: dict[str, int]
 
     @property
     def counts(self) -> dict[str, int]:
         """`pairs`, and rows left out by reason, its words joined by `_`."""
-        return {"pairs": len(self.pairs)} | {key.replace(" ", "_"): len(ids) for key, ids in self.left_out.items()}
+        return {"pairs": len(self.pairs)} | dialogues.counts(self.left_out)
 
 
 def load(source: Preferences) -> tuple[list[Preference], dict[str, int]]:
@@ -55,23 +55,58 @@ def load(source: Preferences) -> tuple[list[Preference], dict[str, int]]:
         InputError: nothing can be read at ``path``, or no row makes a pair.
     """
     parsed = parse(rows(source), source.path)
-    warn(parsed.left_out, source.path)
+    warn(parsed.left_out, source.path, parsed.numbers)
     return sample(parsed.pairs, source.limit, source.seed), parsed.counts
 
 
-def warn(left_out: Mapping[str, list[str]], path: str | Path) -> None:
-    """A line on standard error for each reason, with the first ids."""
-    for reason, ids in left_out.items():
-        print(f"warning: {path}: left out {len(ids)} rows ({reason}): {first_of(ids)}", file=sys.stderr)
+def read(path: str | Path) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs of a local file, and counts of the rows that were left out, which are named on standard error.
+
+    Raises:
+        InputError: the file can't be read, or no row makes a pair.
+    """
+    return usable(file_rows(Path(path)), str(path))
+
+
+def usable(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[Pair], dict[str, int]]:
+    """Of rows what `read` makes of a file's; ``name`` is theirs in messages."""
+    parsed = parse(rows, name, source="")
+    if is_main():
+        warn(parsed.left_out, name, parsed.numbers)
+    # Without the margin, which belongs to reward models: the records of a file are then those that were written.
+    made = [Pair.model_validate(pair.model_dump()) for pair in parsed.pairs]
+    return made, dialogues.counts(parsed.left_out)
+
+
+def triples_or_pairs(path: Path) -> tuple[list[Triple] | list[Pair], dict[str, int]]:
+    """The records of a file, and counts of the rows left out. Triples, told by their keys, are the suite's own format:
+    each must be whole."""
+    found = file_rows(path)
+    own = [number for number, row in enumerate(found, 1) if "system_good" in row]
+    if not own:
+        return usable(found, str(path))
+    if len(own) < len(found):
+        other = next(number for number, row in enumerate(found, 1) if "system_good" not in row)
+        raise InputError(f"{path}: row {own[0]} is a triple and row {other} is none; give a file of one kind.")
+    return read_records(path, Triple), {}
 
 
 def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
     """The rows of a file or a data set as they are."""
     path = Path(source.path)
+    if path.is_file() or path.suffix in (".jsonl", ".json", ".gz", ".parquet"):
+        return file_rows(path)
+    return hub.rows(source.path, source.split, subset=source.subset, revision=source.revision)
+
+
+def file_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines (gzipped too), JSON or Parquet file as they are.
+
+    Raises:
+        InputError: there is no such file, or it is none of these.
+    """
     if not path.is_file():
-        if path.suffix in (".jsonl", ".json", ".gz", ".parquet"):
-            raise InputError(f"{path}: no such file; give a preference file or a data set of the hub.")
-        return hub.rows(source.path, source.split, subset=source.subset, revision=source.revision)
+        raise InputError(f"{path}: no such file; give a JSON Lines, JSON or Parquet file, or a data set of the hub.")
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
@@ -88,54 +123,48 @@ def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
             raise InputError(f"{path}: not valid JSON ({error}).") from error
         if values is not None:
             if any(not isinstance(value, dict) for value in values):
-                raise InputError(f"{path}: every element must be an object with `chosen` and `rejected`.")
+                raise InputError(f"{path}: every element must be an object.")
             return values
     return [value for _, value in iter_json_lines(path)]
 
 
-def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Parsed:
-    """Pairs of rows; ids are the rows' own (`id`, else the number from 0), ``name`` their source where none is given.
+def parse(rows: Iterable[Mapping[str, Any]], name: str, source: str | None = None) -> Parsed:
+    """Pairs of rows; ids are the rows' own (`id`, else the number from 0). A pair of a row that names no `source` has
+    ``source``, by default ``name``.
 
     Raises:
         InputError: no row makes a pair.
     """
-    parsed, seen = Parsed([], {}), set()
-    for number, row in enumerate(rows):
-        own = row.get("id")
-        key = str(number) if own is None or own == "" else str(own)
-        key = f"{key}#{number}" if key in seen else key
-        seen.add(key)
-        made = pair(row, key, name)
-        if isinstance(made, Preference):
-            parsed.pairs.append(made)
-        else:
-            parsed.left_out.setdefault(made, []).append(key)
+    parsed = Parsed(*dialogues.read(rows, lambda row, key: pair(row, key, name if source is None else source)))
     if not parsed.pairs:
-        why = ", ".join(f"{len(ids)} {reason}" for reason, ids in parsed.left_out.items())
-        raise InputError(f"{name}: no usable pair ({why or 'no row'}); rows need `chosen` and `rejected`.")
+        why = dialogues.why(parsed.left_out, parsed.numbers)
+        raise InputError(f"{name}: no usable pair ({why}); rows need `chosen` and `rejected`.")
     return parsed
 
 
-def pair(row: Mapping[str, Any], key: str, source: str = "") -> Preference | str:
-    """The pair of a row, or why it makes none, in a few words that are the same for all such rows."""
+def pair(row: Mapping[str, Any], key: str, source: str = "") -> Preference:
+    """The pair of a row.
+
+    Raises:
+        LeftOut: it makes none.
+    """
     if any(row.get(side) is None or row[side] == [] for side in SIDES):
-        return MISSING
-    prompt = messages(_prompt(row), "user")
-    chosen, rejected = (messages(row[side], "assistant") for side in SIDES)
-    if prompt is None or not chosen or not rejected or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
-        return NO_DIALOGUE
+        raise LeftOut(MISSING)
+    given = dialogues.before(row)
+    chosen, rejected = (dialogues.messages(row[side], "assistant") for side in SIDES)
+    if not chosen or not rejected or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+        raise LeftOut(NO_DIALOGUE)
     if chosen[:-1] != rejected[:-1]:
-        return DIFFER
-    before = chosen[:-1]
-    # A dialogue that begins with the prompt repeats what stands beside it.
-    prompt = before if before and before[0].role != "assistant" else [*prompt, *before]
-    if not any(message.role == "user" and message.content.strip() for message in prompt):
-        return NO_PROMPT
+        raise LeftOut(DIFFER)
+    prompt = dialogues.joined(given, chosen[:-1])
+    dialogues.started(prompt)
+    if prompt[-1].role != "user":
+        raise LeftOut(NO_DIALOGUE)
     texts = [chosen[-1].content.strip(), rejected[-1].content.strip()]
     if not all(texts):
-        return EMPTY
+        raise LeftOut(EMPTY)
     if texts[0] == texts[1]:
-        return EQUAL
+        raise LeftOut(EQUAL)
     return Preference(
         id=key,
         prompt=prompt,
@@ -144,43 +173,6 @@ def pair(row: Mapping[str, Any], key: str, source: str = "") -> Preference | str
         source=str(row.get("source") or source),
         margin=_margin(row),
     )
-
-
-def messages(value: Any, role: str) -> list[Message] | None:
-    """A dialogue; a text that is no transcript is one turn of ``role``. None: it is no dialogue."""
-    if isinstance(value, str):
-        return transcript(value) or [Message(role=role, content=value)]
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        return None
-    turns = []
-    for turn in value:
-        if not isinstance(turn, Mapping):
-            return None
-        who, what = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        who = ROLES.get(who, who) if isinstance(who, str) else who
-        if who not in ("system", "user", "assistant") or not isinstance(what, str):
-            return None
-        turns.append(Message(role=who, content=what))
-    return turns
-
-
-def transcript(text: str) -> list[Message]:
-    """The turns of an Anthropic transcript; none where the text does not begin as one."""
-    if not text.startswith("\n\nHuman:"):
-        return []
-    parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
-    names = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    return [Message(role=names[who], content=what.strip()) for who, what in turns]
-
-
-def _prompt(row: Mapping[str, Any]) -> Any:
-    """What stands beside the sides: `prompt`, ShareGPT's `conversations`, or Alpaca's `instruction` and `input`."""
-    if isinstance(row.get("instruction"), str) and row["instruction"]:
-        return "\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
-    return row.get("prompt") or row.get("conversations") or []
 
 
 def _margin(row: Mapping[str, Any]) -> float | None:

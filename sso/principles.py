@@ -71,7 +71,7 @@ FALLBACK = FEATURES["Helpfulness"]
 NAMED = [name for name in FEATURES if name != "Concision"]
 """The seven features that the policy chooses from; Concision is added by chance."""
 
-WRAPPERS = {
+WRAPPERS: dict[str, dict[str, str]] = {
     "micro": {"good": "{principle}", "bad": "{principle}"},
     "paper": {
         "good": "Give a relatively good response to the user. Follow this guideline:\n- {principle}\n"
@@ -79,6 +79,12 @@ WRAPPERS = {
         "bad": "Give a relatively bad response to the user. Follow this guideline:\n- {principle}\n"
         "Never mention the guideline in the response.",
     },
+    # v1 asks for what the adjectives say, good and bad in the same words.
+    "paper_v1": dict.fromkeys(
+        ("good", "bad"),
+        "Your response should be\n- {principle}\n"
+        "Give the user neither a word nor a hint of the features, principles or guidelines behind it.",
+    ),
 }
 
 BAD_HEADING, GOOD_HEADING = "### Bad guideline", "### Good guideline"
@@ -151,22 +157,27 @@ def feature_prompt(query: str) -> list[Message]:
 
 
 def parse_features(reply: str, random: Random, count: int = 2) -> list[str]:
-    """``count`` features out of a comma list, topped up at random, and Concision with probability 0.2 (v1)."""
+    """``count`` features out of a comma list in any order, topped up at random, and Concision with probability 0.2.
+
+    Shuffled before the first ``count`` are taken, as in v1: what a model likes to name first is not always chosen.
+    """
     known = {name.lower(): name for name in NAMED}
     words = (part.strip(" .*-\n\t").lower() for part in re.split(r"[,\n]", reply))
-    found = list(dict.fromkeys(known[w] for w in words if w in known))[:count]
+    found = list(dict.fromkeys(known[w] for w in words if w in known))
+    random.shuffle(found)
+    found = found[:count]
     found += random.sample([n for n in NAMED if n not in found], max(0, count - len(found)))
     return [*found, "Concision"] if random.random() < 0.2 else found
 
 
 def from_features(query: Query, names: list[str], writer: str, fallback: bool = False) -> Principles:
-    """v1's principle of a query: its features' predefined texts in one."""
+    """v1's principle of a query: its features' adjectives, each with its predefined text, as items of a list."""
     chosen = [FEATURES[n] for n in names]
     return Principles(
         id=query.id,
         prompt=query.prompt,
-        good=" ".join(f"{f.adjectives[0]}: {f.good}" for f in chosen),
-        bad=" ".join(f"{f.adjectives[1]}: {f.bad}" for f in chosen),
+        good="\n- ".join(f"{f.adjectives[0].lower()}: {f.good}" for f in chosen),
+        bad="\n- ".join(f"{f.adjectives[1].lower()}: {f.bad}" for f in chosen),
         features=names,
         writer=writer,
         fallback=fallback,

@@ -76,16 +76,24 @@ class Triple(Prompted):
 
 
 class Pair(Prompted):
-    """A preference pair in the Hub's conversational format."""
+    """A preference pair in the Hub's conversational format: each side is one turn of the assistant, earlier turns
+    stand in the prompt. Files of pairs are read by sso/preferences.py, which brings other layouts to this one."""
 
-    chosen: list[Message]
-    rejected: list[Message]
+    chosen: list[Message] = Field(min_length=1, max_length=1)
+    rejected: list[Message] = Field(min_length=1, max_length=1)
     source: str = ""
 
     @field_validator("chosen", "rejected", mode="before")
     @classmethod
     def _as_turn(cls, value: Any) -> Any:
         return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+
+    @field_validator("chosen", "rejected")
+    @classmethod
+    def _the_assistants(cls, value: list[Message]) -> list[Message]:
+        if value[0].role != "assistant":
+            raise ValueError(f"must be the assistant's turn, not the {value[0].role}'s")
+        return value
 
 
 class Answer(Prompted):
@@ -151,12 +159,12 @@ def _is_text(value: Any) -> bool:
 
 
 def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
-    """All records of a file. A row without ``id`` gets its line's zero-based number; ids must differ."""
+    """All records of a file. A row without an ``id`` gets its line's number from 0; ids must differ."""
     records: list[RecordT] = []
     seen: dict[str, int] = {}
     for number, value in iter_json_lines(path):
-        value.setdefault("id", str(number - 1))
-        value["id"] = str(value["id"])
+        own = value.get("id")
+        value["id"] = str(number - 1 if own is None else own)
         try:
             record = kind.model_validate(value)
         except ValidationError as error:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sso.chat import load_model
 from sso.config import Training
 from sso.distributed import is_main
 from sso.errors import InputError
@@ -44,9 +45,10 @@ class Reference:
 
 
 def make_key(
-    model: str | Path, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], max_length: int, dtype: str
+    model: str | Path, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], max_length: int, numerics: str
 ) -> dict[str, str]:
-    """What reference scores depend on, as digests by name; ``samples`` are what the tokenizer made of the records."""
+    """What reference scores depend on, as digests by name; ``samples`` are what the tokenizer made of the records, and
+    ``numerics`` are a training's."""
     weights = Path(model)
     files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
     return {
@@ -55,7 +57,7 @@ def make_key(
         "template": digest([tokenizer.chat_template, len(tokenizer)]),
         "tokens": _tokens_digest(samples),
         "max_length": str(max_length),
-        "dtype": dtype,
+        "dtype": numerics,
     }
 
 
@@ -68,9 +70,14 @@ def _tokens_digest(samples: Sequence[Sample]) -> str:
     return digester.hexdigest()[:16]
 
 
-def autocast(device: torch.device, dtype: str) -> Any:
-    """bfloat16 arithmetic on float32 weights, as in training; nothing for float32."""
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+def autocast(device: torch.device, numerics: str) -> Any:
+    """bfloat16 arithmetic on float32 weights, as in training; nothing for float32, nor where weights are bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16) if numerics == "bfloat16" else nullcontext()
+
+
+def load_start(model: str | Path, training: Training) -> Any:
+    """The model that a training starts from, its weights as they are in the training's forward pass."""
+    return load_model(model, "bfloat16" if training.numerics == "bfloat16 weights" else "float32")
 
 
 @torch.no_grad()

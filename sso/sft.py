@@ -3,27 +3,50 @@
 from pathlib import Path
 from typing import Any
 
-from sso.chat import encode_prompt, encode_response, save_tokenizer
+from sso import dialogues
+from sso.chat import encode, encode_prompt, encode_response, save_tokenizer
 from sso.config import Backbone, Sft
+from sso.errors import InputError
+from sso.preferences import file_rows
 from sso.progress import show_steps
-from sso.records import Message, iter_json_lines, whole_folder
+from sso.records import Message, whole_folder
 
 
 def tokens(tokenizer: Any, messages: list[Message]) -> dict[str, list[int]]:
-    """input_ids and labels of a dialogue; labels are -100 outside the assistant's turns.
+    """input_ids and labels of a dialogue up to its last answer; labels are -100 outside its `answers`."""
+    ids, spans = answers(tokenizer, messages)
+    return {"input_ids": ids, "labels": labels(ids, spans)}
 
-    Each turn is encoded as it is met when answering it, so that training and sampling see the same ids.
+
+def labels(ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
+    """The ids within the spans [start, end), where they stand; -100 elsewhere."""
+    made = [-100] * len(ids)
+    for start, end in spans:
+        made[start:end] = ids[start:end]
+    return made
+
+
+def answers(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a dialogue as they are when its last answer is given (`sso.chat.encode`), and where in them the answers
+    stand that can be trained on: [start, end), each from its first token to its end-of-turn token.
+
+    An earlier answer counts only where the dialogue begins with just the ids that prompt and answer have when that
+    answer is given, but for white space around it, which some templates strip. Elsewhere the template shows the past
+    in another way than the model said it (without its reasoning, say) or a token spans the answer's edge: no model
+    that is sampled ever meets such ids, and the answer is not scored.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        prompt = encode_prompt(tokenizer, messages[:i])
-        response = encode_response(tokenizer, message.content)
-        labels += [-100] * (len(prompt) - len(ids)) + response
-        ids = prompt + response
-    return {"input_ids": ids, "labels": labels}
+    *earlier, last = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    prompt = encode_prompt(tokenizer, messages[:last])
+    ids = encode(tokenizer, messages[:last], messages[last].content)
+    spans = []
+    for i in earlier:
+        start, said = encode_prompt(tokenizer, messages[:i]), messages[i].content
+        for text in dict.fromkeys([said, said.strip(), said.lstrip(), said.rstrip()]):
+            own = start + encode_response(tokenizer, text)
+            if prompt[: len(own)] == own:
+                spans.append((len(start), len(own)))
+                break
+    return ids, [*spans, (len(prompt), len(ids))]
 
 
 def arguments(out: Path, seed: int, **settings: Any) -> Any:
@@ -53,7 +76,11 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
     from sso.micro.models import build
 
     model, tokenizer = build(backbone, seed)
-    rows = [tokens(tokenizer, [Message.model_validate(m) for m in row["messages"]]) for _, row in iter_json_lines(data)]
+    found = dialogues.read(file_rows(data), lambda row, _: tokens(tokenizer, dialogues.dialogue(row)))
+    dialogues.warn(found.left_out, data, found.numbers)
+    rows = found.made
+    if not rows:
+        raise InputError(f"{data}: no dialogue to train on ({dialogues.why(found.left_out, found.numbers)}).")
 
     class ResponseTrainer(Trainer):
         """Runs the language-model head at the assistant's tokens alone: they are less than half."""
@@ -90,7 +117,8 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
         if log is not None and "loss" in row:
             log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
     save(model, tokenizer, out)
-    return {"train_loss": result.training_loss, "parameters": model.num_parameters(), "examples": len(rows)}
+    counts = {"examples": len(rows), **dialogues.counts(found.left_out)}
+    return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}
 
 
 def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None = None) -> None:

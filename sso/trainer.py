@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer
 
 from sso.checkpoints import SAVED
 from sso.config import Optimization
-from sso.distributed import engine_arguments, world_size
+from sso.distributed import engine_arguments, keep_outputs, world_size
 from sso.errors import InputError
 from sso.logprobs import Scorer
 from sso.objective import Node, Objective, Scores
@@ -95,6 +95,8 @@ class GlobalBatchTrainer(Trainer):
     def __init__(self, *args: Any, settings: Optimization, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.settings = settings
+        if settings.engine == "fsdp2":
+            keep_outputs(self.accelerator)
         self.peak = _peak_flops()
         self._sums: dict[str, float] = {}
         self._ids: list[str] = []
@@ -292,6 +294,10 @@ def training_arguments(training: Optimization, learning_rate: float, seed: int, 
         warmup_steps=training.warmup_ratio,
         max_grad_norm=training.max_grad_norm,
         optim=training.optimizer,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
         bf16=training.dtype == "bfloat16",
         logging_steps=1,
         logging_nan_inf_filter=False,

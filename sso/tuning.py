@@ -45,14 +45,14 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
         with naming([q.id for q in queries], "query"):
             check_conversations(tokenizer, [q.prompt for q in queries])
     distributed.start(training)
-    source = reference.make_key(args.model, tokenizer, records, made.samples, training.max_length, training.dtype)
+    source = reference.make_key(args.model, tokenizer, records, made.samples, training.max_length, training.numerics)
     if objective.base.reference_free:
         scores = None
     elif args.reference:
         scores = reference.load(args.reference, source)
     else:
         out = args.out.with_name(f"{args.out.name}.reference.safetensors")
-        pad, start = tokenizer.pad_token_id, load_model(args.model)
+        pad, start = tokenizer.pad_token_id, reference.load_start(args.model, training)
         scores = reference.make(start, made.samples, objective.nodes, pad, source, training, out)
         del start  # its memory is the training's
     work = args.out.with_name(f".{args.out.name}.work")

@@ -8,6 +8,7 @@ from sso.cli import main
 from sso.config import World
 from sso.records import Pair, Principles, Triple, read
 from sso.reference import load
+from sso.tracking import record_path
 
 WORLD = World(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
@@ -45,6 +46,14 @@ def test_the_stages_chain_by_hand(tmp_path):
     assert run("sample", *drawn, "--wrapper", "micro", "--out", tmp_path / "t.jsonl") == 0
     triples = read(tmp_path / "t.jsonl", Triple)
     assert len(triples) == 12 and all(t.second is not None for t in triples)
+    # An untrained model repeats its last token: nothing is left for v1, which is a sentence and no file.
+    v1 = [*drawn[:-1], json.dumps({**SAMPLING, "temperature": 0}), "--wrapper", "micro", "--distinct"]
+    assert run("sample", *v1, "--out", tmp_path / "v.jsonl") == 2 and not (tmp_path / "v.jsonl").exists()
+    v1[-4] = json.dumps({**SAMPLING, "temperature": 50, "max_new_tokens": 1, "top_p": 0.02})
+    assert run("sample", *v1, "--out", tmp_path / "v.jsonl") == 0
+    summary = json.loads(record_path(tmp_path / "v.jsonl").read_text())["summary"]
+    equal = [count for name, count in summary.items() if "_equals_" in name]
+    assert len(equal) == 3 and 0 < sum(equal) == 12 - len(read(tmp_path / "v.jsonl", Triple))
     scoring = json.dumps({"dtype": "float32", "max_length": 256})
     score = ["--model", tmp_path / "sft", "--objectives", "sso_v2,pairs", "--settings", scoring]
     assert run("reference", *score, "--data", tmp_path / "t.jsonl", "--out", tmp_path / "r.safetensors") == 0

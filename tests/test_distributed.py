@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sso.cli import main
 from sso.config import Backbone, Training
-from sso.distributed import LAUNCHED, deepspeed_config, is_main, launched, start, world_size
+from sso.distributed import LAUNCHED, deepspeed_config, is_main, keep_outputs, launched, start, world_size
 from sso.errors import InputError
 from sso.micro.models import build as build_model
 from sso.records import write
@@ -168,6 +168,80 @@ def test_offloading_uses_the_optimizer_made_for_it():
     assert "offload_param" not in deepspeed_config("zero2_offload")["zero_optimization"]
 
 
+STEP_0 = """
+import json, sys
+import transformers.training_args
+from sso.cli import main
+from sso.trainer import PreferenceTrainer
+
+# transformers refuses bfloat16 where there is no GPU unless DeepSpeed is left out.
+transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+out, rows, record = sys.argv.pop(1), [], PreferenceTrainer._record
+
+def keep(self, scores, losses, batch, counts):
+    if counts and self.state.global_step == 0:
+        for node in scores.policy:
+            rows.extend(zip(scores.policy[node].tolist(), scores.reference[node].tolist()))
+        with open(f"{out}{self.args.process_index}.json", "w") as file:
+            json.dump(rows, file)
+    return record(self, scores, losses, batch, counts)
+
+PreferenceTrainer._record = keep
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "autocast"),
+    [
+        ("ddp", "float32", False),
+        ("ddp", "bfloat16", True),
+        pytest.param("zero2", "bfloat16", False, marks=pytest.mark.slow),
+        ("zero3", "bfloat16", False),
+    ],
+)
+def test_before_the_first_update_policy_and_reference_say_the_same(alone, tmp_path, engine, dtype, autocast):
+    """By training's own forward pass, to rounding; with bfloat16 the two ways to compute are told apart."""
+    (tmp_path / "step0.py").write_text(STEP_0)
+    settings = {"engine": engine, "dtype": dtype, "devices": 2}
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "step0.py"), f"{tmp_path}/", *command(alone, tmp_path / "out", **settings)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*run, *arguments], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = [torch.tensor(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1)]
+    policy, reference = torch.cat(scores).double().unbind(1)
+    assert len(policy) == 8 * 6  # one batch, six nodes
+    torch.testing.assert_close(policy, reference, rtol=0, atol=2e-5)
+
+    made = load(tmp_path / "out.reference.safetensors")
+    assert made.key["dtype"] == Training(engine=engine, dtype=dtype).numerics
+    # `sso reference` is the same, by one process and without the engine.
+    files = ["--model", alone / "start", "--data", alone / "triples.jsonl", "--out", tmp_path / "alone.safetensors"]
+    how = json.dumps({**SETTINGS, **settings, "devices": 1})
+    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", how]) == 0
+    again = load(tmp_path / "alone.safetensors", made.key)
+    torch.testing.assert_close(again.logp, made.logp, rtol=0, atol=2e-5)
+    # The other way to compute in bfloat16 is not the same to rounding.
+    how = json.dumps({**SETTINGS, "engine": "zero3" if autocast else "ddp", "dtype": "bfloat16"})
+    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", how]) == 0
+    assert (load(tmp_path / "alone.safetensors").logp - made.logp).abs().max() > 1e-3
+    with pytest.raises(InputError, match="made with other dtype"):
+        load(tmp_path / "alone.safetensors", made.key)
+
+
+def test_fsdp2_hands_log_probabilities_on_as_they_are():
+    from types import SimpleNamespace
+
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(mixed_precision_policy=policy))
+    keep_outputs(SimpleNamespace(state=state))
+    assert state.fsdp_plugin.mixed_precision_policy == MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, None)
+    keep_outputs(SimpleNamespace(state=SimpleNamespace()))  # another engine, which `check_engine` tells
+
+
 FSDP2 = """
 import os, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -196,6 +270,26 @@ torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
 for (name, sharded), plain in zip(model.named_parameters(), whole.parameters(), strict=True):
     assert type(sharded).__name__ == "DTensor", name
     torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad, rtol=1e-4, atol=1e-5)
+
+# bfloat16: the policy that accelerate makes, its outputs kept as they are.
+from types import SimpleNamespace
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from sso.distributed import keep_outputs
+
+plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(*[torch.bfloat16] * 3))
+keep_outputs(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+model = tiny("llama", tie_word_embeddings=True)
+for layer in model.model.layers:
+    fully_shard(layer, mesh=mesh, mp_policy=plugin.mixed_precision_policy)
+fully_shard(model, mesh=mesh, mp_policy=plugin.mixed_precision_policy)
+cast = tiny("llama", tie_word_embeddings=True).bfloat16()
+with scorer.attention(model), scorer.attention(cast), torch.no_grad():
+    logp, reference = scorer(model, scorer.batch(two)), scorer(cast, scorer.batch(two))
+assert logp.dtype == torch.float32
+# Inputs of layers are cast once more: a rounding of bfloat16 may fall otherwise, in a few nodes.
+torch.testing.assert_close(logp, reference, rtol=0, atol=2e-3)
+near, far = (logp - reference).abs().mean(), (logp - expected).abs().mean()
+assert near < far / 5, (near, far)
 print("rank", dist.get_rank(), "agrees", flush=True)
 dist.destroy_process_group()
 """

@@ -74,14 +74,17 @@ def test_bad_rows_are_named_and_counted():
         "empty side": ["blank"],
         "equal sides": ["same"],
         "no prompt": ["promptless"],
-        "not a dialogue": ["number", "tool", "user last"],
+        "not a dialogue": ["number", "user last"],
+        "tools, media or reasoning": ["tool"],
         "differ before the last turn": ["forked"],
     }
-    assert found.counts["not_a_dialogue"] == 3 and sum(found.counts.values()) == len(rows)
+    assert found.counts["not_a_dialogue"] == 2 and found.counts["tools_media_or_reasoning"] == 1
+    assert found.numbers == {name: i for i, name in enumerate(rows, 1) if name != "kept"}
+    assert sum(found.counts.values()) == len(rows)
 
 
 def test_no_usable_pair_is_an_error():
-    with pytest.raises(InputError, match="set: no usable pair \\(1 missing side\\)"):
+    with pytest.raises(InputError, match="set: no usable pair \\(1 missing side: 0 .row 1.\\)"):
         parse([{"prompt": "x"}], "set")
     with pytest.raises(InputError, match="no row"):
         parse([], "set")
@@ -133,7 +136,7 @@ def test_files_of_every_kind(tmp_path, capsys):
     for path in sorted(tmp_path.iterdir()):
         pairs, counts = load(Preferences(path=str(path), limit=5))
         assert [p.chosen[0].content for p in pairs] == ["yes"] and counts == {"pairs": 1, "equal_sides": 1}
-        assert f"{path}: left out 1 rows (equal sides): 1" in capsys.readouterr().err
+        assert f"{path}: left out 1 rows (equal sides): 1 (row 2)" in capsys.readouterr().err
 
 
 def test_a_folder_or_a_name_is_a_data_set(tmp_path, monkeypatch):

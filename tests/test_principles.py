@@ -15,7 +15,9 @@ from sso.principles import (
     FEATURES,
     GOOD_HEADING,
     NAMED,
+    WRAPPERS,
     few_shot,
+    from_features,
     parse_features,
     parse_guideline,
     write_v1,
@@ -78,7 +80,7 @@ def test_parsers_never_crash(reply):
 
 
 def test_v1_features_are_parsed_topped_up_and_joined_by_concision_one_time_in_five():
-    assert parse_features("Safety, accuracy.", Random(1))[:2] == ["Safety", "Accuracy"]
+    assert set(parse_features("Safety, accuracy.", Random(1))[:2]) == {"Safety", "Accuracy"}
     assert parse_features("safety, nonsense", Random(1))[0] == "Safety"
     assert len(NAMED) == 7 and "Concision" not in NAMED
     share = sum("Concision" in parse_features("", Random(i)) for i in range(2000)) / 2000
@@ -87,6 +89,27 @@ def test_v1_features_are_parsed_topped_up_and_joined_by_concision_one_time_in_fi
     rows = write_v1(QUERIES, ask, 0, "scripted")
     assert FEATURES["Safety"].good in rows[0].good and FEATURES["Accuracy"].bad in rows[0].bad
     assert rows == write_v1(QUERIES, scripted(["Safety, Accuracy", "?"])[0], 0, "scripted")
+
+
+def test_the_features_that_are_taken_are_not_always_those_named_first():
+    named = [f"{n}" for n in NAMED[:4]]
+    taken = [tuple(parse_features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
+    assert len(set(taken)) == 12 and all(set(pair) <= set(named) for pair in taken)
+    assert taken == [tuple(parse_features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
+    first = [write_v1(QUERIES, scripted([", ".join(NAMED)] * 2)[0], seed, "m")[0].features[:2] for seed in range(9)]
+    assert len(set(map(tuple, first))) > 3  # by the seed as well as by the query
+
+
+def test_v1_asks_for_what_the_adjectives_say_and_v2_for_one_guideline():
+    made = from_features(QUERIES[0], ["Safety", "Concision"], "m")
+    good, bad = (WRAPPERS["paper_v1"][side].format(principle=getattr(made, side)) for side in ("good", "bad"))
+    for text, at in ((good, 0), (bad, 1)):
+        lines = text.splitlines()
+        assert lines[0] == "Your response should be" and len(lines) == 4
+        for line, name in zip(lines[1:3], ["Safety", "Concision"], strict=True):
+            own = FEATURES[name]
+            assert line == f"- {own.adjectives[at].lower()}: {(own.good, own.bad)[at]}"
+        assert "relatively" in WRAPPERS["paper"][("good", "bad")[at]] and "relatively" not in text
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -102,7 +102,7 @@ def test_bad_pairs_are_set_aside_by_name(tmp_path):
         pair("c", "", "x"),
         {**pair("d", "x", "y"), "rejected": None},
     )
-    pairs, left_out = data.read_pairs(path)
+    pairs, left_out, _ = data.read_pairs(path)
     assert [data.comparison(p).chosen for p in pairs] == ["yes"]
     assert left_out == {"equal sides": ["b"], "empty side": ["c"], "missing side": ["d"]}
 

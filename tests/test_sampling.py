@@ -10,9 +10,9 @@ from sso.errors import InputError
 from sso.micro.models import build
 from sso.principles import WRAPPERS
 from sso.records import Message, Principles
-from sso.sampling import seed_of
+from sso.sampling import Generation, seed_of
 from sso.sampling.transformers_engine import TransformersEngine, gumbel
-from sso.sampling.triples import draw, pairs_of
+from sso.sampling.triples import distinct, draw, pairs_of
 
 PROMPTS = [
     [Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)
@@ -97,6 +97,58 @@ def test_triples_carry_ids_principles_and_four_draws(engine):
     assert all(p.chosen[0].role == "assistant" for p in pairs)
     with pytest.raises(InputError, match="unknown response 'z'"):
         draw(engine, principles(2), sampling, "micro", 0, ["z"])
+
+
+class Said:
+    """An engine that says what it is told, y+ of all queries first, then y-, then yo."""
+
+    def __init__(self, *texts: str):
+        self.texts = texts
+
+    def generate(self, conversations, *_args):
+        return [Generation(text, 1, True) for text in self.texts]
+
+
+def said(*rows: tuple[str, str, str]):
+    texts = [row[i] for i in range(3) for row in rows]
+    return draw(Said(*texts), principles(len(rows)), Sampling(), "paper_v1", 0, ["y+", "y-", "yo"])[0]
+
+
+ECHOES = [
+    "Response: ",
+    "**Helpful Response:** ",
+    "Safe, Accurate and Concise Response:\n",
+    "## a dull response:\n\n",
+    "response:",
+]
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+def test_an_echo_of_the_system_message_is_no_part_of_a_response(echo):
+    (made,) = said((f"{echo}The sum is 4.", "No.", "Well."))
+    assert made.chosen == "The sum is 4."
+    for text in ("Thank you for your response: it helped.", "My answer: no"):
+        assert said((text, "No.", "Well."))[0].chosen == text
+
+
+def test_v1_leaves_out_triples_with_equal_responses_and_says_which(capsys):
+    rows = [
+        ("a", "b", "c"),
+        ("Response: a", "a", "c"),  # equal but for an echo
+        ("a", "b", "Safe Response: a "),
+        ("a", "c", "c"),
+        ("a", "a", "a"),
+    ]
+    kept, counts = distinct(said(*rows), ["y+", "y-", "yo"])
+    assert [t.id for t in kept] == ["0"]
+    assert counts == {"chosen_equals_rejected": 2, "chosen_equals_original": 1, "rejected_equals_original": 1}
+    told = capsys.readouterr().err
+    assert "2 triples (chosen equals rejected): 1, 4" in told and "1 triples (chosen equals original): 2" in told
+    with pytest.raises(InputError, match="none of 4 triples has responses that all differ; raise"):
+        distinct(said(*rows[1:]), ["y+", "y-", "yo"])
+    # What was not drawn is empty and equals nothing.
+    pairs = draw(Said("a", "b"), principles(1), Sampling(), "micro", 0, ["y+", "y-"])[0]
+    assert distinct(pairs, ["y+", "y-"]) == (pairs, {"chosen_equals_rejected": 0})
 
 
 def test_annotated_pairs_follow_the_oracle():

@@ -11,6 +11,7 @@ import pytest
 
 from sso import warm
 from tests.conftest import REPOSITORY
+from tests.processes import until
 
 
 class Socket(type(Path())):
@@ -81,7 +82,7 @@ def test_without_a_server_the_command_does_the_work_itself(tmp_path):
 @pytest.mark.parametrize("elsewhere", ["another environment", "a cluster's job"])
 def test_a_command_of_another_place_is_not_served(elsewhere, socket, monkeypatch):
     monkeypatch.setenv("SSO_WARM", str(socket))
-    assert warm.forward("sso", ["schema"]) == 0
+    until(lambda: warm.forward("sso", ["schema"]) == 0)  # the socket is there before it listens
     if elsewhere == "another environment":
         monkeypatch.setattr(sys, "prefix", "/another/environment")
     else:

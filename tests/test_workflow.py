@@ -128,6 +128,44 @@ def test_each_iteration_samples_with_the_policy_before_it():
     assert jobs[f"{cell}/policy/sso_v1/it2"].params["model"] == f"{cell}/policy/sso_v1/it1"
 
 
+def test_only_v1_leaves_out_triples_with_equal_responses():
+    jobs = [job for job in build("micro.yaml").jobs.values() if job.rule in ("sample", "generated_pairs")]
+    given = {job.output: "--distinct" in job.params.get("options", []) for job in jobs}
+    assert any(given.values()) and not all(given.values())
+    assert given == {path: "v1" in path for path in given}
+
+
+def test_v1_has_its_own_wrapper_and_each_policy_names_its_own_features():
+    grid = build("paper_v1.yaml")
+    cell = "results/paper_v1/qwen2_instruct/s0"
+    drawn = {job.output: job for job in grid.jobs.values() if job.rule == "sample"}
+    assert {job.params["wrapper"] for job in drawn.values()} == {"paper_v1"}
+    assert {job.params["wrapper"] for job in build("paper_v2.yaml").jobs.values() if job.rule == "sample"} == {"paper"}
+    for arm in ("sso", "pbaa"):
+        first = grid.jobs[grid.jobs[f"{cell}/policy/{arm}/it1"].inputs["data"]]
+        assert first.inputs["principles"] == f"{cell}/principles/v1_1.jsonl"
+        for t in (2, 3):
+            sample = drawn[f"{cell}/triples/{arm}/it{t}/triples.jsonl"]
+            principles = grid.jobs[sample.inputs["principles"]]
+            before = f"{cell}/policy/{arm}/it{t - 1}"
+            assert principles.output == f"{cell}/principles/{arm}/it{t}.jsonl"
+            assert principles.inputs["model"] == sample.inputs["model"] == before
+            assert principles.params["options"] == ["--model", before]
+            assert principles.inputs["queries"].endswith(f"queries{t}.jsonl")
+    # Another writer writes the same for every policy.
+    other = build("paper_v1.yaml", principles={"kind": "checkpoint", "path": "org/name"})
+    sample = other.jobs[f"{cell}/triples/sso/it2/triples.jsonl"]
+    assert sample.inputs["principles"] == "results/paper_v1/principles/v1_2.jsonl"
+
+
+def test_an_arms_wrapper_is_its_writers():
+    weak = {"kind": "checkpoint", "path": "org/weak", "wrapper": "micro"}
+    jobs = build("paper_v2.yaml", writers={"weak": weak}).jobs
+    assert jobs["results/paper_v2/llama3_sft/s0/triples/v2_weak/triples.jsonl"].params["wrapper"] == "micro"
+    assert jobs["results/paper_v2/llama3_sft/s0/pairs/sso_weak/pairs.jsonl"].params["wrapper"] == "micro"
+    assert jobs["results/paper_v2/llama3_sft/s0/pairs/sso/pairs.jsonl"].params["wrapper"] == "paper"
+
+
 def test_long_chains_start_first():
     grid = build("micro.yaml")
 

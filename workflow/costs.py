@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Spread, Training
+from sso.config import ROOT, Decoding, Experiment, Hardware, Spread, Training, Writer
 from sso.errors import InputError
 from sso.objective import load_objectives
 
@@ -198,13 +198,14 @@ class Costs:
         return self._fit(size, how, how.epochs * examples * SFT_TOKENS, how.micro_batch_size * how.max_length)
 
     def _principles(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
-        name = at["guidelines"].split("_")[1]
-        writer = self.experiment.writers.get(name, self.experiment.principles)
+        writer = Writer.model_validate_json(params["settings"])
+        # v1 asks for features once, v2 for a bad guideline and then a good one, behind three worked examples.
+        asked, prompt = (1, self.hardware.prompt_tokens + 60) if params["version"] == "v1" else (2, 900)
+        count = asked * self._queries(at["guidelines"])
         if writer.kind in ("procedural", "endpoint"):
-            return Cost(requests=round(2 * self._queries(at["guidelines"])) if writer.kind == "endpoint" else 0)
+            return Cost(requests=round(count) if writer.kind == "endpoint" else 0)
         size = self.shape(writer.path) if writer.path else self.backbone(at["backbone"])
-        # A bad guideline, then a good one, behind three worked examples.
-        return self._decode(size, writer, 2 * self._queries(at["guidelines"]), 900, self.hardware.principle_tokens)
+        return self._decode(size, writer, count, prompt, self.hardware.principle_tokens)
 
     def _queries(self, part: str) -> float:
         """Of one iteration's set, or of all."""
@@ -215,7 +216,7 @@ class Costs:
 
     def _sample(self, at: Mapping[str, str], params: Mapping[str, Any]) -> Cost:
         responses = params["responses"].count(",") + 1
-        limit = self.experiment.data.generator_queries if params["options"] else None
+        limit = self.experiment.data.generator_queries if "--limit" in params["options"] else None
         return self._draw(at, responses * (limit or self._queries(at["set"])))
 
     def _draw(self, at: Mapping[str, str], count: float) -> Cost:

@@ -30,6 +30,8 @@ def problems(grid: grids.Grid) -> Iterator[str]:
     yield from _disk(grid)
     yield from _hub(grids.hub_names(experiment))
     yield from _templates(experiment)
+    if free := grids.unpinned(experiment):
+        yield f"revisions: no commit is given for {', '.join(free)}; `sso pin --configfile F` tells those of today."
     for name in sorted(set(experiment.local.values())):
         if not Path(name).exists():
             yield f"local: {name}: no such file or folder; correct the mapping."

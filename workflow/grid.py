@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso.chat import check_checkpoint, check_prompts, check_system
-from sso.config import ROOT, Arm, Experiment, Training, merge, parse, read_yaml
+from sso.config import HUB_FILE, ROOT, Arm, Experiment, Training, Writer, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
@@ -47,6 +47,8 @@ PATHS = {
     "report": "{root}/report",
     "mlflow": "{root}/mlflow.done",
 }
+REFERENCE = ("dtype", "engine", "max_length")
+"""Settings of a training that its reference scores depend on."""
 BENCHMARKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
 
 
@@ -131,9 +133,16 @@ def check(experiment: Experiment) -> None:
                 raise InputError(
                     f"arms.{name}.{stage}.learning_rates: give one; only the micro-world's oracle can choose."
                 )
-    generators = [arm.generator for arm in experiment.arms.values() if arm.generator]
-    if len({(g.dtype, g.max_length) for g in generators}) > 1:
-        raise InputError("arms: generators share their reference scores, so `dtype` and `max_length` must be the same.")
+    arms = experiment.arms.values()
+    annotated = [
+        a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not chained(a)
+    ]
+    for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
+        if len({(training.numerics, training.max_length) for training in trainings}) > 1:
+            raise InputError(
+                f"arms: {who} share their reference scores, so `max_length`, `dtype` and what `engine` makes of it "
+                "(float32 weights with ddp, else bfloat16 ones) must be the same."
+            )
     for name, reward in experiment.rewards.items():
         for source in reward.parts:
             if source.arm and experiment.arms[source.arm].policy is None:
@@ -185,21 +194,22 @@ def guided(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text that is no path here can be OWNER/NAME on the hub."""
-    return not Path(name).exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    """Whether a text that is no path here can be OWNER/NAME or OWNER/NAME@REVISION on the hub."""
+    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", name)
+    return known is not None and not Path(name).exists()
 
 
 def hub_names(experiment: Experiment) -> dict[str, str]:
     """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
     data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
-    models = [backbone.path for backbone in experiment.backbones.values()]
+    models = [backbone.checkpoint for backbone in experiment.backbones.values()]
     models += [writer.path for writer in experiment.all_writers]
-    sets = [data.queries, data.preferences and data.preferences.path]
+    sets = [data.queries, data.preferences and data.preferences.place]
     if sft and any(backbone.sft for backbone in experiment.backbones.values()):
         models, sets = [*models, sft.chat_template], [*sets, sft.data]
     for reward in experiment.rewards.values():
         models.append(reward.base)
-        sets += [source.path for source in reward.sources]
+        sets += [source.place for source in reward.sources]
         sets.append(evaluation.rewardbench if experiment.world is None else None)
     found = {name: "model" for name in models if name and is_hub_name(name)}
     found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
@@ -209,6 +219,25 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
         if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
             found[task.name] = "benchmark"
     return found
+
+
+def repositories(names: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """The hub's repositories behind `hub_names`: name -> (`model`, `dataset` or `space`, revision or None)."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, kind in names.items():
+        if kind == "file" and (file := HUB_FILE.fullmatch(name)):
+            of = {"hf://datasets/": "dataset", "hf://spaces/": "space"}.get(file[1], "model")
+            found[file[2]] = (of, file[3])
+        elif kind in ("model", "dataset"):
+            repository, _, revision = name.partition("@")
+            found[repository] = (kind, revision or None)
+    return found
+
+
+def unpinned(experiment: Experiment) -> dict[str, str]:
+    """Repositories that the experiment takes from the hub at no commit, but at a branch or a tag: name -> kind."""
+    found = repositories(hub_names(experiment))
+    return {name: kind for name, (kind, at) in found.items() if not re.fullmatch("[0-9a-f]{7,40}", at or "")}
 
 
 def chained(arm: Arm) -> bool:
@@ -499,17 +528,27 @@ class _Cell:
                 results.append(self.reward(name))
         return results
 
-    def principles(self, version: str, t: int | str, name: str | None = None) -> str:
-        """Guidelines for the queries of iteration ``t`` or of `all`; the policy writes with its starting model."""
-        writer = self.experiment.writers[name] if name else self.experiment.principles
+    def writer(self, arm: Arm) -> Writer:
+        """Who writes an arm's principles."""
+        return self.experiment.writers[arm.writer] if arm.writer else self.experiment.principles
+
+    def principles(self, arm: Arm, t: int | str, policy: tuple[str, str, Mapping[str, str]] | None = None) -> str:
+        """Guidelines for the queries of iteration ``t`` or of `all`.
+
+        A policy that writes its own is the starting model, or that of iteration t - 1: ``policy``, the guidelines'
+        place, the model and it as an input.
+        """
+        writer, version, name = self.writer(arm), arm.version, arm.writer
         own = writer.kind == "policy"
-        model = {"policy": self.start, "checkpoint": writer.path}.get(writer.kind)
+        shared = "_".join(filter(None, [version, name, str(t)]))
+        place, current, made = policy if policy and own else (shared, self.start, self.made)
+        model = {"policy": current, "checkpoint": writer.path}.get(writer.kind)
         options = [*(self.oracle if writer.kind == "procedural" else []), *(["--model", model] if model else [])]
-        where = {**(self.at if own else {}), "guidelines": "_".join([version, *([name] if name else []), str(t)])}
+        where = {**(self.at if own else {}), "guidelines": place}
         return self.grid._add(
             "principles",
             "",
-            {"queries": self.data["queries_all" if t == "all" else f"queries{t}"], **(self.made if own else {})},
+            {"queries": self.data["queries_all" if t == "all" else f"queries{t}"], **(made if own else {})},
             **where,
             params={
                 "version": version,
@@ -527,16 +566,18 @@ class _Cell:
         # A second unprompted response is only for the pairs that the oracle labels.
         labelled = self.world and any(a.data == "annotated" and a.version == arm.version for a in self.arms.values())
         count = self.experiment.data.generator_queries if arm.version == "v2" else None
+        options = [*(["--limit", str(count)] if count else []), *(["--distinct"] if arm.version == "v1" else [])]
+        policy = None if t in (1, "all") else (folder, model, inputs)
         return self.add(
             "sample",
             "",
-            {**inputs, "principles": self.principles(arm.version, t, arm.writer)},
+            {**inputs, "principles": self.principles(arm, t, policy)},
             set=folder,
             params={
-                **self.sampling(),
+                **self.sampling(arm),
                 "model": model,
                 "responses": "y+,y-,yo,second" if labelled and t == 1 else "y+,y-,yo",
-                "options": ["--limit", str(count)] if count else [],
+                "options": options,
             },
         )
 
@@ -544,8 +585,10 @@ class _Cell:
         """Of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
         return "_".join([arm.version, *([arm.writer] if arm.writer else []), *([t] if t == "all" else [])])
 
-    def sampling(self) -> dict[str, str]:
-        return {"settings": text(self.experiment.sampling), "wrapper": self.experiment.principles.wrapper}
+    def sampling(self, arm: Arm) -> dict[str, str]:
+        wrapper = self.writer(arm).wrapper
+        own = "paper_v1" if wrapper == "paper" and arm.version == "v1" else wrapper
+        return {"settings": text(self.experiment.sampling), "wrapper": own}
 
     def shared_reference(self, arm: Arm, triples: str) -> str:
         """Reference scores of every node that a generator on these triples asks for, once for all of them."""
@@ -560,7 +603,7 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": ",".join(name for name in load_objectives() if name in wanted),
-                "settings": text(generators[0], "dtype", "max_length", "devices"),
+                "settings": text(generators[0], *REFERENCE, "devices"),
             },
         )
 
@@ -588,7 +631,7 @@ class _Cell:
             params={
                 "model": self.start,
                 "objectives": "pairs",
-                "settings": text(training, "dtype", "max_length", "devices"),
+                "settings": text(training, *REFERENCE, "devices"),
             },
         )
         policy = self.train("policy", training, pairs, self.start, self.made, reference, run=name)
@@ -597,7 +640,7 @@ class _Cell:
     def pair_arm(self, name: str, arm: Arm, training: Training) -> list[str]:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
         grid, all_sampled = self.grid, not self.experiment.data.generator_queries
-        scoring = text(training, "dtype", "max_length")
+        scoring = text(training, *REFERENCE)
         if arm.generator or all_sampled:
             triples = self.sample(name, 1, self.start, self.made)
         if arm.generator or not all_sampled:
@@ -609,9 +652,9 @@ class _Cell:
             pairs = self.add(
                 "generated_pairs",
                 "pairs",
-                {**made, "principles": self.principles(arm.version, 1, arm.writer)},
+                {**made, "principles": self.principles(arm, 1)},
                 arm=name,
-                params={**self.sampling(), "generator": source, "model": self.start, "scoring": scoring},
+                params={**self.sampling(arm), "generator": source, "model": self.start, "scoring": scoring},
             )
         else:
             options = self.oracle if arm.data == "annotated" else []

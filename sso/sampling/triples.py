@@ -5,17 +5,22 @@ query's id and the response's name, so one query's draws depend on nothing else.
 """
 
 import re
+import sys
 from typing import Any
 
 from sso.chat import naming, with_system
 from sso.config import Sampling, World
-from sso.errors import InputError
-from sso.principles import WRAPPERS
+from sso.errors import InputError, first_of
+from sso.principles import FEATURES, WRAPPERS
 from sso.records import Message, Pair, Principles, Triple
 from sso.sampling import Engine, seed_of
 
-_ECHO = re.compile(r"^\s*(?:\*\*)?[\w ]{0,40}\bResponse:(?:\*\*)?\s*")
-"""A leading "... Response:" echo of the system message, stripped as in v1."""
+_KINDS = "|".join([adjective for feature in FEATURES.values() for adjective in feature.adjectives] + ["good", "bad"])
+_ECHO = re.compile(
+    rf"^\s*(?:\*\*|#+ )?(?:response|[\w ,-]{{0,60}}\b(?:Response|(?i:(?:{_KINDS}) response))):(?:\*\*)?\s*"
+)
+"""A leading "... Response:" echo of the system message, stripped as in v1; in small letters only behind an adjective,
+since "thank you for your response:" is text."""
 
 
 def draw(
@@ -74,6 +79,41 @@ def draw(
     if told:
         counts["logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
     return triples, counts
+
+
+_ALIKE = {
+    "chosen_equals_rejected": ("y+", "y-"),
+    "chosen_equals_original": ("y+", "yo"),
+    "rejected_equals_original": ("y-", "yo"),
+}
+"""What makes a triple useless to v1, in the order in which it is told."""
+
+
+def distinct(triples: list[Triple], responses: list[str]) -> tuple[list[Triple], dict[str, int]]:
+    """The triples whose responses (of ``responses``, those that were drawn) all differ, and counts of the others.
+
+    v1 leaves the others out: equal responses prefer nothing, and one that equals the original shows no principle.
+    They are named on standard error.
+
+    Raises:
+        InputError: no triple is left.
+    """
+    kept, alike = [], {name: list[str]() for name, pair in _ALIKE.items() if {*pair} <= {*responses}}
+    for triple in triples:
+        text = {"y+": triple.chosen.strip(), "y-": triple.rejected.strip(), "yo": triple.original.strip()}
+        found = next((name for name in alike if text[_ALIKE[name][0]] == text[_ALIKE[name][1]]), None)
+        kept += [triple] if found is None else []
+        if found is not None:
+            alike[found].append(triple.id)
+    for name, ids in alike.items():
+        if ids:
+            print(f"warning: left out {len(ids)} triples ({name.replace('_', ' ')}): {first_of(ids)}", file=sys.stderr)
+    if not kept:
+        raise InputError(
+            f"none of {len(triples)} triples has responses that all differ; "
+            "raise the temperature, or look at the principles and the model."
+        )
+    return kept, {name: len(ids) for name, ids in alike.items()}
 
 
 def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> list[Pair]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.judge import Comparison, Judge, OracleJudge, preference, to_json
+from sso.chat import naming
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Query
@@ -43,13 +44,14 @@ def answer(
     """
     from sso.sampling import name_missing, seed_of
 
-    generations = engine.generate(
-        [query.prompt for query in queries],
-        seeds=[seed_of(seed, query.id, purpose) for query in queries],
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    with naming([query.id for query in queries], "query"):
+        generations = engine.generate(
+            [query.prompt for query in queries],
+            seeds=[seed_of(seed, query.id, purpose) for query in queries],
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+        )
     name_missing([query.id for query in queries], generations, "answers")
     return [
         Answer(id=query.id, prompt=query.prompt, output=generation.text, model=model, missing=generation.missing)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench, stock
 from sso import tracking
+from sso.chat import check_conversations, check_whole, load_tokenizer, naming
 from sso.cli import end_start_up, progress
 from sso.config import Endpoint, Evaluation
 from sso.errors import InputError, first_of
@@ -117,6 +118,7 @@ class Checkpoint:
 
 def _stored_dtype(model: Path) -> str:
     """The precision a checkpoint was saved in, as its config.json says; float32 where it does not."""
+    check_whole(model)
     if not (model / "config.json").is_file():
         raise InputError(f"{model}: no config.json; give the folder of a Hugging Face checkpoint.")
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
@@ -189,6 +191,8 @@ def answer(
         # All tasks are made before any runs: what is wrong with the last one is not told after hours.
         started = time.process_time()
         ready = [stock.build(source, settings.max_new_tokens) for source in sources]
+        if isinstance(subject, Checkpoint):
+            _check_prompts(subject.folder, opened)
         spent = {"harness_cpu_s": time.process_time() - started, "model_cpu_s": 0.0}
         if sources:
             import lm_eval.evaluator
@@ -219,6 +223,15 @@ def answer(
         write_text(folder / "lm_eval.json", json.dumps({"tasks": tasks}, ensure_ascii=False, indent=1) + "\n")
         run.summary.update({task: result["value"] for task, result in tasks.items()} | (spent if tasks else {}))
     shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_prompts(model: Path, opened: list[Asked]) -> None:
+    """Raise InputError that names the prompt, where the model's chat template refuses one; no model is loaded."""
+    tokenizer = load_tokenizer(model)
+    for asked in opened:
+        with naming([p.id for p in asked.prompts], f"{asked.name}: prompt"):
+            outlines = [mt_bench.outline(p) if asked.name == "mt_bench" else p.prompt for p in asked.prompts]
+            check_conversations(tokenizer, outlines)
 
 
 def _groups(ready: list[stock.Ready]) -> dict[str, list[stock.Ready]]:

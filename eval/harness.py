@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eval.stock import Ready
@@ -17,8 +19,6 @@ from sso.errors import InputError
 from sso.progress import Bar
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,18 +53,23 @@ def local(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_
     return lm
 
 
-def vllm(path: "Path", dtype: str, settings: Vllm) -> "LM":
-    """A checkpoint in vLLM as lm-eval sees it; prompts go through the suite's own tokenizer."""
-    from sso.chat import load_tokenizer
+def vllm(path: Path, dtype: str, settings: Vllm) -> "LM":
+    """A checkpoint in vLLM as lm-eval sees it; prompts and replies go through the suite's own tokenizer."""
+    from sso.chat import load_tokenizer, save_tokenizer
     from sso.sampling.vllm_engine import importing, llm_arguments, vllm_stop_ids
 
+    tokenizer = load_tokenizer(path)
+    folder = TemporaryDirectory()
     with importing(path):
         from lm_eval.models.vllm_causallms import VLLM
 
+        # vLLM decodes replies, by a tokenizer that it loads itself: in a folder without a model's config.json no
+        # class is put in the place of tokenizer.json.
+        save_tokenizer(tokenizer, Path(folder.name))
         arguments = llm_arguments(path, dtype, settings)
-        lm = VLLM(pretrained=arguments.pop("model"), add_bos_token=False, **arguments)
-    lm.tokenizer = load_tokenizer(path)
-    stop, as_asked, generate = vllm_stop_ids(lm.model, lm.tokenizer), lm.modify_gen_kwargs, lm.model.generate
+        lm = VLLM(pretrained=arguments.pop("model"), tokenizer=folder.name, add_bos_token=False, **arguments)
+    lm.tokenizer, lm.tokenizer_folder = tokenizer, folder  # which is there as long as the model is
+    stop, as_asked, generate = vllm_stop_ids(lm.model, tokenizer), lm.modify_gen_kwargs, lm.model.generate
 
     def asked(*args: Any, **kwargs: Any) -> Any:
         how, until, room = as_asked(*args, **kwargs)

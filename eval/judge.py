@@ -146,9 +146,12 @@ class RewardJudge(ScoringJudge):
     def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
         """Rewards; raises InputError where prompt and answer exceed the model's context."""
         from rewardbench.score import rewards
-        from sso.chat import context_limit, encode
+        from sso.chat import context_limit, encode, naming
 
-        sequences, limit = [encode(self.tokenizer, *item) for item in items], context_limit(self.model.config)
+        sequences, limit = [], context_limit(self.model.config)
+        for prompt, answer in items:
+            with naming([prompt[-1].content[:60]], f"{self.name}: prompt"):
+                sequences.append(encode(self.tokenizer, prompt, answer))
         for sequence, (prompt, _) in zip(sequences, items, strict=True):
             if len(sequence) > limit:
                 raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.alpaca_eval import mean_and_error
 from eval.judge import Grading, Judge, to_json
+from sso.chat import naming
 from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Message, Record, iter_json_lines
@@ -68,6 +69,12 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
     return references
 
 
+def outline(dialogue: Dialogue) -> list[Message]:
+    """The whole dialogue up to its last question, with nothing in the answers' places."""
+    turns = [[Message(role="user", content=turn), Message(role="assistant", content="")] for turn in dialogue.turns]
+    return [message for turn in turns for message in turn][:-1]
+
+
 def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed: int, model: str) -> list[Answer]:
     """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues of one temperature."""
     answers: list[Answer] = []
@@ -79,13 +86,14 @@ def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed
             asked = [d for d in dialogues if len(d.turns) >= turn and heat[d.id] == temperature]
             for d in asked:
                 history[d.id] = [*history[d.id], Message(role="user", content=d.turns[turn - 1])]
-            generations = engine.generate(
-                [history[d.id] for d in asked],
-                seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
-                temperature=temperature,
-                top_p=settings.top_p,
-                max_new_tokens=settings.max_new_tokens,
-            )
+            with naming([d.id for d in asked], f"mt_bench, turn {turn}: question"):
+                generations = engine.generate(
+                    [history[d.id] for d in asked],
+                    seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
+                    temperature=temperature,
+                    top_p=settings.top_p,
+                    max_new_tokens=settings.max_new_tokens,
+                )
             made += generations
             for d, generation in zip(asked, generations, strict=True):
                 about = {"model": model, "turn": turn, "missing": generation.missing}

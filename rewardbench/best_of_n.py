@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sso.chat import naming
 from sso.config import Sampling
 from sso.records import Answer, Query
 from sso.sampling import Engine, Show, name_missing, seed_of
@@ -25,9 +26,10 @@ def draw(
     """n answers to each query, [queries][n]; more answers leave the first ones as they are."""
     seeds = [seed_of(seed, query.id, f"best {i}") for query in queries for i in range(n)]
     conversations = [query.prompt for query in queries for _ in range(n)]
-    made = engine.generate(
-        conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
-    )
+    with naming([query.id for query in queries for _ in range(n)], "query"):
+        made = engine.generate(
+            conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
+        )
     name_missing([query.id for query in queries for _ in range(n)], made, "answers")
     return [[g.text for g in made[i : i + n]] for i in range(0, len(made), n)]
 

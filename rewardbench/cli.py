@@ -94,12 +94,16 @@ def _score(args: argparse.Namespace) -> None:
 def _best_of_n(args: argparse.Namespace) -> None:
     from eval.judge import OracleJudge, RewardJudge
     from rewardbench import best_of_n
+    from sso.chat import check_conversations, load_tokenizer, naming
     from sso.sampling import make_engine
 
     inputs = {"model": args.model, "queries": args.queries, **({"policy": args.policy} if args.policy else {})}
     with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:
         queries = records.read(args.queries, records.Query)[: args.limit]
         cache = args.out.with_name(f"{args.out.stem}_replies.db")
+        for path in filter(None, (args.model, args.policy)):
+            with naming([query.id for query in queries], f"{path}: query"):
+                check_conversations(load_tokenizer(path), [query.prompt for query in queries])
         judge, engine = RewardJudge(args.model), make_engine(args.settings, args.policy, cache)
         end_start_up()
         answers = best_of_n.draw(engine, queries, args.settings, args.n, args.seed, progress("answers"))

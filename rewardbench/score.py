@@ -138,15 +138,27 @@ def encode(
 
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
     for row in comparisons:
-        prompt = chat.encode_prompt(tokenizer, row.prompt)
-        for ids, side in zip(sides, ("chosen", "rejected"), strict=True):
-            ended = end_cut_responses or side not in row.cut
-            ids.append(prompt + chat.encode_response(tokenizer, getattr(row, side), ended))
+        with chat.naming([row.id], "pair"):
+            prompt = chat.encode_prompt(tokenizer, row.prompt)
+            made = [
+                prompt + chat.encode_response(tokenizer, getattr(row, side), end_cut_responses or side not in row.cut)
+                for side in ("chosen", "rejected")
+            ]
+        for ids, side in zip(sides, made, strict=True):
+            ids.append(side)
             if max_length is not None and len(ids[-1]) > max_length:
                 raise InputError(
                     f"pair {row.id!r}: {len(ids[-1])} tokens, but the model's context holds {max_length}; shorten it."
                 )
     return sides
+
+
+def check_prompts(tokenizer: Any, rows: "Sequence[Comparison]") -> None:
+    """Raise InputError that names the pair whose prompt the chat template refuses; before a model is loaded."""
+    from sso.chat import check_conversations, naming
+
+    with naming([row.id for row in rows], "pair"):
+        check_conversations(tokenizer, [row.prompt for row in rows])
 
 
 def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
@@ -174,8 +186,9 @@ def by_reward_model(
     rows: "Sequence[Comparison]", path: str | Path, batch_size: int = 64, dtype: str = "float32"
 ) -> Scored:
     """The rewards of a Bradley-Terry model."""
-    from sso.chat import context_limit
+    from sso.chat import context_limit, load_tokenizer
 
+    check_prompts(load_tokenizer(path), rows)
     model, tokenizer = load(path, dtype)
     chosen, rejected = encode(tokenizer, rows, context_limit(model.config))
     values = rewards(model, [*chosen, *rejected], batch_size).tolist()
@@ -201,7 +214,9 @@ def _logps(rows: "Sequence[Comparison]", path: str | Path, dtype: str) -> tuple[
     from sso.records import Pair
     from sso.reference import score as score_nodes
 
-    model, tokenizer = load_model(path, dtype), load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    check_prompts(tokenizer, rows)
+    model = load_model(path, dtype)
     pairs = [Pair(id=row.id, prompt=row.prompt, chosen=row.chosen, rejected=row.rejected) for row in rows]
     limit = context_limit(model.config)
     made = tokenize(pairs, tokenizer, limit)

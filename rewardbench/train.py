@@ -62,7 +62,8 @@ def _own_padding(tokenizer: Any) -> None:
     """Pad by a token that ends no turn, where the vocabulary has one: the last token before padding is the one read."""
     if tokenizer.pad_token_id != end_of_turn(tokenizer):
         return
-    spare = [str(t) for t in tokenizer.added_tokens_decoder.values() if re.search("pad|reserved", str(t).lower())]
+    added = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if i not in tokenizer.outside}
+    spare = [token for token in added.values() if re.search("pad|reserved", token.lower())]
     if token := next(filter(None, [*spare, tokenizer.unk_token]), None):
         tokenizer.pad_token = token
 
@@ -118,7 +119,7 @@ def train(
     """
     from rewardbench.trainer import RewardTrainer, Sides
     from sso import checkpoints, distributed
-    from sso.chat import context_limit
+    from sso.chat import context_limit, load_tokenizer
     from sso.records import digest, file_digest
     from sso.trainer import go, training_arguments
     from sso.tuning import save_trained
@@ -128,9 +129,11 @@ def train(
     work = out.with_name(f".{out.name}.work")
     # With ZeRO-3 the arguments must exist before the model is loaded, which is then loaded in parts.
     how = training_arguments(settings, settings.learning_rate, seed, work)
+    chosen, rejected = encode(
+        load_tokenizer(model_path), pairs, end_cut_responses=settings.end_cut_responses
+    )  # what can't be encoded is told before this:
     model, tokenizer = start(model_path, seed)
     limit = min(settings.max_length, context_limit(model.config))
-    chosen, rejected = encode(tokenizer, pairs, end_cut_responses=settings.end_cut_responses)
     sides = [Sides(p.id, c, r, p.margin) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
     fitting = [s for s in sides if len(s) <= 2 * limit]
     if long := [s.id for s in sides if len(s) > 2 * limit]:

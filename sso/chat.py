@@ -6,8 +6,10 @@ recorded by `describe`. Knows nothing of principles or models.
 """
 
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,8 +21,78 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TODAY = datetime(2024, 7, 26)
+"""What every template is told as the day (`strftime_now`): what it renders is the same on all days of an experiment.
+It is the day that Llama 3.1's template writes where nobody tells it one."""
+
+
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyY"]
+_STRFTIME_NOW = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace({directive!r}, {TODAY.strftime(directive)!r})" for directive in _DIRECTIVES)
+    + " }}{% endmacro %}\n"
+)
+"""A jinja macro in the place of transformers' function of that name, which can't be given as an argument. The newline
+after a block is no text, so a template behind it renders as it would alone."""
+
+
+def _on_the_day(tokenizer: Any, apply: Any, conversation: Any, **how: Any) -> Any:
+    """transformers' `apply_chat_template`, ``apply``, with a template for which it is `TODAY`."""
+    template = tokenizer.get_chat_template(how.pop("chat_template", None), how.get("tools"))
+    dated = _STRFTIME_NOW if "strftime_now" in template else ""
+    return apply(conversation, chat_template=dated + template, **how)
+
+
+class Unfit(InputError):
+    """A conversation that a template refuses, or a token that has no embedding; ``at``: its number of those given."""
+
+    def __init__(self, reason: str, at: int = 0):
+        super().__init__(reason)
+        self.at = at
+
+
+@contextmanager
+def naming(names: Sequence[str], what: str = "record") -> Iterator[None]:
+    """Where conversations of these names are encoded: what is unfit becomes an InputError with its name."""
+    try:
+        yield
+    except Unfit as error:
+        raise InputError(f"{what} {names[error.at]!r}: {error}") from error
+
+
+@contextmanager
+def _numbered(at: int) -> Iterator[None]:
+    try:
+        yield
+    except Unfit as error:
+        raise Unfit(str(error), at) from error
+
+
 def _template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], open_turn: bool = True) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    except Exception as error:  # jinja's own, what `raise_exception` says, or Python's out of a filter
+        said = " ".join(str(error).split())[:160]
+        raise Unfit(f"the chat template refuses the conversation: {said}") from error
+
+
+def check_conversations(tokenizer: "PreTrainedTokenizerBase", conversations: Iterable[list[Message]]) -> None:
+    """Raise Unfit for the first conversation that the template refuses; cheap, before a model is loaded."""
+    for at, conversation in enumerate(conversations):
+        with _numbered(at):
+            _template(tokenizer, [m.model_dump() for m in conversation])
+
+
+def _embedded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """The ids; raises Unfit for one that the model has no embedding of (see `load_tokenizer`)."""
+    outside: dict[int, str] = getattr(tokenizer, "outside", {})
+    if outside and (bad := outside.keys() & set(ids)):
+        token = min(bad)
+        raise Unfit(
+            f"token {outside[token]!r} has id {token}, which is beyond the model's embeddings; "
+            "use the tokenizer that belongs to the model, or resize its embeddings."
+        )
+    return ids
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -42,7 +114,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
     """
     plain = [m.model_dump() for m in messages]
     if not any(token in m["content"] for m in plain for token in _control_tokens(tokenizer)):
-        return tokenizer(_template(tokenizer, plain), add_special_tokens=False).input_ids
+        return _embedded(tokenizer, tokenizer(_template(tokenizer, plain), add_special_tokens=False).input_ids)
     nonce = uuid4().hex
     marks = [f"{nonce}{i}{nonce}" for i in range(len(plain))]
     rest = _template(tokenizer, [{**m, "content": mark} for m, mark in zip(plain, marks, strict=True)])
@@ -50,9 +122,18 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
     for message, mark in zip(plain, marks, strict=True):
         before, found, rest = rest.partition(mark)
         if not found:
-            raise InputError(f"the chat template leaves out a {message['role']} message; use another template.")
+            raise Unfit(f"the chat template leaves out a {message['role']} message; use another template.")
         ids += tokenizer(before, add_special_tokens=False).input_ids + _plain(tokenizer, message["content"])
-    return ids + tokenizer(rest, add_special_tokens=False).input_ids
+    return _embedded(tokenizer, ids + tokenizer(rest, add_special_tokens=False).input_ids)
+
+
+def encode_all(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]) -> list[list[int]]:
+    """`encode_prompt` of each; raises Unfit with the number of the first that is."""
+    prompts = []
+    for at, conversation in enumerate(conversations):
+        with _numbered(at):
+            prompts.append(encode_prompt(tokenizer, conversation))
+    return prompts
 
 
 def encode_prompts(
@@ -61,8 +142,8 @@ def encode_prompts(
     """By row, `encode_prompt` of those that leave room for ``new_tokens``, and a sentence on each other one."""
     prompts: dict[int, list[int]] = {}
     too_long: dict[int, str] = {}
-    for row, conversation in enumerate(conversations):
-        prompt = encode_prompt(tokenizer, conversation)
+    encoded = encode_all(tokenizer, conversations)
+    for row, (prompt, conversation) in enumerate(zip(encoded, conversations, strict=True)):
         if len(prompt) + new_tokens > limit:
             too_long[row] = (
                 f"a prompt of {len(prompt)} tokens and {new_tokens} new ones exceed the context of {limit} "
@@ -95,7 +176,7 @@ def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool
     Without it where the turn never ``ended``, unless nothing would be left.
     """
     ids = _plain(tokenizer, text)
-    return [*ids, end_of_turn(tokenizer)] if ended or not ids else ids
+    return _embedded(tokenizer, [*ids, end_of_turn(tokenizer)] if ended or not ids else ids)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], response: str | None = None) -> list[int]:
@@ -112,35 +193,125 @@ def with_system(messages: list[Message], system: str) -> list[Message]:
 
 
 def describe(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """What the template makes of a query without and with a system message, for provenance."""
-    query = [{"role": "user", "content": "QUERY"}]
-    return {
-        "x": _template(tokenizer, query),
-        "x_with_principle": _template(tokenizer, [{"role": "system", "content": "PRINCIPLE"}, *query]),
+    """What the template makes of a query without and with a system message, for provenance.
+
+    x_with_principle is None where the template has no system turn; ``refused`` then holds its words.
+    """
+    query = [Message(role="user", content="QUERY")]
+    refused = refuses_system(tokenizer)
+    made = {
+        "x": _template(tokenizer, [m.model_dump() for m in query]),
+        "x_with_principle": None
+        if refused
+        else _template(tokenizer, [m.model_dump() for m in with_system(query, "PRINCIPLE")]),
         "end_of_turn": tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)),
+        "today": TODAY.date().isoformat(),
     }
+    return made | ({"refused": refused} if refused else {})
 
 
-def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
-    """A checkpoint's tokenizer, padding left; raises InputError where there is none or it has no chat template."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
+def refuses_system(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What the template says to a system message before a query; None where it takes it."""
     try:
-        # AutoTokenizer rebuilds every qwen2 folder's tokenizer as Qwen's own BPE; one that says it is a plain
-        # tokenizers file, like the micro-world's, is loaded as it was saved.
-        declared = get_tokenizer_config(path).get("tokenizer_class")
-        plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        kind = PreTrainedTokenizerFast if plain else AutoTokenizer
-        tokenizer = kind.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        check_conversations(tokenizer, [with_system([Message(role="user", content="a")], "b")])
+    except Unfit as error:
+        return str(error)
+    return None
+
+
+def bare_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """A checkpoint's tokenizer.json as it is, whatever class its settings name, with these settings; padding left.
+
+    A class rebuilds the tokenizer by rules of its own, other ones in each version of transformers, so that the same
+    folder would give other ids here, in vLLM's environment and in training. A folder without a tokenizer.json is left
+    to its class. Templates of what is returned are told `TODAY` by all who ask, lm-eval too.
+
+    Raises:
+        InputError: no tokenizer can be loaded, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from sso.hub import checkpoint
+
+    check_whole(path)
+    folder = checkpoint(path)
+    try:
+        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+        tokenizer: Any = kind.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.eos_token is None:  # old folders leave special tokens to their class
+            vocabulary = tokenizer.get_vocab()
+            named = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).special_tokens_map
+            tokenizer.add_special_tokens({key: token for key, token in named.items() if token in vocabulary})
+    except Exception as error:  # tokenizers raises it bare
         raise InputError(f"{path}: no tokenizer can be loaded ({' '.join(str(error).split())[:160]}).") from error
-    if tokenizer.chat_template is None:
-        raise InputError(f"{path}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
+    if tokenizer.eos_token is None:
+        raise InputError(f"{path}: the tokenizer has no eos_token; name it in tokenizer_config.json.")
+    tokenizer.apply_chat_template = partial(_on_the_day, tokenizer, tokenizer.apply_chat_template)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """`bare_tokenizer` with a chat template, fit for the checkpoint's model.
+
+    Its `outside` holds the tokens (by id) that the model has no embeddings of: a padding token among them gives way
+    to the end-of-sequence token, any other is refused where a conversation uses it.
+
+    Raises:
+        InputError: there is none, it has no chat template, or the template refuses a lone query.
+    """
+    tokenizer: Any = bare_tokenizer(path)
+    if tokenizer.chat_template is None:
+        raise InputError(f"{path}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
+    rows = _embeddings(path)
+    tokenizer.outside = {i: t for t, i in tokenizer.get_vocab().items() if rows is not None and i >= rows}
+    if tokenizer.pad_token_id in tokenizer.outside:
+        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        _embedded(tokenizer, [tokenizer.pad_token_id, *encode(tokenizer, [Message(role="user", content="a")], "a")])
+    except Unfit as error:
+        raise InputError(f"{path}: {error}") from error
+    return tokenizer
+
+
+def _embeddings(path: str | Path) -> int | None:
+    """How many tokens a checkpoint's model knows; None where there is no model to tell."""
+    from transformers import AutoConfig
+
+    from sso.hub import checkpoint
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint(path), trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Save a tokenizer so that every version of transformers loads its tokenizer.json as it is."""
+    tokenizer.save_pretrained(folder)
+    if not (folder / "tokenizer.json").is_file():
+        return
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("auto_map", None)  # names code that is not there
+    # What `save_pretrained` leaves out, though loading asks for it.
+    added = {
+        key: tokenizer.init_kwargs[key] for key in ("add_bos_token", "add_eos_token") if key in tokenizer.init_kwargs
+    }
+    settings |= {**added, "tokenizer_class": "PreTrainedTokenizerFast"}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_whole(path: str | Path) -> None:
+    """Raise InputError for a folder that holds an adapter in place of a model."""
+    if (Path(path) / "adapter_config.json").is_file():
+        raise InputError(
+            f"{path}: an adapter, not a whole model; merge it into its base first (peft: AutoPeftModelForCausalLM."
+            "from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT)) and copy the tokenizer's files to OUT."
+        )
 
 
 def pretrained(kind: Any, path: str | Path, what: str, dtype: str = "float32", **settings: Any) -> tuple[Any, Any]:
@@ -152,10 +323,11 @@ def pretrained(kind: Any, path: str | Path, what: str, dtype: str = "float32", *
     import torch
     from safetensors import SafetensorError
 
+    check_whole(path)
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
         return kind.from_pretrained(path, dtype=getattr(torch, dtype), **safe, **settings)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise InputError(f"{path}: no {what} can be loaded ({' '.join(str(error).split())[:160]}).") from error
 
 
@@ -184,6 +356,7 @@ def check_checkpoint(path: str | Path, template: bool = True) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return  # a hub name: known only when it is loaded
+    check_whole(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint.")
     if not list(folder.glob("*.safetensors")):
@@ -195,6 +368,14 @@ def check_checkpoint(path: str | Path, template: bool = True) -> None:
     if not inline and not (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():
         raise InputError(
             f"{folder}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer."
+        )
+
+
+def check_system(path: str | Path, why: str) -> None:
+    """Raise InputError where a checkpoint's chat template takes no system turn, which ``why`` needs."""
+    if refused := refuses_system(load_tokenizer(path)):
+        raise InputError(
+            f"{path}: {refused} (a system turn, in which {why} states its principles); use another checkpoint."
         )
 
 

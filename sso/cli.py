@@ -167,6 +167,7 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 
 def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
+    from sso.chat import naming
     from sso.principles import write_v1, write_v2
     from sso.sampling import Generation, name_missing, seed_of, shards
 
@@ -188,7 +189,8 @@ def principles(args: argparse.Namespace) -> None:
                 seeds = [seed_of(args.seed, name, "principle") for name in names]
                 show = None if args.shard else progress("principles")
                 how = writer.temperature, writer.top_p, writer.max_new_tokens
-                made = engine.generate(conversations, seeds, *how, show)
+                with naming(names, "principle"):
+                    made = engine.generate(conversations, seeds, *how, show)
                 asked_for.update(zip(names, made, strict=True))
                 return [generation.text for generation in made]
 
@@ -277,12 +279,13 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     from sso.objective import build
     from sso.packing import tokenize
 
-    tokenizer, model = load_tokenizer(model_path), reference.load_start(model_path, training)
+    tokenizer = load_tokenizer(model_path)
     end_start_up()
     nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
-    key = reference.make_key(model_path, tokenizer, records, training)
+    key = reference.make_key(model_path, tokenizer, records, made.samples, training)
+    model = reference.load_start(model_path, training)
     show = progress("reference")
     return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
 

@@ -13,15 +13,33 @@ from typing import Any
 from sso.config import Spread
 from sso.errors import InputError
 
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells each process that it starts; some machines set the first for no reason."""
+
+
+def launched() -> bool:
+    """Whether a launcher started this process.
+
+    Raises:
+        InputError: the environment tells of several processes, and not how to find them.
+    """
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, but {missing[0]} is not set; start with torchrun, "
+            "or unset WORLD_SIZE."
+        )
+    return not missing
+
 
 def is_main() -> bool:
     """Whether this process writes files and records; the only one, unless a launcher started several."""
-    return os.environ.get("RANK", "0") == "0"
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def world_size() -> int:
     """Processes that a launcher started, on all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> None:
@@ -41,7 +59,7 @@ def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> No
     if problem := no_compiler(training):
         raise InputError(problem)
     alone = training.devices * training.nodes == 1
-    if (alone and training.engine == "ddp") or "WORLD_SIZE" in os.environ:
+    if launched() or (alone and training.engine == "ddp"):
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -95,7 +113,9 @@ def _rendezvous(nodes: int) -> list[str]:
 
 def start(training: Spread) -> None:
     """Join the processes, each with its device. Call before any model is loaded."""
-    if "WORLD_SIZE" not in os.environ:
+    if not launched():
+        for name in LAUNCHED:
+            os.environ.pop(name, None)  # what is left of them misleads torch and accelerate
         return
     import torch
 

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from sso import dialogues, distributed
-from sso.chat import end_of_turn, load_model, load_tokenizer
+from sso.chat import bare_tokenizer, end_of_turn, load_model, load_tokenizer
 from sso.config import Sft
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
@@ -35,11 +33,11 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     Raises:
         InputError: neither has one, or the template's control tokens are no single tokens of the base model's.
     """
-    from transformers import AutoTokenizer
-
     if template is None:
-        return _ending_turns(load_tokenizer(base))
-    tokenizer, other = AutoTokenizer.from_pretrained(base), load_tokenizer(checkpoint(template))
+        tokenizer = load_tokenizer(base)
+        tokenizer.outside = {}  # training gives all of its tokens embeddings
+        return _ending_turns(tokenizer)
+    tokenizer, other = bare_tokenizer(base), load_tokenizer(checkpoint(template))
     tokenizer.chat_template = other.chat_template
     vocabulary = tokenizer.get_vocab()
     marks = [token for token in other.all_special_tokens if token in other.chat_template]
@@ -47,9 +45,6 @@ def tokenizer_for(base: Path, template: str | None) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     if added:
         print(f"sft: {len(added)} tokens of the template are new to the model: {', '.join(added)}")
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return _ending_turns(tokenizer)
 
 
@@ -81,7 +76,7 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
             ids, spans = answers(tokenizer, turns)
         except dialogues.LeftOut as why:
             return made | {"reason": str(why)}
-        except (InputError, TemplateError):
+        except InputError:
             return made | {"reason": REFUSED}
         if spans[0][0] >= settings.max_length:
             return made | {"reason": TOO_LONG}

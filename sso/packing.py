@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sso.attention import layout
-from sso.chat import encode_prompt, encode_response, with_system
+from sso.chat import encode_prompt, encode_response, naming, with_system
 from sso.distributed import is_main
 from sso.errors import InputError, first_of
 from sso.objective import Node
@@ -86,14 +86,18 @@ def tokenize(
     the room beside the record's longest context, so that a response is the same in all contexts.
 
     Raises:
-        InputError: no record fits.
+        InputError: there is no record, none fits, or the chat template refuses one, which is named.
     """
+    if not records:
+        raise InputError("there are no records to tokenize; give at least one triple or pair.")
     made = Tokenized([])
     for record in records:
-        contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+        with naming([record.id]):
+            contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+            if isinstance(record, Triple):
+                contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
+                contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
         if isinstance(record, Triple):
-            contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
-            contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
             sides = {"y+": ("chosen", record.chosen), "y-": ("rejected", record.rejected)}
             sides["yo"] = ("original", record.original)
         else:
@@ -103,10 +107,11 @@ def tokenize(
             made.left_out.append(record.id)
             continue
         cut: list[str] = [name for name, _ in sides.values() if name in record.cut]
-        responses = {
-            side: encode_response(tokenizer, text, end_cut_responses or name not in cut)
-            for side, (name, text) in sides.items()
-        }
+        with naming([record.id]):
+            responses = {
+                side: encode_response(tokenizer, text, end_cut_responses or name not in cut)
+                for side, (name, text) in sides.items()
+            }
         if cut:
             made.cut_when_drawn.append(record.id)
         if max(map(len, responses.values())) > room:

@@ -6,6 +6,7 @@ that does not fit is refused with the name of the key that differs. Arms and epo
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,18 +44,30 @@ class Reference:
         return self.nodes.index(node)
 
 
-def make_key(model: str | Path, tokenizer: Any, records: Sequence[Any], training: Training) -> dict[str, str]:
-    """What reference scores depend on, as digests by name."""
+def make_key(
+    model: str | Path, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], training: Training
+) -> dict[str, str]:
+    """What reference scores depend on, as digests by name; ``samples`` are what the tokenizer made of the records."""
     weights = Path(model)
     files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
     return {
         "weights": digest([file_digest(f) for f in files]) if files else str(model),
         "records": digest(list(records)),
         "template": digest([tokenizer.chat_template, len(tokenizer)]),
+        "tokens": _tokens_digest(samples),
         "max_length": str(training.max_length),
         "dtype": training.numerics,
         "end_cut_responses": str(training.end_cut_responses),
     }
+
+
+def _tokens_digest(samples: Sequence[Sample]) -> str:
+    """Of all ids of all samples: whatever a template or a tokenizer makes differently, shows."""
+    digester = hashlib.sha256()
+    for sample in samples:
+        for name, ids in (*sample.contexts.items(), *sample.responses.items()):
+            digester.update(json.dumps([sample.id, name, len(ids)]).encode() + array("q", ids).tobytes())
+    return digester.hexdigest()[:16]
 
 
 def autocast(device: torch.device, numerics: str) -> Any:

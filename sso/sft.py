@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sso import dialogues
-from sso.chat import encode, encode_prompt, encode_response, stop_ids
+from sso.chat import encode, encode_prompt, encode_response, save_tokenizer, stop_ids
 from sso.config import Backbone, Sft
 from sso.errors import InputError
 from sso.preferences import file_rows
@@ -131,4 +131,4 @@ def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None =
         model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
     with whole_folder(out) as folder:
         model.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)

@@ -31,7 +31,7 @@ def rates(args: argparse.Namespace) -> list[float]:
 def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     """`sso train`: reference scores (read, or made beside the output), the tries, the best one saved."""
     from sso import checkpoints, distributed, reference
-    from sso.chat import describe, load_model, load_tokenizer
+    from sso.chat import check_conversations, describe, load_model, load_tokenizer, naming
     from sso.objective import build
     from sso.packing import tokenize
     from sso.trainer import fit, training_arguments, what_ran
@@ -40,8 +40,12 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
+    if len(tries) > 1:
+        queries = read(args.tune, Query)
+        with naming([q.id for q in queries], "query"):
+            check_conversations(tokenizer, [q.prompt for q in queries])
     distributed.start(training)
-    source = reference.make_key(args.model, tokenizer, records, training)
+    source = reference.make_key(args.model, tokenizer, records, made.samples, training)
     if objective.base.reference_free:
         scores = None
     elif args.reference:

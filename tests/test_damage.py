@@ -330,6 +330,8 @@ def test_a_checkpoints_own_code_is_not_run(model, tmp_path, monkeypatch):
     tokenizer = json.loads((model / "tokenizer_config.json").read_text())
     tokenizer |= {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["evil.T", None]}}
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert load_tokenizer(model)("Be safe.").input_ids  # its tokenizer.json needs no code
+    (model / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=f"{model}: no tokenizer can be loaded"):
         load_tokenizer(model)
     assert not (tmp_path / "ran").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sso.cli import main
 from sso.config import Backbone, Training
-from sso.distributed import deepspeed_config, keep_outputs
+from sso.distributed import LAUNCHED, deepspeed_config, is_main, keep_outputs, launched, start, world_size
 from sso.errors import InputError
 from sso.micro.models import build as build_model
 from sso.records import write
@@ -117,9 +117,48 @@ def test_lost_processes_are_noticed(monkeypatch):
         args=SimpleNamespace(world_size=1),
     )
     check_engine(trainer, "ddp")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in zip(LAUNCHED, ("2", "0", "0", "127.0.0.1", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="NO with 1 of 2 processes"):
         check_engine(trainer, "ddp")
+
+
+@pytest.mark.parametrize(
+    ("given", "several"),
+    [
+        ({}, False),
+        ({"WORLD_SIZE": "1"}, False),
+        ({"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, False),
+        ({"RANK": "3"}, False),
+        (dict(zip(LAUNCHED, ("1", "0", "0", "127.0.0.1", "29500"), strict=True)), True),
+        (dict(zip(LAUNCHED, ("4", "3", "3", "127.0.0.1", "29500"), strict=True)), True),
+        ({"WORLD_SIZE": "2"}, None),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, None),
+    ],
+)
+def test_a_process_is_one_of_several_only_where_a_launcher_says_all_of_it(monkeypatch, given, several):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if several is None:
+        with pytest.raises(InputError, match=r"WORLD_SIZE is '.*', but .* is not set; start with torchrun"):
+            launched()
+        return
+    assert launched() == several
+    assert world_size() == (int(given["WORLD_SIZE"]) if several else 1)
+    assert is_main() == (not several or given["RANK"] == "0")
+    if not several:
+        start(Training())  # joins nothing, and leaves nothing that torch or accelerate would take for a launcher
+        assert not torch.distributed.is_initialized() and not set(LAUNCHED) & set(os.environ)
+
+
+def test_a_stray_world_size_trains_as_one_process(alone, tmp_path, monkeypatch):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(command(alone, tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (alone / "out" / "model.safetensors").read_bytes()
 
 
 def test_offloading_uses_the_optimizer_made_for_it():

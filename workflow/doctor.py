@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sso.chat import check_system
 from sso.config import Endpoint, Spread
 from sso.distributed import no_compiler
 from sso.errors import InputError
@@ -28,6 +29,7 @@ def problems(grid: grids.Grid) -> Iterator[str]:
     yield from _gpus(grid)
     yield from _disk(grid)
     yield from _hub(grids.hub_names(experiment))
+    yield from _templates(experiment)
     if free := grids.unpinned(experiment):
         yield f"revisions: no commit is given for {', '.join(free)}; `sso pin --configfile F` tells those of today."
     for name in sorted(set(experiment.local.values())):
@@ -109,6 +111,25 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
                 yield f"hub: {kind} {name} can't be reached ({reason}); check the network, or map names under `local`."
             else:
                 yield f"hub: {kind} {name} can't be reached either."
+
+
+def _templates(experiment: grids.Experiment) -> Iterator[str]:
+    """Hub checkpoints whose chat template has no system turn; `grid.check` looks at local ones."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", "tokenizer*", "special_tokens_map.json", "*.jinja"]
+    for source, arm in grids.guided(experiment):
+        if not grids.is_hub_name(source):
+            continue
+        repository, _, revision = source.partition("@")
+        try:
+            folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        except Exception:
+            continue  # `_hub` has told of it
+        try:
+            check_system(folder, f"arms.{arm}")
+        except InputError as error:
+            yield f"hub: {source}: {error}"
 
 
 def _keys(grid: grids.Grid) -> Iterator[str]:

@@ -10,7 +10,7 @@ A *cell* is one backbone with one seed. A *run* is what is evaluated: an arm, or
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from eval import benchmarks
-from sso.chat import check_checkpoint, check_prompts
+from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import HUB_FILE, ROOT, Arm, Evaluation, Experiment, Training, Writer, merge, parse, read_yaml
 from sso.errors import InputError
 from sso.objective import load_objectives
@@ -167,6 +167,20 @@ def check(experiment: Experiment) -> None:
         base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
         check_checkpoint(path, template=not base)
         check_prompts(path, queries, experiment.sampling.max_new_tokens)
+    for start, guide in guided(experiment):
+        if (Path(start) / "tokenizer.json").is_file():
+            check_system(start, f"arms.{guide}")
+
+
+def guided(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The checkpoint whose chat template each backbone uses, and an arm for which it is sampled under principles."""
+    for name, backbone in experiment.backbones.items():
+        given = (backbone.chat_template or experiment.sft.chat_template) if backbone.sft and experiment.sft else None
+        for key, arm in experiment.arms.items():
+            on = arm.backbones is None or name in arm.backbones
+            if backbone.path and on and arm.data in ("triples", "good_bad", "good_original"):
+                yield given or backbone.path, key
+                break
 
 
 def evaluations(experiment: Experiment) -> list[Evaluation]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sso import checkpoints
+from sso.chat import check_conversations, load_tokenizer
 from sso.config import Decoding
 from sso.endpoint import Show
 from sso.errors import InputError
@@ -27,13 +28,17 @@ from sso.sampling import Engine, Generation, Keep, make_engine
 
 RecordT = TypeVar("RecordT", bound=Record)
 POLL_S = 0.5
+Check = Callable[[Sequence[list[Message]]], None]
 
 
 class Kept:
-    """An engine whose draws are kept in ``folder``; ``make`` loads it when the first draw is missing."""
+    """An engine whose draws are kept in ``folder``; ``make`` loads it when the first draw is missing.
 
-    def __init__(self, make: Callable[[], Engine], folder: Path, name: str = "0"):
-        self.make, self.folder, self.name = make, folder, name
+    ``check`` is asked before that: it raises for conversations that can't be drawn for.
+    """
+
+    def __init__(self, make: Callable[[], Engine], folder: Path, name: str = "0", check: Check | None = None):
+        self.make, self.folder, self.name, self.check = make, folder, name, check
         self.engine: Engine | None = None
         self._lock = threading.Lock()
 
@@ -52,6 +57,8 @@ class Kept:
         known = _read(self.folder)
         missing = [i for i, key in enumerate(keys) if key not in known]
         if missing:
+            if self.check is not None and self.engine is None:
+                self.check(conversations)
             if len(missing) < len(keys):
                 print(f"{len(keys) - len(missing)} of {len(keys)} draws are taken over", flush=True)
             self.engine = self.engine or self.make()
@@ -130,9 +137,13 @@ def kept(args: Namespace, expected: int, what: str) -> Iterator[Kept]:
         end_start_up()
         return engine
 
+    def check(conversations: Sequence[list[Message]]) -> None:
+        if model is not None and settings.endpoint is None:
+            check_conversations(load_tokenizer(model), conversations)
+
     if args.shard:
         _die_with_parent()
-        yield Kept(make, folder, args.shard.partition("/")[0])
+        yield Kept(make, folder, args.shard.partition("/")[0], check)
         return
     key = settings.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens", "dtype", "endpoint"})
     weights = file_digest(model) if model and Path(model).is_dir() else str(model)
@@ -140,7 +151,7 @@ def kept(args: Namespace, expected: int, what: str) -> Iterator[Kept]:
         checkpoints.resume_from(folder, {**key, "model": weights})
         if settings.devices > 1 or settings.engine == "vllm":
             _run(settings, folder, args.argv, expected, what)
-        yield Kept(make, folder, "rest")
+        yield Kept(make, folder, "rest", check)
 
 
 def _die_with_parent() -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sso.chat import context_limit, encode_prompts, load_tokenizer, with_system
+from sso.chat import context_limit, encode_prompts, load_tokenizer, naming, with_system
 from sso.config import Sampling, World
 from sso.errors import InputError, first_of
 from sso.principles import FEATURES, WRAPPERS
@@ -70,7 +70,8 @@ def fitting(
         raise InputError(f"{model}: no configuration can be loaded ({' '.join(str(error).split())[:160]}).") from error
     if sampling.engine == "vllm" and sampling.context:
         limit = min(limit, sampling.context)
-    _, too_long = encode_prompts(tokenizer, conversations, sampling.max_new_tokens, limit)
+    with naming([p.id for _ in responses for p in principles], "query"):
+        _, too_long = encode_prompts(tokenizer, conversations, sampling.max_new_tokens, limit)
     bad = {row % len(principles) for row in too_long}
     if principles and len(bad) == len(principles):
         raise InputError(f"none of {len(bad)} queries fits: {too_long[min(too_long)]}")
@@ -98,9 +99,10 @@ def draw(
     good, bad = _systems(principles, wrapper)
     conversations = _conversations(principles, wrapper, responses)
     seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
-    drawn = engine.generate(
-        conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
-    )
+    with naming([p.id for _ in responses for p in principles], "query"):
+        drawn = engine.generate(
+            conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
+        )
     count = len(principles)
     by_name = {name: drawn[i * count : (i + 1) * count] for i, name in enumerate(responses)}
 

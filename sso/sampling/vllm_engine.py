@@ -23,11 +23,12 @@ class VLLMEngine:
     it was taken from prefixes met before."""
 
     def __init__(self, path: str | Path, dtype: str = "bfloat16", settings: Vllm | None = None):
+        tokenizer = load_tokenizer(path)
         with importing(path):
             from vllm import LLM
 
             llm = LLM(**llm_arguments(path, dtype, settings or Vllm()), skip_tokenizer_init=True)
-        self._use(llm, load_tokenizer(path))
+        self._use(llm, tokenizer)
 
     @classmethod
     def of(cls, llm: Any, tokenizer: Any) -> "VLLMEngine":

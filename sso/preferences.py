@@ -12,13 +12,14 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sso import hub
 from sso.config import Preferences
 from sso.errors import InputError, first_of
 from sso.records import Message, Pair, iter_json_lines
 
+PairT = TypeVar("PairT", bound=Pair)
 ROLES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of the roles."""
 SIDES = ("chosen", "rejected")
@@ -191,12 +192,12 @@ def _margin(row: Mapping[str, Any]) -> float | None:
     return float(values[0] if len(values) == 1 else values[0] - values[1])
 
 
-def sample(pairs: list[Preference], limit: int | None, seed: int) -> list[Preference]:
+def sample(pairs: list[PairT], limit: int | None, seed: int) -> list[PairT]:
     """``limit`` of the pairs, in their order; which ones depends on the seed and the ids, not on the other rows."""
     if limit is None or limit >= len(pairs):
         return pairs
 
-    def rank(pair: Preference) -> bytes:
+    def rank(pair: PairT) -> bytes:
         return hashlib.sha256(f"{seed}/{pair.id}".encode()).digest()
 
     kept = {pair.id for pair in sorted(pairs, key=rank)[:limit]}

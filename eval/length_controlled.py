@@ -230,7 +230,7 @@ def _scores(x: np.ndarray, y: np.ndarray, w: np.ndarray, gamed: np.ndarray | Non
     """
     from scipy.special import expit
 
-    p, free = expit(x @ w), w != 0
+    p, free = expit(x @ w), (w != 0) | (gamed is None)
     rows = x[:, free]
     curvature = (rows * (p * (1 - p))[:, None]).T @ rows
     if gamed is not None:

@@ -42,6 +42,10 @@ def experiment(**over):
 def tree(made, results: Path, skip: tuple[str, ...] = ()) -> Path:
     """Fill ``results`` with synthetic outputs of every job that the report reads, except of arms in ``skip``."""
     grid = grid_of(made)
+    if made.evaluation.difficulty:
+        path = results / "data/difficulty.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("index,instruction_difficulty\n" + "".join(f"{i},{i % 7 - 3}\n" for i in range(ITEMS)))
     for job in grid.jobs.values():
         at = job.wildcards
         name = at.get("run") or at.get("arm") or at.get("reward") or ""

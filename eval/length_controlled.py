@@ -165,6 +165,9 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
         # Nothing to control for: the fit without difficulties is the raw rate.
         return rate(100 * preference, _RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
     length = np.tanh(gap / gap.std(ddof=1))
+    if length.std() < 0.01:
+        # All outputs are far longer, or far shorter: that is not to be told from the intercept.
+        return rate(100 * preference, _RAW, "no output of about the reference's length")
     if table is None:
         x = np.stack([length, np.ones(len(gap))], 1)
         if min(preference.sum(), (1 - preference).sum()) < LEAST:

@@ -66,6 +66,11 @@ def _judge(args: argparse.Namespace) -> None:
     if not (args.answers / "lm_eval.json").is_file():
         raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
     inputs = {"answers": args.answers, **judging.inputs(args.data, settings)}
+    table = None
+    if settings.pairwise and args.length_controlled and (hard := args.difficulty or settings.difficulty):
+        from eval.length_controlled import read_table
+
+        table = read_table(hard, [len(r.output) for r in judging.read_references(inputs["reference"])])
     with tracking.run(args.out, "judge", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
         scores: dict[str, Any] = {}
         judges: dict[str, Judge] = {}
@@ -82,11 +87,10 @@ def _judge(args: argparse.Namespace) -> None:
         if settings.pairwise or settings.mt_bench or settings.arena_hard:
             scores |= judging.judge_all(judge_of, args.answers, args.data, settings, out)
         if settings.pairwise and args.length_controlled:
-            from eval.length_controlled import length_controlled, read_table
+            from eval.length_controlled import length_controlled
 
             rows = [row for _, row in iter_json_lines(out / "pairwise.jsonl")]
-            table = read_table(args.difficulty, [row["reference_length"] for row in rows]) if args.difficulty else None
-            scores["alpaca_eval2_lc"] = length_controlled({"model": rows}, table)["model"]
+            scores["alpaca_eval2_lc"] = length_controlled(rows, table).as_dict()
         tasks = json.loads((args.answers / "lm_eval.json").read_text(encoding="utf-8"))["tasks"]
         for task, result in tasks.items():
             name = task.removeprefix("micro_").removeprefix("real_")
@@ -127,7 +131,7 @@ def _winrate(args: argparse.Namespace) -> None:
         table = {name: simulated(fit_difficulty(others[name]), lengths[name]) for name in files}
     else:
         table = {n: read_table(args.difficulty, lengths[n]) for n in files} if args.difficulty else None
-    controlled = length_controlled(files, table)
+    controlled = {name: length_controlled(rows, table and table[name]).as_dict() for name, rows in files.items()}
     rates: dict[str, dict[str, Any]] = {
         name: {
             "raw": win_rate(rows),
@@ -140,10 +144,19 @@ def _winrate(args: argparse.Namespace) -> None:
         _write_json(args.out, rates)
     for name, rate in rates.items():
         raw, lc = rate["raw"], rate["length_controlled"]
+        if raw["value"] is None:
+            print(f"{name}: no readable preference in {raw.get('unreadable', 0)} annotations")
+            continue
+        model = ": ".join(filter(None, (lc["model"], lc.get("reason"))))
         print(
-            f"{name}: raw {raw['value']:.2f} ± {raw['stderr']:.2f}, length-controlled {lc['value']:.2f} ± "
-            f"{lc['stderr']:.2f} ({lc['model']}), mean length {rate['length']:.0f}, n {raw['n']}"
+            f"{name}: raw {_with_error(raw)}, length-controlled {_with_error(lc)} ({model}), "
+            f"mean length {rate['length']:.0f}, n {raw['n']}"
         )
+
+
+def _with_error(entry: Mapping[str, Any]) -> str:
+    """`value ± stderr`; one item has no error."""
+    return f"{entry['value']:.2f}" + ("" if entry["stderr"] is None else f" ± {entry['stderr']:.2f}")
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -176,7 +189,8 @@ def _pairs(args: argparse.Namespace) -> None:
         quality, rows = data_quality.measure(judge, args.pairs, args.reference, count, args.seed)
         write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
         _write_json(args.out, quality)
-        run.summary.update({n: e["value"] for n, e in quality.items() if isinstance(e, dict)})
+        known = {n: e["value"] for n, e in quality.items() if isinstance(e, dict)}
+        run.summary.update({name: value for name, value in known.items() if value is not None})
         run.summary.update({name: quality[name] for name in ("equal_pairs", "unscored_pairs", "left_out_pairs")})
         if quality["unscored_pairs"]:
             print(f"warning: {quality['unscored_pairs']} pairs have no reference scores: too long.", file=sys.stderr)

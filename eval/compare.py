@@ -1,7 +1,8 @@
 """Do two arms differ, benchmark by benchmark, by more than chance? On the same items, with seeds as a second level.
 
-Reads what `answer` and `judge` left. One seed: p is the paired permutation test's. Several: the hierarchical
-bootstrap's, which holds the noise of seeds too. The verdict goes by Holm's adjustment over all benchmarks shown.
+Reads what `answer` and `judge` left. One seed: p is the paired permutation test's. Several: that of the two-way
+interval of seeds and items, which holds the noise of seeds too. The verdict goes by Holm's adjustment over all
+benchmarks shown.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.statistics import Interval, bootstrap_p, holm, mcnemar_p, mean_interval, paired_difference, permutation_p
+from eval.statistics import Interval, holm, mcnemar_p, mean_interval, paired_difference, permutation_p
 from sso.errors import InputError
 from sso.records import iter_json_lines
 from sso.report.collect import answer_items
@@ -30,7 +31,6 @@ class Comparison:
     difference: Interval
     """a - b; its n counts the items of all seeds."""
     permutation: float
-    bootstrap: float
     mcnemar: float | None
     p: float
     holm: float = 1.0
@@ -97,17 +97,16 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
             raise InputError(f"{benchmark}: the seeds hold different items; evaluate all on one file.")
         a, b = ([[seed[benchmark][item][arm] for item in items] for seed in seeds] for arm in (0, 1))
         binary = len(seeds) == 1 and {*a[0], *b[0]} <= {0.0, 100.0}
-        permutation, bootstrap = permutation_p(a, b), bootstrap_p(a, b)
+        permutation, difference = permutation_p(a, b), paired_difference(a, b)
         found.append(
             Comparison(
                 benchmark,
                 mean_interval(a),
                 mean_interval(b),
-                paired_difference(a, b),
+                difference,
                 permutation,
-                bootstrap,
                 mcnemar_p([x / 100 for x in a[0]], [x / 100 for x in b[0]]) if binary else None,
-                bootstrap if len(seeds) > 1 else permutation,
+                permutation if len(seeds) == 1 or difference.p is None else difference.p,
             )
         )
     adjusted = holm({c.benchmark: c.p for c in found})
@@ -124,13 +123,16 @@ def as_table(comparisons: list[Comparison], names: tuple[str, str]) -> "Table":
     from rich.table import Table
 
     seeds = comparisons[0].a.seeds
-    over = f"items and {seeds} seeds, p by bootstrap" if seeds > 1 else "items of one seed, p by permutation"
+    over = f"items and {seeds} seeds, p by two-way t" if seeds > 1 else "items of one seed, p by permutation"
     table = Table(title=f"A = {names[0]}, B = {names[1]}; 95% intervals over {over}")
     heads = ("", "n", "A", "B", "A - B", "p", "p McNemar", "p Holm", f"differs (Holm < {LEVEL})")
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
     for c in comparisons:
-        cells = [f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" for i in (c.a, c.b, c.difference)]
+        cells = [
+            f"{i.mean:.2f}" + ("" if i.low is None else f" [{i.low:.2f}, {i.high:.2f}]")
+            for i in (c.a, c.b, c.difference)
+        ]
         n = str(c.a.n) if seeds == 1 else f"{c.a.n // seeds} x {seeds}"
         mcnemar = "" if c.mcnemar is None else f"{c.mcnemar:.3g}"
         verdict = ("A higher" if c.difference.mean > 0 else "B higher") if c.differs else "no"

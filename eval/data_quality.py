@@ -1,7 +1,8 @@
 """Two measures of a pair set (figure 3): does the judge agree with it, and how on-policy is it.
 
-Agreement is measured on a seeded sample of the pairs, each judged in both orders. A pair counts as hit where the
-judge prefers the chosen response on the whole, as half where the orders cancel out or tie.
+Agreement is measured on a sample of the pairs, each judged in both orders: the pairs whose ids have the lowest seeded
+digests, so arms with the same queries are judged on the same ones, whatever else they lack. A pair counts as hit
+where the judge prefers the chosen response on the whole, as half where the orders cancel out or tie.
 
 On-policyness is what the SFT model thinks of chosen and rejected without any principle: the mean over all responses
 of exp(average log-probability per token), and the nats per token of each side. Both are averages over responses,
@@ -17,9 +18,8 @@ import numpy as np
 
 from eval.alpaca_eval import mean_and_error
 from eval.judge import Comparison, Judge, to_json
-from eval.variance import subset
 from sso.errors import InputError
-from sso.preferences import read
+from sso.preferences import read, sample
 from sso.records import Pair
 
 
@@ -81,7 +81,7 @@ def measure(
     """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged."""
     pairs, left_out = read(pairs_path)
     average = _averages(reference, pairs)  # before the judge, who may want money
-    rows = judged(judge, subset(pairs, count or len(pairs), seed))
+    rows = judged(judge, sample(pairs, count, seed))
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
     quality = {
         "accuracy": accuracy(rows),

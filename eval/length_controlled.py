@@ -1,23 +1,27 @@
-"""AlpacaEval 2's length-controlled win rate, by the alpaca-eval package's own model (metrics/glm_winrate.py).
+"""AlpacaEval 2's length-controlled win rate: what the win rate would be at no length difference.
 
 preference ~ sigmoid(length * tanh(standardised length difference) + difficulty * instruction difficulty + intercept),
-read off at no length difference. The package takes two things from the hub's `df_gamed.csv`: the difficulty of each of
-the 805 instructions, and annotated rows of two "gamed" baselines, towards which the fit is drawn. What is at hand
-decides:
+read off at no length difference. Which model is fitted depends on what is at hand, and each figure says which:
 
-- `df_gamed.csv`, from the hub or a local copy: the official model.
-- Difficulties alone (a CSV with index and instruction_difficulty): the official model, with the gamed rows simulated
-  from published figures of the two baselines (`simulated_baselines`).
-- Nothing: `length_controlled_minimal`, without a difficulty term.
+- `official`: the alpaca-eval package's own fit (metrics/glm_winrate.py) on the hub's `df_gamed.csv`, which holds the
+  difficulty of each of the 805 instructions, and annotated rows of two "gamed" baselines that the fit is drawn to.
+- `simulated baselines`: the same fit on difficulties alone (a CSV with index and instruction_difficulty), with the
+  gamed rows simulated from published figures of the two baselines.
+- `no difficulties`: without any, one logistic fit by maximum likelihood, without difficulty and without penalty (the
+  package's `length_controlled_minimal` has an L1 penalty that draws rates near zero to 50).
+- `raw`: the raw win rate, where there is nothing to fit; `reason` says why.
 
-Difficulties can also be fitted anew from annotations of several models (`fit_difficulty`). Importing alpaca_eval takes
-3 s of CPU, so many models are done in one process. Deterministic: the package fixes its random state.
+Value and error are of one fit: an item's influence is the derivative of the value by the item's weight, at the
+coefficients of that very fit. value + influence are scores of items whose mean is the value, so length-controlled win
+rates have the intervals, pairs and seeds of any other metric. Difficulties can also be fitted anew from annotations of
+several models (`fit_difficulty`). Importing alpaca_eval takes 3 s of CPU; only the first two need it. Deterministic:
+the package fixes its random state.
 """
 
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.alpaca_eval import Row, mean_and_error
+from sso.config import OFFICIAL_DIFFICULTY
 from sso.errors import InputError
+from sso.hub import fetch
 from sso.records import iter_json_lines
 
 if TYPE_CHECKING:
@@ -36,6 +42,7 @@ GAMED = ((2402, -1.5835, 0.8335), (1136, -1.6425, 0.6836))
 difficulty (alpaca_eval's repository, metrics/weights/weighted_alpaca_eval_gpt4_turbo/length_controlled_v1)."""
 WEIGHT = 0.2 / 2
 """Of a gamed row beside an own one, as the package has it."""
+OFFICIAL, SIMULATED, NO_DIFFICULTIES = "official", "simulated baselines", "no difficulties"
 
 
 @dataclass(frozen=True)
@@ -46,41 +53,32 @@ class Table:
     official: bool
     """False: the rows of the gamed baselines are simulated."""
 
-    def difficulty(self) -> np.ndarray:
-        """By position in the prompt set."""
-        return self.frame.drop_duplicates("index").set_index("index")["instruction_difficulty"].sort_index().to_numpy()
+    def difficulty(self, positions: Sequence[int]) -> np.ndarray:
+        """Of the prompts at these positions of the prompt set."""
+        known = self.frame.drop_duplicates("index").set_index("index")["instruction_difficulty"]
+        return known.loc[list(positions)].to_numpy(dtype=np.float64)
 
 
 def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
-    """The table of ``source``: `hub`, a copy of df_gamed.csv, or a CSV with index and instruction_difficulty.
+    """The table of ``source``: `hub` (or its hf:// name), a copy of df_gamed.csv, or a CSV of difficulties.
 
-    ``reference_lengths`` (characters, by position) serve the simulation. Raises InputError.
+    The latter has index and instruction_difficulty; ``reference_lengths`` (characters, by position) serve the
+    simulation. Raises InputError, also where a prompt has no difficulty.
     """
     import pandas as pd
 
-    if str(source) == "hub":
-        from huggingface_hub import hf_hub_download
-
-        try:
-            source = hf_hub_download("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset")
-        except Exception as error:
-            raise InputError(
-                f"--difficulty hub: df_gamed.csv of tatsu-lab/alpaca_eval can't be had ({type(error).__name__}); give "
-                "a copy of it, or a CSV with index and instruction_difficulty."
-            ) from error
-    if not Path(source).is_file():
-        raise InputError(f"{source}: no such file; give a CSV of instruction difficulties, or `hub`.")
+    path = fetch(OFFICIAL_DIFFICULTY if str(source) == "hub" else str(source))
     try:
-        frame = pd.read_csv(source)
+        frame = pd.read_csv(path)
     except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
         raise InputError(f"{source}: no CSV ({' '.join(str(error).split())[:160]}).") from error
     if missing := [c for c in ("index", "instruction_difficulty") if c not in frame]:
         raise InputError(f"{source}: lacks the column `{missing[0]}`.")
+    hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
+    if unknown := [i for i in range(len(reference_lengths)) if not np.isfinite(hard.get(i, np.nan))]:
+        raise InputError(f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing).")
     if {"preference", "std_delta_len", "not_gamed_baseline"} <= set(frame):
         return Table(frame, True)
-    hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
-    if unknown := [i for i in range(len(reference_lengths)) if i not in hard]:
-        raise InputError(f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing).")
     return simulated_baselines([hard[i] for i in range(len(reference_lengths))], reference_lengths)
 
 
@@ -123,15 +121,137 @@ def read_annotations(path: Path) -> list[Row]:
         raise InputError(f"{path}: no annotations of alpaca_eval ({type(error).__name__}: {error}).") from error
 
 
-def length_controlled(
-    annotations: Mapping[str, Sequence[Row]], table: Table | Mapping[str, Table] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Length-controlled win rate in percent of each model; ``table`` of all, or one a model.
+@dataclass(frozen=True)
+class Rate:
+    """A length-controlled win rate in percent; ``model`` says of which fit, ``reason`` why it is the raw one."""
 
-    stderr is the sandwich standard error over prompts of the same weighted logistic model without its (weak) penalty,
-    so it holds the noise of the annotations; the package's own figure is only the spread of predictions over prompts.
-    A model without length differences, or with fewer than 10 read annotations, gets its raw win rate.
+    value: float | None
+    items: dict[int, float]
+    """By row, where its preference was read: value + influence. Their mean is the value."""
+    model: str
+    reason: str = ""
+    unreadable: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """An entry of scores.json; stderr is the standard error over prompts."""
+        out = mean_and_error([*self.items.values()]) | {"model": self.model}
+        out |= {"reason": self.reason} if self.reason else {}
+        return out | ({"unreadable": self.unreadable} if self.unreadable else {})
+
+
+LEAST = 10
+"""Read annotations below which nothing is fitted; wins and losses below which a length weight of one's own says more
+of single answers than of length (of 2 wins in 805 fits make anything between 0 and .25)."""
+_RAW = "raw"
+
+
+def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
+    """The length-controlled win rate of one model's annotations, one a prompt in the prompt set's order.
+
+    ``table``: difficulties and gamed rows for the package's model; None: one fit without.
     """
+    positions = [i for i, row in enumerate(rows) if row["preference"] is not None]
+    preference = np.array([rows[i]["preference"] for i in positions], dtype=np.float64)
+    gap = np.array([rows[i]["reference_length"] - rows[i]["length"] for i in positions], dtype=np.float64)
+
+    def rate(scores: np.ndarray, model: str, reason: str = "") -> Rate:
+        value = float(scores.mean()) if len(scores) else None
+        items = dict(zip(positions, map(float, scores), strict=True))
+        return Rate(value, items, model, reason, len(rows) - len(positions))
+
+    if reason := _unfit(preference, gap):
+        return rate(100 * preference, _RAW, reason)
+    if not gap.any():
+        # Nothing to control for: the fit without difficulties is the raw rate.
+        return rate(100 * preference, _RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
+    length = np.tanh(gap / gap.std(ddof=1))
+    if length.std() < 0.01:
+        # All outputs are far longer, or far shorter: that is not to be told from the intercept.
+        return rate(100 * preference, _RAW, "no output of about the reference's length")
+    if table is None:
+        x = np.stack([length, np.ones(len(gap))], 1)
+        if min(preference.sum(), (1 - preference).sum()) < LEAST:
+            return rate(100 * preference, _RAW, f"fewer than {LEAST} wins or losses")
+        if _separated(length, preference):
+            return rate(100 * preference, _RAW, "length and preference are separated")
+        fitted = _maximum_likelihood(x, preference)
+        return rate(_scores(x, preference, fitted), NO_DIFFICULTIES)
+    weights = _package_weights([rows[i] for i in positions], positions, preference, table)
+    # The package's intercept of a model whose penalty leaves none is no estimate of its preferences.
+    if weights[2] == 0:
+        return rate(100 * preference, _RAW, "the package's penalty leaves no intercept")
+    x = np.stack([length, table.difficulty(positions), np.ones(len(gap))], 1)
+    drawn = table.frame[~table.frame["not_gamed_baseline"].astype(bool)]
+    columns = [np.tanh(drawn["std_delta_len"]), drawn["instruction_difficulty"], np.zeros(len(drawn))]
+    return rate(_scores(x, preference, weights, np.stack(columns, 1)), OFFICIAL if table.official else SIMULATED)
+
+
+def _unfit(preference: np.ndarray, gap: np.ndarray) -> str:
+    """Why a model can't be fitted, or nothing."""
+    if len(preference) < LEAST:
+        return f"fewer than {LEAST} read annotations"
+    if preference.min() == preference.max():
+        return "all preferences are equal"
+    if gap.any() and gap.min() == gap.max():
+        return "all length differences are equal"
+    return ""
+
+
+def _separated(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether a threshold of ``x`` parts wins from losses, so that a logistic fit has no maximum."""
+    won, lost = x[y > 0], x[y < 1]
+    return bool(lost.max() <= won.min() or won.max() <= lost.min())
+
+
+def _maximum_likelihood(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Coefficients of a logistic fit to y in [0, 1], by Newton's method with halved steps."""
+    from scipy.special import expit
+
+    def loss(w: np.ndarray) -> float:
+        z = x @ w
+        return float((np.logaddexp(0, z) - y * z).sum())
+
+    w = np.zeros(x.shape[1])
+    for _ in range(200):
+        p = expit(x @ w)
+        gradient = x.T @ (y - p)
+        step = np.linalg.lstsq((x * (p * (1 - p))[:, None]).T @ x, gradient, rcond=None)[0]
+        while loss(w + step) > loss(w) and np.abs(step).max() > 1e-12:
+            step /= 2
+        w = w + step
+        if np.abs(step).max() < 1e-12:
+            break
+    return w
+
+
+def _scores(x: np.ndarray, y: np.ndarray, w: np.ndarray, gamed: np.ndarray | None = None) -> np.ndarray:
+    """value + influence of each row, in percent; the value is the mean of sigmoid(x0 w), x0 being x at length 0.
+
+    ``x`` [n, k], its first column the length; ``gamed`` rows stand in the curvature with their weight. An L1 penalty
+    is linear but at zero, where it holds a coefficient fast: so it adds no curvature, and a coefficient that is zero
+    has no influence. The scale of the length differences counts as given.
+    """
+    from scipy.special import expit
+
+    p, free = expit(x @ w), (w != 0) | (gamed is None)
+    rows = x[:, free]
+    curvature = (rows * (p * (1 - p))[:, None]).T @ rows
+    if gamed is not None:
+        q = expit(gamed @ w)
+        curvature += WEIGHT * (gamed[:, free] * (q * (1 - q))[:, None]).T @ gamed[:, free]
+    x0 = x.copy()
+    x0[:, 0] = 0
+    p0 = expit(x0 @ w)
+    gradient = ((p0 * (1 - p0))[:, None] * x0[:, free]).mean(0)
+    influence = len(y) * (rows * (y - p)[:, None]) @ np.linalg.solve(curvature, gradient)
+    # Rows are drawn, and difficulties differ over them: so does the prediction that is averaged. Under a penalty the
+    # influences have a mean; with the number of rows fixed it drops out.
+    return 100 * (p0 + influence - influence.mean())
+
+
+def _package_weights(rows: Sequence[Row], positions: list[int], preference: np.ndarray, table: Table) -> np.ndarray:
+    """The package's coefficients of length, difficulty and intercept."""
+    import tempfile
     from unittest import mock
 
     import pandas as pd
@@ -140,81 +260,34 @@ def length_controlled(
         warnings.simplefilter("ignore")  # the package imports pkg_resources
         from alpaca_eval.metrics import glm_winrate
 
-    out = {}
-    for model, rows in annotations.items():
-        positions = [i for i, row in enumerate(rows) if row["preference"] is not None]
-        preference = np.array([rows[i]["preference"] for i in positions], dtype=np.float64)
-        gap = np.array([rows[i]["reference_length"] - rows[i]["length"] for i in positions], dtype=np.float64)
-        if len(positions) < 10 or not gap.any() or gap.std() == 0:
-            out[model] = mean_and_error(preference.tolist(), 100) | {"model": "raw"}
-            continue
-        frame = pd.DataFrame(
-            {
-                "preference": 1 + preference,
-                # Only the lengths of the outputs matter.
-                "output_1": ["x" * rows[i]["reference_length"] for i in positions],
-                "output_2": ["x" * rows[i]["length"] for i in positions],
-                "generator_1": "reference",
-                "generator_2": f"model: {model}",
-            },
-            index=positions,
+    frame = pd.DataFrame(
+        {
+            "preference": 1 + preference,
+            # Only the lengths of the outputs matter.
+            "output_1": ["x" * row["reference_length"] for row in rows],
+            "output_2": ["x" * row["length"] for row in rows],
+            "generator_1": "reference",
+            "generator_2": "model",
+        },
+        index=positions,
+    )
+    local = io.StringIO(table.frame.to_csv(index=False))
+    with (
+        mock.patch.object(glm_winrate, "hf_hub_download", return_value=local),
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # scikit-learn's on the package's arguments
+        glm_winrate.get_length_controlled_winrate(
+            frame,
+            glm_name="length_controlled_v1",
+            save_weights_dir=folder,
+            is_add_glm_preference_inplace=False,
+            is_warn_extreme_changes=False,
         )
-        own = table.get(model) if isinstance(table, Mapping) else table
-        read = own.frame if own else pd.DataFrame({"model": "", "index": range(len(rows)), "instruction_difficulty": 0})
-        local = io.StringIO(read.to_csv(index=False))
-        with mock.patch.object(glm_winrate, "hf_hub_download", return_value=local), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn's on the package's arguments
-            metrics = glm_winrate.get_length_controlled_winrate(
-                frame,
-                glm_name="length_controlled_v1" if own else "length_controlled_minimal",
-                save_weights_dir=None,
-                is_add_glm_preference_inplace=False,
-                is_warn_extreme_changes=False,
-            )
-        features = [np.tanh(gap / gap.std(ddof=1)), np.ones(len(gap))]
-        prior = None
-        if own:
-            features.insert(1, own.difficulty()[positions])
-            drawn = own.frame[~own.frame["not_gamed_baseline"].astype(bool)]
-            columns = [np.tanh(drawn["std_delta_len"]), drawn["instruction_difficulty"], np.zeros(len(drawn))]
-            prior = (np.stack(columns, 1), drawn["preference"].to_numpy(dtype=np.float64))
-        kind = ("official" if own.official else "simulated baselines") if own else "minimal"
-        out[model] = {
-            "value": float(metrics["length_controlled_winrate"]),
-            "stderr": 100 * _sandwich_error(np.stack(features, 1), preference, prior),
-            "n": len(positions),
-            "model": kind,
-        }
-    return out
-
-
-def _sandwich_error(x: np.ndarray, y: np.ndarray, prior: tuple[np.ndarray, np.ndarray] | None = None) -> float:
-    """Standard error of mean sigmoid(x0 w), x0 being x with column 0 (length) at zero; x [n, k], y [n] in [0, 1].
-
-    A fractional logistic fit by Newton's method with a slight ridge, drawn to the rows ``prior``, and the delta method
-    on its robust covariance.
-    """
-    n, k = x.shape
-    rows, labels, weights = x, y, np.ones(n)
-    if prior is not None:
-        rows, labels = np.concatenate([x, prior[0]]), np.concatenate([y, prior[1]])
-        weights = np.concatenate([weights, np.full(len(prior[1]), WEIGHT)])
-    ridge = np.eye(k) * 1e-3
-    w = np.zeros(k)
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-rows @ w))
-        hessian = (rows * (weights * p * (1 - p))[:, None]).T @ rows + ridge
-        step = np.linalg.solve(hessian, rows.T @ (weights * (labels - p)) - ridge @ w)
-        w += step
-        if np.abs(step).max() < 1e-10:
-            break
-    influence = np.linalg.solve(hessian, (x * (y - p[:n])[:, None]).T).T
-    x0 = x.copy()
-    x0[:, 0] = 0
-    p0 = 1 / (1 + np.exp(-x0 @ w))
-    gradient = ((p0 * (1 - p0))[:, None] * x0).mean(0)
-    # Difficulties differ over prompts, so does the prediction that is averaged.
-    return float(np.sqrt((((influence @ gradient) * n + (p0 - p0.mean())) ** 2).sum()) / n)
+        (saved,) = Path(folder).rglob("*.csv")
+        weights = pd.read_csv(saved, index_col=0).iloc[0]
+    return weights[["np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)"]].to_numpy()
 
 
 def fit_difficulty(annotations: Sequence[Sequence[Row]], spread: float = 1.5) -> np.ndarray:

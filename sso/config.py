@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sso.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+OFFICIAL_DIFFICULTY = "hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv"
+"""What `evaluation.difficulty: hub` is short for."""
 
 
 class Settings(BaseModel):
@@ -506,6 +508,9 @@ class Evaluation(Vllm):
     """Local files in place of the hub's data sets, by benchmark."""
     files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
+    difficulty: str | None = None
+    """Of AlpacaEval's instructions, for the length-controlled win rate: `hub` (the official df_gamed.csv), a local or
+    hf:// CSV, or None: one fit without difficulties. The report says which model a figure is of."""
     pairwise: bool = True
     """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
     mt_bench: bool = True
@@ -610,6 +615,8 @@ class Experiment(Settings):
     def _named_settings(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if isinstance(asked := values.get("evaluation"), dict) and asked.get("difficulty") == "hub":
+            values = {**values, "evaluation": {**asked, "difficulty": OFFICIAL_DIFFICULTY}}
         if isinstance(local := values.get("local"), dict):
             values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
         if isinstance(revisions := values.get("revisions"), dict):
@@ -649,7 +656,8 @@ class Experiment(Settings):
             if arm.data == "good_original" and self.data.generator_queries:
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
             for key in self.backbones:
-                self.evaluation_of(key, name)
+                if self.evaluation_of(key, name).difficulty != self.evaluation.difficulty:
+                    raise ValueError(f"evaluation.difficulty: one for all, so arm {name!r} and {key!r} can't set it")
         kinds = {writer.kind == "policy" for writer in self.all_writers}
         if len(kinds) > 1:
             raise ValueError("writers: either all principles are written by the policy itself or none")
@@ -669,6 +677,8 @@ class Experiment(Settings):
             raise ValueError("sampling.engine: an endpoint serves one model, but arms sample from what they trained")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
+        if self.world is not None and self.evaluation.difficulty is not None:
+            raise ValueError("evaluation.difficulty: AlpacaEval's; the micro-world's prompts have none, leave it out")
         asked = self.evaluation
         judged = asked.pairwise or asked.mt_bench or asked.arena_hard
         if self.world is None and self.evaluation.judge.kind == "oracle" and judged:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sso import dialogues, hub
 from sso.config import Preferences
@@ -21,6 +21,7 @@ from sso.errors import InputError
 from sso.records import Pair, Triple, iter_json_lines
 from sso.records import read as read_records
 
+PairT = TypeVar("PairT", bound=Pair)
 SIDES = ("chosen", "rejected")
 SCORES = ("score_chosen", "score_rejected")
 MISSING, EMPTY, EQUAL, DIFFER = "missing side", "empty side", "equal sides", "differ before the last turn"
@@ -190,12 +191,12 @@ def _margin(row: Mapping[str, Any]) -> float | None:
     return float(values[0] if len(values) == 1 else values[0] - values[1])
 
 
-def sample(pairs: list[Preference], limit: int | None, seed: int) -> list[Preference]:
+def sample(pairs: list[PairT], limit: int | None, seed: int) -> list[PairT]:
     """``limit`` of the pairs, in their order; which ones depends on the seed and the ids, not on the other rows."""
     if limit is None or limit >= len(pairs):
         return pairs
 
-    def rank(pair: Preference) -> bytes:
+    def rank(pair: PairT) -> bytes:
         return hashlib.sha256(f"{seed}/{pair.id}".encode()).digest()
 
     kept = {pair.id for pair in sorted(pairs, key=rank)[:limit]}

@@ -80,7 +80,7 @@ def test_seeds_are_a_second_level(tmp_path):
     (all_seeds,) = compare(pairs)
     assert one.differs and not all_seeds.differs
     assert (all_seeds.a.n, all_seeds.a.seeds, all_seeds.mcnemar) == (800, 4, None)
-    assert all_seeds.p == all_seeds.bootstrap and one.p == one.permutation
+    assert all_seeds.p == all_seeds.difference.p and one.p == one.permutation
 
 
 def test_other_questions_and_empty_folders_are_refused(tmp_path):

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from eval import alpaca_eval
 from eval.cli import main
-from eval.length_controlled import fit_difficulty, length_controlled, read_annotations, read_table, simulated_baselines
+from eval.length_controlled import fit_difficulty, read_annotations, read_table, simulated_baselines
+from eval.length_controlled import length_controlled as controlled
 from sso.errors import InputError
+
+
+def length_controlled(rows, table=None):
+    """By model, as scores.json has it."""
+    return {model: controlled(own, table).as_dict() for model, own in rows.items()}
 
 
 def rows_of(preferences, lengths, reference_lengths) -> list[dict]:
@@ -52,6 +58,38 @@ def test_without_length_differences_both_rates_agree():
     rows = rows_of([1, 0, 1, 0.5] * 5, [10] * 20, [12] * 20)
     rate = length_controlled({"m": rows})["m"]
     assert {k: rate[k] for k in ("value", "stderr", "n")} == alpaca_eval.win_rate(rows) and rate["model"] == "raw"
+
+
+def case(wins: int) -> list[dict]:
+    rng = np.random.default_rng(wins)
+    won = set(rng.choice(805, wins, replace=False))
+    return rows_of([float(i in won) for i in range(805)], rng.integers(20, 180, 805).tolist(), [100] * 805)
+
+
+@pytest.mark.parametrize("wins, rate", [(0, 0.0), (1, 0.124), (2, 0.248), (40, 5.0), (805, 100.0)])
+def test_rates_near_the_ends_stay_there_and_say_how(wins, rate):
+    found = controlled(case(wins))
+    assert found.value == pytest.approx(rate, abs=0.3 if wins == 40 else 0.01)
+    assert (found.model == "raw") == bool(found.reason) == (wins != 40)
+
+
+def test_equal_lengths_give_the_raw_rate_exactly():
+    rows = rows_of([1, 0, 0, 0.25] * 30, [10] * 120, [10] * 120)
+    assert controlled(rows).value == alpaca_eval.win_rate(rows)["value"]
+    assert controlled(rows).model == "no difficulties"
+
+
+def test_value_and_error_are_of_one_fit():
+    """Influences are derivatives by an item's weight: against the fit anew without the item, and a bootstrap."""
+    rows = simulated(0.4, 1.0, 300)
+    found = controlled(rows)
+    assert np.mean([*found.items.values()]) == pytest.approx(found.value, abs=1e-9)
+    without = [controlled([r for j, r in enumerate(rows) if j != i]).value for i in range(40)]
+    predicted = [found.value - (found.items[i] - found.value) / 299 for i in range(40)]
+    assert np.corrcoef(without, predicted)[0, 1] > 0.99
+    rng = np.random.default_rng(0)
+    draws = [controlled([rows[i] for i in rng.integers(300, size=300)]).value for _ in range(400)]
+    assert found.as_dict()["stderr"] == pytest.approx(np.std(draws, ddof=1), rel=0.12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -117,7 +155,7 @@ def test_a_copy_of_the_hubs_file_is_used_as_it_is(tmp_path):
     table.frame.to_csv(tmp_path / "df_gamed.csv", index=False)
     copy = read_table(tmp_path / "df_gamed.csv", reference)
     assert copy.official and not table.official
-    assert np.allclose(copy.difficulty(), hard)
+    assert np.allclose(copy.difficulty(range(200)), hard)
     mine, theirs = (length_controlled({"m": rows}, t)["m"] for t in (table, copy))
     assert mine["value"] == pytest.approx(theirs["value"], abs=1e-6)
     assert (mine["model"], theirs["model"]) == ("simulated baselines", "official")
@@ -133,7 +171,7 @@ def test_bad_difficulty_files_are_told_in_one_sentence(tmp_path):
     pd.DataFrame({"index": [0], "instruction_difficulty": [1.0]}).to_csv(path)
     with pytest.raises(InputError, match="no difficulty of prompt 1"):
         read_table(path, [1, 2])
-    with pytest.raises(InputError, match="can't be had"):
+    with pytest.raises(InputError, match="hub"):
         read_table("hub", [1])
     (tmp_path / "a.json").write_text('[{"preference": 1}]')
     with pytest.raises(InputError, match=r"a\.json: no annotations"):

@@ -17,7 +17,7 @@ from sso.errors import InputError
 from sso.report import claims, measured, render, tables
 from sso.report.collect import Figure, Key, collect, grid_of
 
-ITEMS = 40
+ITEMS = 200
 CHARTS = ("figure3", "ablation", "ablation_v1", "v1_iterations")
 """What can be drawn without training records and categories."""
 TASKS = ("gsm8k", "math", "ifeval", "mmlu", "mmlu_pro", "gpqa")
@@ -42,6 +42,10 @@ def experiment(**over):
 def tree(made, results: Path, skip: tuple[str, ...] = ()) -> Path:
     """Fill ``results`` with synthetic outputs of every job that the report reads, except of arms in ``skip``."""
     grid = grid_of(made)
+    if made.evaluation.difficulty:
+        path = results / "data/difficulty.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("index,instruction_difficulty\n" + "".join(f"{i},{i % 7 - 3}\n" for i in range(ITEMS)))
     for job in grid.jobs.values():
         at = job.wildcards
         name = at.get("run") or at.get("arm") or at.get("reward") or ""
@@ -75,7 +79,7 @@ def tree(made, results: Path, skip: tuple[str, ...] = ()) -> Path:
 
 
 def _judged(folder: Path, answers: Path, arm: str, t: int, at: dict) -> None:
-    wins = round(ITEMS * (RATE.get(arm, 0.6) + 0.05 * t)) + 2 * int(at["seed"])
+    wins = round(ITEMS * (RATE.get(arm, 0.6) + 0.05 * t)) + 10 * int(at["seed"])
     rows = [
         {
             "id": f"q{i}",
@@ -177,7 +181,7 @@ def test_a_cell_is_the_mean_over_seeds_beside_the_papers_figure(built):
     assert float(row["alpaca_eval2_wr"]) == 72.5
     assert float(row["alpaca_eval2_wr_seed_sd"]) == pytest.approx(5 / math.sqrt(2))
     assert float(row["alpaca_eval2_wr_low"]) < 72.5 < float(row["alpaca_eval2_wr_high"])
-    assert (row["alpaca_eval2_wr_seeds"], row["alpaca_eval2_wr_n"]) == ("2", "40")
+    assert (row["alpaca_eval2_wr_seeds"], row["alpaca_eval2_wr_n"]) == ("2", "200")
     # v2, table 1, Qwen2-7B-SFT and Llama3-8B-SFT.
     assert (row["paper_backbone"], row["alpaca_eval2_wr_paper"], row["gsm8k_paper"]) == ("Qwen2-7B-SFT", "45.4", "84.7")
     assert rows["llama", "sso"]["alpaca_eval2_lc_paper"] == "35"
@@ -246,13 +250,16 @@ def test_comparisons_are_paired_and_pooled(built):
     rows = {(r["a"], r["b"], r["metric"], r["backbone"]): r for r in rows_of(built[2] / "tables/comparisons.csv")}
     row = rows["SSO", "PBAA", "alpaca_eval2_wr", "all"]
     # 28 - 22 wins of 40 with both seeds and backbones.
-    assert float(row["difference"]) == pytest.approx(15.0) and row["test"] == "paired bootstrap over seeds and items"
+    assert (
+        float(row["difference"]) == pytest.approx(15.0)
+        and row["test"] == "paired two-way t over seeds and common items"
+    )
     nll = rows["SSO", "PBAA", "nll_rejected", "qwen2"]
     assert [float(nll[k]) for k in ("difference", "low", "high")] == pytest.approx([-0.3] * 3, abs=1e-6)
     accuracy = rows["SSO", "PBAA", "accuracy", "qwen2"]
     # .8 - .75 on the same queries, of which 1 in 4 favours SSO (i % 4 == 3) less 1 in 5 that does not.
     assert float(accuracy["difference"]) == pytest.approx(0.05)
-    assert accuracy["test"] == "paired bootstrap over seeds and items"
+    assert accuracy["test"] == "paired two-way t over seeds and common items"
     assert ("SSO", "control: y+ against yo", "alpaca_eval2_wr", "all") in rows
     assert ("PBAA v1, iteration 3", "PBAA v1, iteration 1", "length", "llama") in rows
 
@@ -263,23 +270,30 @@ def test_claims_say_how_they_were_tested(built):
     assert rows["SSO's pairs are more on-policy than PBAA's, by NLL.", "qwen2"]["verdict"] == "holds"
     assert rows["v1: PBAA's quality falls over the iterations.", "qwen2"]["verdict"] == "does not hold"
     assert rows["The other L- is worse than L-.", "qwen2"]["verdict"] == "holds"
-    assert "paired bootstrap" in rows["SSO improves on PBAA.", "all"]["test"]
+    assert "paired two-way t" in rows["SSO improves on PBAA.", "all"]["test"]
 
 
 @pytest.mark.parametrize(
-    "bounds, larger, or_equal, expected",
+    "interval, larger, or_equal, expected",
     [
-        ((0.1, 0.3), "a", False, "holds"),
-        ((0.1, 0.3), "b", False, "does not hold"),
-        ((-0.3, -0.1), "b", False, "holds"),
-        ((-0.3, -0.1), "a", True, "does not hold"),
-        ((-0.1, 0.3), "a", False, "not distinguishable"),
-        ((-0.1, 0.3), "a", True, "not distinguishable from equal"),
-        ((None, None), "a", False, "not tested (no interval)"),
+        ((0.2, 0.1, 0.3), "a", False, "holds"),
+        ((0.2, 0.1, 0.3), "b", False, "does not hold"),
+        ((-0.2, -0.3, -0.1), "b", False, "holds"),
+        ((-0.2, -0.3, -0.1), "a", True, "does not hold"),
+        ((0.1, -0.1, 0.3), "a", False, "not distinguishable"),
+        ((0.1, -0.04, 0.3), "a", True, "holds"),
+        ((0.02, 0.01, 0.03), "a", False, "negligible"),
+        ((0.04, 0.01, 0.07), "a", False, "not distinguishable"),
+        ((0.0, None, None), "a", False, "not tested (no interval)"),
     ],
 )
-def test_verdicts(bounds, larger, or_equal, expected):
-    assert claims.verdict(measured.Estimate(0.0, *bounds, 1, 10, None, ""), larger, or_equal) == expected
+def test_verdicts(interval, larger, or_equal, expected):
+    estimate = measured.Estimate(*interval, 1, 100, None, "")
+    assert claims.verdict(estimate, larger, 0.05, or_equal) == expected
+
+
+def test_too_few_common_items_get_no_verdict():
+    assert claims.verdict(measured.Estimate(9.0, 8.0, 10.0, 1, 3, None, ""), "a", 1) == "not tested (too few items: 3)"
 
 
 def test_several_seeds_without_items_use_students_t():
@@ -484,5 +498,5 @@ def test_a_claim_is_pooled_over_the_backbones_that_have_both_arms(paper):
         found = {(row[0], row[1]): row for row in claims.claims(known)}
         claim = "Both terms are better than L+ alone."
         assert {scope for name, scope in found if name == claim} == {"llama3_sft", "llama3_instruct", "all"}
-        # 28 against 24 wins of 40 on each.
-        assert "10.00 [" in found[claim, "all"][3]
+        # 28 against 24 wins of 40 on each; the claim goes by the paper's measure.
+        assert "AlpacaEval 2 LC, (SSO) - (L+ only): 10.1" in found[claim, "all"][3]

@@ -72,7 +72,7 @@ class Job:
 
 def file_name(name: str) -> str:
     """Of a judged benchmark's file in the data folder (docs/evaluation_judges.md)."""
-    return "reference.json" if name == "reference" else f"{name}.jsonl"
+    return {"reference": "reference.json", "difficulty": "difficulty.csv"}.get(name, f"{name}.jsonl")
 
 
 def text(settings: BaseModel | Mapping[str, Any], *keys: str, without: Iterable[str] = ()) -> str:
@@ -159,6 +159,9 @@ def check(experiment: Experiment) -> None:
         read(experiment.data.tune, Query)
     for evaluation in evaluations(experiment):
         _check_tasks(evaluation, experiment.world is not None)
+    hard = experiment.evaluation.difficulty
+    if hard is not None and not hard.startswith("hf://") and not Path(hard).is_file():
+        raise InputError(f"evaluation.difficulty: {hard}: no such file; give a CSV, `hub`, or leave it out.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
     writers = [writer.path for writer in experiment.all_writers if writer.path]
     for path in [*checkpoints, *writers]:
@@ -228,7 +231,8 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
         sets.append(evaluation.rewardbench if experiment.world is None else None)
     found = {name: "model" for name in models if name and is_hub_name(name)}
     found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
-    found |= {name: "file" for name in evaluation.files.values() if name.startswith("hf://")}
+    files = [*evaluation.files.values(), *([evaluation.difficulty] if evaluation.difficulty else [])]
+    found |= {name: "file" for name in files if name.startswith("hf://")}
     for task in evaluation.tasks:
         name = task.name.removeprefix("real_")
         if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
@@ -395,10 +399,16 @@ class Grid:
         if self.experiment.world is None:
             names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
             files = {name: f"{self.data_folder}/{name}.jsonl" for name in names}
-            return files | {name: f"{self.data_folder}/{file_name(name)}" for name in self.experiment.evaluation.files}
+            return files | {name: f"{self.data_folder}/{file_name(name)}" for name in self.benchmark_files}
         names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *BENCHMARKS]
         files = {name: f"{self.data_folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{self.data_folder}/world.json"}
+
+    @property
+    def benchmark_files(self) -> dict[str, str]:
+        """The judged benchmarks' own files by name, and AlpacaEval's difficulties: what the data job fetches."""
+        evaluation = self.experiment.evaluation
+        return {**evaluation.files, **({"difficulty": evaluation.difficulty} if evaluation.difficulty else {})}
 
     @property
     def data_folder(self) -> str:
@@ -464,7 +474,7 @@ class Grid:
         experiment = self.experiment
         config = self._add("config", params={"experiment": text(experiment)})
         world, data = experiment.world, experiment.data
-        files = experiment.evaluation.files
+        files = self.benchmark_files
         own = {"data": data.model_dump(exclude={"generator_queries", "preferences"})}
         own |= {"files": {file_name(name): source for name, source in files.items()}} if files else {}
         self._add(
@@ -482,7 +492,13 @@ class Grid:
         report = self._add(
             "report",
             "",
-            {"config": config, "results": results, "sources": sources, "printed": printed},
+            {
+                "config": config,
+                "results": results,
+                "sources": sources,
+                "printed": printed,
+                "difficulty": self.data_files.get("difficulty", ""),
+            },
             params={"results": self.root},
         )
         uri = experiment.tracking_uri
@@ -774,7 +790,7 @@ class _Cell:
             params={
                 "model": model,
                 "folder": self.grid.data_folder,
-                "settings": text(settings, without=("judge", "judges", "files", "rewardbench")),
+                "settings": text(settings, without=("judge", "judges", "files", "rewardbench", "difficulty")),
             },
         )
         fixed = ["eval", "reference"] if settings.pairwise else []

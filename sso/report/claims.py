@@ -91,32 +91,60 @@ def comparisons_csv(found: Sequence[Comparison]) -> str:
     return to_csv([head, *rows])
 
 
-def verdict(difference: Estimate, larger: str, or_equal: bool = False) -> str:
-    """Whether the interval of a - b is on the claimed side of zero, on the other, or on both."""
+def verdict(difference: Estimate, larger: str, smallest: float, or_equal: bool = False) -> str:
+    """Where the interval of a - b lies, to zero and to the smallest effect of interest on both sides of it.
+
+    ``or_equal``: the claim is that a side is not worse, so it holds where anything worse is less than ``smallest``.
+    """
+    from eval.statistics import LEAST_ITEMS
+
+    if difference.n is not None and difference.n < LEAST_ITEMS:
+        return f"not tested (too few items: {difference.n})"
     if difference.low is None or difference.high is None:
         return "not tested (no interval)"
-    low, high = (difference.low, difference.high) if larger == "a" else (-difference.high, -difference.low)
-    if low > 0:
+    mean, low, high = difference.mean, difference.low, difference.high
+    if larger == "b":
+        mean, low, high = -mean, -high, -low
+    if or_equal and low > -smallest:
         return "holds"
-    if high < 0:
+    if -smallest < low and high < smallest:
+        return "negligible"
+    if low > 0 and mean >= smallest:
+        return "holds"
+    if high < 0 and mean <= -smallest:
         return "does not hold"
-    return "not distinguishable from equal" if or_equal else "not distinguishable"
+    return "not distinguishable"
+
+
+def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tuple[str, int], metric: str) -> float:
+    """A claim's smallest effect of interest, in the metric's unit."""
+    value, unit = spec["smallest"]["value"], spec["smallest"]["unit"]
+    if unit != "% of b":
+        return float(value)
+    level = measured.estimate(scope, *b, metric)
+    return value / 100 * abs(level.mean) if level else float("inf")
 
 
 def claims(measured: Measured) -> list[list[str]]:
     """[claim, backbone, verdict, difference, test] rows: each claim on each backbone and on all."""
     rows = []
     for spec in measured.content["claims"]:
-        sides = next(_sides(measured, spec), None)
-        metric = measured.content["metrics"][spec["metric"]]
+        sides, name = next(_sides(measured, spec), None), measured.measure(spec["metric"])
+        metric = measured.content["metrics"][name]
+        if sides and not measured.testable(name):
+            rows.append([spec["claim"], "", "untestable here: needs the oracle", metric["label"], ""])
+            continue
         tested = False
         for scope in measured.scopes:
-            difference = sides and measured.difference(scope, *sides, spec["metric"])
+            difference = sides and measured.difference(scope, *sides, name)
             if sides and difference:
                 tested = True
                 names = " - ".join(f"({measured.label(*side)})" for side in sides)
+                smallest = smallest_effect(measured, spec, scope, sides[1], name)
+                unit = spec["smallest"]["unit"]
+                said = verdict(difference, spec["larger"], smallest, spec.get("or_equal", False))
                 text = f"{metric['label']}, {names}: {cell(difference, metric['digits'] + 1, difference.seeds)}"
-                said = verdict(difference, spec["larger"], spec.get("or_equal", False))
+                text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
                 rows.append([spec["claim"], scope, said, text, difference.test])
         if not tested:
             rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])
@@ -140,8 +168,10 @@ def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
             "## What holds here\n",
             header(measured) + "\n",
             markdown_rows(lines),
-            "Holds: the 95% interval of the difference lies on the claimed side of zero. Does not hold: on the other "
-            "side. Not distinguishable: it includes zero. No correction for the number of claims. With one seed the "
-            "interval tells of the queries only, not of another training run.\n",
+            "Holds: the 95% interval of the difference lies on the claimed side of zero and the difference is at least "
+            "the smallest effect of interest (a claim of `at least`: the interval excludes being worse by that). Does "
+            "not hold: the same on the other side. Negligible: the whole interval is smaller than that effect. Not "
+            "distinguishable: none of these. Not tested: too few common items, or no results. No correction for the "
+            "number of claims. With one seed the interval tells of the queries only, not of another training run.\n",
         ]
     )

@@ -19,7 +19,8 @@ from sso.records import iter_json_lines
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["version", "backbone", "arm", "method", "seed", "iteration", "metric", "value", "stderr", "n", "source"]
+COLUMNS = ["version", "backbone", "arm", "method", "seed", "iteration", "metric"]
+COLUMNS += ["value", "stderr", "n", "measure", "source"]
 
 Items = dict[str, float]
 """Item id -> score: what intervals are made of."""
@@ -44,6 +45,8 @@ class Figure:
     n: int | None
     source: str
     items: Items | None = None
+    measure: str = ""
+    """Of a length-controlled win rate: which fit it is of, or that it is the raw one and why."""
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Collected:
                     figure.value,
                     figure.stderr,
                     figure.n,
+                    figure.measure,
                     figure.source,
                 )
             )
@@ -139,7 +143,8 @@ def collect(experiment: Experiment, results: Path, length_controlled: bool = Tru
             figure.source = Path(figure.source).relative_to(results).as_posix()
             found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
     if length_controlled:
-        _length_controlled(found, results)
+        hard = grid.data_files.get("difficulty")
+        _length_controlled(found, results, place(hard) if hard else None)
     for job in grid.jobs.values():
         if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
             count = parameter_count(place(job.output))
@@ -150,24 +155,26 @@ def collect(experiment: Experiment, results: Path, length_controlled: bool = Tru
     return found
 
 
-def _length_controlled(found: Collected, results: Path) -> None:
-    """Length-controlled win rates of all models, in one go: its package is slow to import, so no judge job does it."""
-    wanted = {
-        key: figure
-        for key, figure in found.figures.items()
-        if key.metric == "alpaca_eval2_wr" and key._replace(metric="alpaca_eval2_lc") not in found.figures
-    }
+def _length_controlled(found: Collected, results: Path, difficulty: Path | None) -> None:
+    """Length-controlled win rates of all models, in one go: its package is slow to import, so no judge job does it.
+
+    Of the rows that judges left, by the experiment's difficulties, whatever a scores.json says.
+    """
+    wanted = {key: figure for key, figure in found.figures.items() if key.metric == "alpaca_eval2_wr"}
     rows = {key: results / Path(figure.source).with_name("pairwise.jsonl") for key, figure in wanted.items()}
     annotations = {key: [row for _, row in iter_json_lines(path)] for key, path in rows.items() if path.is_file()}
     if not annotations:
         return
-    from eval.length_controlled import length_controlled
+    from eval.length_controlled import length_controlled, read_table
 
-    for key, entry in length_controlled({str(key): value for key, value in annotations.items()}).items():
-        place = next(k for k in annotations if str(k) == key)
-        figure = _figure(entry, rows[place].relative_to(results))
+    hard = found.experiment.evaluation.difficulty and difficulty
+    for key, judged in annotations.items():
+        table = read_table(hard, [row["reference_length"] for row in judged]) if hard else None
+        rate = length_controlled(judged, table)
+        items = {judged[i]["id"]: score for i, score in rate.items.items()}
+        figure = _figure(rate.as_dict(), rows[key].relative_to(results), items)
         if figure:
-            found.figures[place._replace(metric="alpaca_eval2_lc")] = figure
+            found.figures[key._replace(metric="alpaca_eval2_lc")] = figure
 
 
 def _figure(entry: Any, source: Path, items: Items | None = None) -> Figure | None:
@@ -178,7 +185,8 @@ def _figure(entry: Any, source: Path, items: Items | None = None) -> Figure | No
         return None
     n = len(items) if items else entry.get("n")
     known = isinstance(stderr, int | float) and math.isfinite(stderr)
-    return Figure(float(value), float(stderr) if known else None, n, str(source), items)
+    measure = ": ".join(filter(None, (entry.get("model", ""), entry.get("reason", ""))))
+    return Figure(float(value), float(stderr) if known else None, n, str(source), items, measure)
 
 
 def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:

@@ -68,6 +68,16 @@ class Measured:
         """The backbones that a table of the paper has."""
         return list(dict.fromkeys(key[2] for key in self.printed if key[:2] == (version, table)))
 
+    def measure(self, metric: str) -> str:
+        """The metric that a claim or headline goes by here: the paper's own outside the micro-world."""
+        return metric if self.experiment.world else self.content["at_scale"].get(metric, metric)
+
+    def testable(self, metric: str) -> bool:
+        """Whether this experiment has what a metric needs."""
+        world, judge = self.experiment.world, self.experiment.evaluation.judge
+        oracle = world is not None and judge.kind == "oracle"
+        return oracle or self.content["metrics"][metric].get("needs") != "oracle"
+
     def arm(self, name: str, version: str, of: str = "arms", loss: str | None = None) -> str | None:
         """The arm (or reward model) that a row names: by the paper's method, else by its own name.
 
@@ -166,11 +176,7 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
     spread, paired = _spread(values), seeds[0][0][1] is not None
     samples = [_items(row) for row in seeds]
     if all(samples):
-        from eval.statistics import mean_interval
-
-        found = mean_interval([list(items.values()) for items in samples])
-        test = ("paired " if paired else "") + "bootstrap over " + ("seeds and items" if len(seeds) > 1 else "items")
-        return Estimate(found.mean, found.low, found.high, len(seeds), len(samples[0]), spread, test)
+        return _of_items(samples, spread, paired)
     mean, n = _mean(values), seeds[0][0][0].n
     if spread is not None and len(values) > 2:
         from scipy.stats import t
@@ -186,16 +192,32 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
     return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, test)
 
 
-def _items(row: Sequence[Cell]) -> dict[str, float]:
-    """Item -> score (or difference), averaged over a seed's cells; empty where a figure is not its items' mean."""
+def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) -> Estimate:
+    """Of each seed's items by backbone: the common items of all seeds, or the seeds' means where they share none."""
+    from eval.statistics import mean_interval
+
+    own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]
+    common = sorted(set(own[0]).intersection(*own[1:]))
+    shared = len(common) > 0
+    names = [common if shared else ids for ids in own]
+    arrays = [
+        [[table[name] for name in ids] for table in tables] for tables, ids in zip(samples, names, strict=True) if ids
+    ]
+    found = mean_interval(arrays, shared=shared)
+    over = "items of one seed" if len(samples) == 1 else "seeds and common items" if shared else "seeds"
+    test = ("paired " if paired else "") + ("two-way t over " if len(samples) > 1 and shared else "t over ") + over
+    return Estimate(found.mean, found.low, found.high, len(samples), len(names[0]), spread, test)
+
+
+def _items(row: Sequence[Cell]) -> list[Items]:
+    """Item -> score (or difference) of each of a seed's cells; empty where a figure is not its items' mean."""
     tables = []
     for x, y in row:
         ours, theirs = _own_items(x), _own_items(y) if y else None
         if not ours or theirs == {}:
-            return {}
+            return []
         tables.append({k: v - theirs[k] for k, v in ours.items() if k in theirs} if theirs else ours)
-    common = sorted(set(tables[0]).intersection(*tables[1:]))
-    return {name: _mean([table[name] for table in tables]) for name in common}
+    return tables if set(tables[0]).intersection(*tables[1:]) else []
 
 
 def _own_items(figure: Figure) -> Items:

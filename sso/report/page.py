@@ -24,7 +24,12 @@ from sso.report.tables import Row, Table, header
 from sso.tracking import without_passwords
 
 HERE = Path(__file__).parent
-SIGNS = {"holds": ("holds", "✓"), "does not hold": ("fails", "✗"), "not tested": ("none", "·")}
+SIGNS = {
+    "holds": ("holds", "✓"),
+    "does not hold": ("fails", "✗"),
+    "not tested": ("none", "·"),
+    "untestable": ("none", "·"),
+}
 """Verdict -> class and sign; any other is undecided."""
 
 CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {0x7F: 0x2421}
@@ -116,6 +121,7 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
         arms = [arm for name in spec["arms"] if (arm := measured.arm(name, spec["version"]))]
         if len(arms) < len(spec["arms"]):
             continue
+        spec = {**spec, "metric": measured.measure(spec["metric"])}
         metric = measured.content["metrics"][spec["metric"]]
         at = [(arm, measured.iterations(arm)[-1]) for arm in arms]
         rows = []

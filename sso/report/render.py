@@ -40,8 +40,8 @@ def cell(estimate: Estimate | None, digits: int, seeds: int) -> str:
 
 LEGEND = (
     "A cell: mean over seeds [95% interval] ±standard deviation between seeds (with more than one). Intervals: "
-    "percentile bootstrap over items, and over seeds where there are several; where no items are kept, Student's t "
-    "over three or more seeds, else the normal approximation. -: not measured."
+    "Student's t over items, with several seeds by two-way variance components of seeds and items; where no items are "
+    "kept, t over three or more seeds, else the normal approximation. -: not measured."
 )
 
 

@@ -160,7 +160,7 @@ def test_a_folder_or_a_name_is_a_data_set(tmp_path, monkeypatch):
         ("a.json", b"[{", "not valid JSON"),
         ("a.parquet", b"PAR1nope", "not a readable Parquet file"),
         ("a.jsonl.gz", b"plain", "broken gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99)[:-12], "broken gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-12], "broken gzip file"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

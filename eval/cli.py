@@ -122,7 +122,7 @@ def _winrate(args: argparse.Namespace) -> None:
     files = {path.stem: read_annotations(path) for path in args.annotations}
     if len(files) < len(args.annotations):
         raise InputError("sso-eval winrate: two files have the same name, which names the model here.")
-    table: dict[str, Table] | None
+    table: dict[str, Table] = {}
     lengths = {name: [row["reference_length"] for row in rows] for name, rows in files.items()}
     if args.difficulty == "refit":
         if len(files) < 2:
@@ -130,8 +130,8 @@ def _winrate(args: argparse.Namespace) -> None:
         others = {name: [rows for other, rows in files.items() if other != name] for name in files}
         table = {name: simulated(fit_difficulty(others[name]), lengths[name]) for name in files}
     else:
-        table = {n: read_table(args.difficulty, lengths[n]) for n in files} if args.difficulty else None
-    controlled = {name: length_controlled(rows, table and table[name]).as_dict() for name, rows in files.items()}
+        table = {n: read_table(args.difficulty, lengths[n]) for n in files if args.difficulty}
+    controlled = {name: length_controlled(rows, table.get(name)).as_dict() for name, rows in files.items()}
     rates: dict[str, dict[str, Any]] = {
         name: {
             "raw": win_rate(rows),

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-Samples = Sequence[np.ndarray | Sequence[float]]
+Samples = Sequence[np.ndarray | Sequence[float] | Sequence[Sequence[float]]]
 """Scores of items, one array a seed: [items], or [backbones, items]."""
 
 LEAST_ITEMS = 100

@@ -316,14 +316,22 @@ def test_an_endpoint_is_asked_in_chat_form_and_nothing_twice(server, tmp_path, m
     hosted = json.dumps({"model": "m", "base_url": url, "concurrency": concurrent, "key_variable": "EVALUATED_KEY"})
     call = ["answer", "--endpoint", hosted, "--settings", json.dumps(settings), "--out"]
     handler.allow = 3
-    assert main([*call, str(tmp_path / "out")]) == 2
+    assert main([*call, str(tmp_path / "refused")]) == 0
     first = capsys.readouterr()
-    assert f"error: {url}: refuses a request (HTTP 400" in first.err
+    assert "3 prompts of real_gsm8k refused: " in first.err and "3 refused" in first.out
     assert "sk-secret" not in first.err + first.out
+    partly = json.loads((tmp_path / "refused/lm_eval.json").read_text())["tasks"]["real_gsm8k"]
+    assert len(partly["refused"]) == 3 and partly["n"] == 6
+    assert all(partly["samples"][row] == 0 for row in partly["refused"])
     handler.allow = 10**6
     before = len(handler.seen)
-    assert main([*call, str(tmp_path / "out")]) == 0
-    assert len(handler.seen) - before == 3  # the replies of the run before are kept
+    assert main([*call, str(tmp_path / "refused")]) == 0
+    assert len(handler.seen) == before  # what was refused is asked no more
+    hosted = json.dumps(json.loads(hosted) | {"ask_again": True})
+    call = ["answer", "--endpoint", hosted, "--settings", json.dumps(settings), "--out"]
+    cache = ["--cache", str(tmp_path / "answer_replies.db")]
+    assert main([*call, str(tmp_path / "out"), *cache]) == 0
+    assert len(handler.seen) - before == 3  # unless that is wanted; the replies of the run before are kept
     body, key = min(handler.seen, key=lambda request: request[0]["messages"][0]["content"])
     assert body["messages"] == [{"role": "user", "content": "Question: 0 and one?\nAnswer:"}]
     assert (body["model"], body["max_tokens"], body["temperature"], key) == ("m", 32, 0, "Bearer sk-secret")

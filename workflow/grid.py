@@ -408,7 +408,8 @@ class Grid:
     def benchmark_files(self) -> dict[str, str]:
         """The judged benchmarks' own files by name, and AlpacaEval's difficulties: what the data job fetches."""
         evaluation = self.experiment.evaluation
-        return {**evaluation.files, **({"difficulty": evaluation.difficulty} if evaluation.difficulty else {})}
+        files = {str(name): source for name, source in evaluation.files.items()}
+        return files | ({"difficulty": evaluation.difficulty} if evaluation.difficulty else {})
 
     @property
     def data_folder(self) -> str:

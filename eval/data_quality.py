@@ -7,6 +7,8 @@ where the judge prefers the chosen response on the whole, as half where the orde
 On-policyness is what the SFT model thinks of chosen and rejected without any principle: the mean over all responses
 of exp(average log-probability per token), and the nats per token of each side. Both are averages over responses,
 each response counting once whatever its length. Reads log-probabilities from reference.safetensors; no torch.
+
+Pairs that training leaves out are left out here too; of these, the ones of two equal responses are told apart.
 """
 
 import json
@@ -92,7 +94,7 @@ def measure(
         "length_rejected": mean_and_error(lengths["rejected"]),
         "unscored_pairs": len(pairs) - len(average["y+"]),
         "cut_pairs": sum(bool(p.cut) for p in pairs),
-        "equal_pairs": sum(p.chosen[-1].content == p.rejected[-1].content for p in pairs),
+        "equal_pairs": left_out.get("equal_sides", 0),
     }
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
     if bad:

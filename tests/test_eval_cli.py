@@ -106,7 +106,10 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     asked = queries(Writer(WORLD), "train", 3, set())
     write(
         tmp_path / "pairs.jsonl",
-        [{"id": q.id, "prompt": q.prompt[0].content, "chosen": "Well done.", "rejected": "Well done."} for q in asked],
+        [
+            {"id": q.id, "prompt": q.prompt[0].content, "chosen": "Well done.", "rejected": "Well done" + end}
+            for q, end in zip(asked, ("?", "?", "."), strict=True)
+        ],
     )
     scores = {"logp": np.full((3, 2), -4, np.float32), "tokens": np.full((3, 2), 2, np.int32)}
     nodes = [["x", "y+"], ["x", "y-"]]
@@ -115,10 +118,10 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     files = ("--pairs", tmp_path / "pairs.jsonl", "--reference", tmp_path / "reference.safetensors")
     call("pairs", *files, "--settings", "{}", "--world", WORLD.model_dump_json(), "--out", tmp_path / "q.json")
     quality = json.loads((tmp_path / "q.json").read_text())
-    assert quality["accuracy"] == {"value": 0.5, "stderr": 0, "n": 3, "ties": 3, "agreement": 1}
+    assert quality["accuracy"] == {"value": 0.5, "stderr": 0, "n": 2, "ties": 2, "agreement": 1}
     rows = [json.loads(line) for line in (tmp_path / "q_pairs.jsonl").read_text().splitlines()]
-    assert [row["hit"] for row in rows] == [0.5] * 3 and rows[0]["agree"] is True
-    assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 3
+    assert [row["hit"] for row in rows] == [0.5] * 2 and rows[0]["agree"] is True
+    assert quality["nll_chosen"]["value"] == 2 and quality["equal_pairs"] == 1
 
 
 @pytest.mark.slow

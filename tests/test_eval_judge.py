@@ -122,7 +122,7 @@ def reference_file(path: Path, ids: list[str], logp: list[list[float]], tokens: 
 
 
 def test_data_quality_by_hand(judge, tmp_path):
-    pairs = [("a", ".9", ".1"), ("b", ".2", ".8"), ("c", ".4", ".4")]
+    pairs = [("a", ".9", ".1"), ("b", ".2", ".8"), ("c", ".4", ".40"), ("d", ".4", ".4"), ("e", "", ".4")]
     write(tmp_path / "pairs.jsonl", [{"id": i, "prompt": "q", "chosen": c, "rejected": r} for i, c, r in pairs])
     # The file's rows are in another order and hold a sample more.
     logp = [[-4.0, -9, -1.0], [-2.0, -9, -6.0], [0.0, -9, 0.0], [-1.0, -9, -3.0]]
@@ -130,7 +130,9 @@ def test_data_quality_by_hand(judge, tmp_path):
     reference_file(tmp_path / "r.safetensors", ["c", "a", "z", "b"], logp, tokens)
     quality, rows = data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
     assert [(row["id"], row["hit"], row["agree"]) for row in rows] == [("a", 1, True), ("b", 0, True), ("c", 0.5, True)]
-    assert quality["accuracy"]["value"] == 0.5 and quality["accuracy"]["ties"] == 1 and quality["equal_pairs"] == 1
+    assert quality["accuracy"]["value"] == 0.5 and quality["accuracy"]["ties"] == 1
+    # As training does, the measures leave out a pair of equal responses.
+    assert (quality["equal_pairs"], quality["left_out_pairs"]) == (1, 2)
     averages = {"y+": [-1.0, -0.25, -2.0], "y-": [-2.0, -1.0, -1.0]}
     assert quality["nll_chosen"]["value"] == pytest.approx(-np.mean(averages["y+"]))
     assert quality["nll_rejected"]["value"] == pytest.approx(-np.mean(averages["y-"]))

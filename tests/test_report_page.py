@@ -171,7 +171,7 @@ def test_the_pages_figures_are_the_csvs(built, parsed):
 def test_it_says_what_it_is(built):
     text = built.read_text(encoding="utf-8")
     assert "Micro, oracle judge, tiny models." in text
-    assert "paired bootstrap over seeds and items" in text and "SSO improves on PBAA." in text
+    assert "paired two-way t over" in text and "SSO improves on PBAA." in text
 
 
 def test_samples_are_the_same_queries_for_every_arm(built):

@@ -59,7 +59,9 @@ def _judge(args: argparse.Namespace) -> None:
     from eval.statistics import mean_interval
     from sso import tracking
     from sso.report.collect import answer_items
+    from sso.report.measured import scale, specs, within
 
+    content = specs()
     settings = read_settings(Evaluation)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
     end_start_up()
@@ -105,7 +107,8 @@ def _judge(args: argparse.Namespace) -> None:
                 scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
             interval = mean_interval([list(items.values())])
-            scores[name] |= {"low": interval.low, "high": interval.high}
+            low, high = within(scale(name, content), interval.low, interval.high)
+            scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))

@@ -4,18 +4,21 @@ Every figure here is invented; none is a result.
 """
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sso import report
 from sso.config import load
 from sso.errors import InputError
 from sso.report import claims, measured, render, tables
-from sso.report.collect import Figure, Key, collect, grid_of
+from sso.report.collect import Collected, Figure, Key, collect, grid_of
+from sso.report.measured import Measured
 
 ITEMS = 200
 CHARTS = ("figure3", "ablation", "ablation_v1", "v1_iterations")
@@ -204,6 +207,61 @@ def test_length_controlled_win_rates_are_filled_in(tmp_path):
     assert fitted.source == "qwen2/s0/eval/pbaa/judged/pairwise.jsonl"
 
 
+def test_a_length_controlled_rate_says_which_fit_it_is_of_and_a_raw_one_is_marked(tmp_path):
+    made = load("config/micro.yaml", {"rewards": None, "backbones": {"llama": None}})
+    results = tree(made, tmp_path / "micro")
+    path = results / "qwen2/s0/eval/base/judged/pairwise.jsonl"
+    jsonl(path, [{**json.loads(line), "preference": 0.0} for line in path.read_text().splitlines()])
+    known = Measured(collect(made, results))
+    shown = tables.table(known, "v2_table1")
+    why = "† The raw win rate, which is not length-controlled (all preferences are equal)."
+    column = "AlpacaEval 2 LC, no difficulties (%)"
+    for text in (render.markdown(known, shown), render.latex(known, shown).replace(r"\%", "%")):
+        assert column in text and "0.0† [0.0, 0.0]" in text and why in text and text.count("†") == 2
+    seen = Console(width=200, file=io.StringIO())
+    seen.print(*render.terminal(known, shown))
+    assert "0.0†" in seen.file.getvalue() and why in seen.file.getvalue()
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(render.table_csv(known, shown)))}
+    assert rows["base"]["alpaca_eval2_lc_fit"] == "raw: all preferences are equal"
+    assert rows["sso"]["alpaca_eval2_lc_fit"] == "no difficulties"
+    # The raw rate is told in a difference from it too, and on the page.
+    report.build(made, results, results / "report")
+    page = (results / "report/report.html").read_text()
+    assert column in page and ">0.0†<" in page and why in page
+    said = {r["arm"]: r["measure"] for r in rows_of(results / "report/results.csv") if r["metric"].endswith("lc")}
+    assert (said["base"], said["sso"]) == ("raw: all preferences are equal", "no difficulties")
+
+
+def test_no_interval_leaves_its_scale():
+    content = measured.specs()
+    assert (measured.scale("gsm8k", content), measured.scale("length", content)) == ((0, 100), None)
+    assert (measured.scale("mt_bench"), measured.scale("accuracy"), measured.scale("own_task")) == (
+        (1, 10),
+        (0, 1),
+        (0, 100),
+    )
+    made = load("config/micro.yaml", {"rewards": None})
+    items = {str(i): 100.0 * (i > 0) for i in range(120)}
+    key = Key("qwen2", 0, "sso", 0, "gsm8k")
+    figure = Figure(sum(items.values()) / 120, 0.8, 120, "", items)
+    found = Measured(Collected(made, {key: figure}, {"sso": [0]})).estimate("qwen2", "sso", 0, "gsm8k")
+    assert 97 < found.low < found.mean < found.high == 100
+
+
+def test_at_the_papers_scale_differences_of_the_papers_measure_stand_beside_the_others(paper):
+    known, _ = paper
+    found = {(row.a, row.b, row.metric): row.difference for row in claims.comparisons(known)}
+    rates = {metric for _, _, metric in found if metric.startswith("alpaca")}
+    assert rates == {"alpaca_eval2_wr", "alpaca_eval2_lc"}
+    text = claims.comparisons_markdown(known, claims.comparisons(known))
+    assert "AlpacaEval 2 WR (%)" in text
+    # In the made-up v1 all outputs are far longer than the reference's, so nothing can be controlled for.
+    assert ("AlpacaEval 2 LC, simulated baselines (%)" if known.experiment.experiment == "paper_v2" else "†") in text
+    said = {row[2] for row in claims.claims(known) if "quality" in row[0]}
+    if known.experiment.experiment == "paper_v1":
+        assert said == {"untestable here: needs the oracle"}
+
+
 def test_rows_stand_in_the_papers_order(built):
     text = (built[2] / "tables/v2_table1.md").read_text()
     labels = ["SFT", "control: oracle-labelled pairs", "PBAA", "SSO"]
@@ -294,6 +352,12 @@ def test_verdicts(interval, larger, or_equal, expected):
 
 def test_too_few_common_items_get_no_verdict():
     assert claims.verdict(measured.Estimate(9.0, 8.0, 10.0, 1, 3, None, ""), "a", 1) == "not tested (too few items: 3)"
+    for n in (99, 100):
+        items = {str(i): float(i % 2) for i in range(n)}
+        others = Figure(0.25, 0.0, 300, "", {str(i): 0.25 for i in range(300)})
+        found = measured._combine([[(Figure(sum(items.values()) / n, 0.05, n, "", items), others)]])
+        assert (found.low is None) == (n == 99) and found.n == n
+        assert (found.test == "no interval: 99 common items, 100 are needed") == (n == 99)
 
 
 def test_several_seeds_without_items_use_students_t():
@@ -499,4 +563,4 @@ def test_a_claim_is_pooled_over_the_backbones_that_have_both_arms(paper):
         claim = "Both terms are better than L+ alone."
         assert {scope for name, scope in found if name == claim} == {"llama3_sft", "llama3_instruct", "all"}
         # 28 against 24 wins of 40 on each; the claim goes by the paper's measure.
-        assert "AlpacaEval 2 LC, (SSO) - (L+ only): 10.1" in found[claim, "all"][3]
+        assert "AlpacaEval 2 LC, simulated baselines (%), (SSO) - (L+ only): 10.1" in found[claim, "all"][3]

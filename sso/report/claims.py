@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sso.report.measured import Estimate, Measured
-from sso.report.render import NOTHING, cell, markdown_rows, to_csv
+from sso.report.render import NOTHING, cell, markdown_rows, measure, raw_note, to_csv
 from sso.report.tables import header
 
 HEAD = ["claim", "backbone", "verdict", "difference", "test"]
@@ -51,7 +51,7 @@ def comparisons(measured: Measured) -> list[Comparison]:
     found = []
     for spec in measured.content["comparisons"]:
         for a, b in _sides(measured, spec):
-            for metric in spec["metrics"]:
+            for metric in dict.fromkeys(m for own in spec["metrics"] for m in (own, measured.measure(own))):
                 for scope in measured.scopes:
                     difference = measured.difference(scope, a, b, metric)
                     if difference:
@@ -67,12 +67,13 @@ def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str
         rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = row.difference
     lines = [["a - b", "metric", *measured.scopes, "n", "interval"]]
     for (a, b, metric), by in rows.items():
-        name, digits = f"{metrics[metric]['label']} ({metrics[metric]['unit']})", metrics[metric]["digits"] + 1
+        name, digits = measure(measured, metric, by.values()), metrics[metric]["digits"] + 1
         one = next(iter(by.values()))
         cells = [cell(by.get(scope), digits, seeds) for scope in measured.scopes]
         lines.append([f"({a}) - ({b})", name, *cells, str(one.n or ""), one.test])
     parts = ["## Comparisons\n", header(measured) + "\n"]
     parts.append(markdown_rows(lines) if found else "No two arms to compare yet.\n")
+    parts += [note + "\n" for note in raw_note(row.difference for row in found)]
     parts.append(
         "Positive: a has the larger figure. Paired: the same items in both arms, drawn together. `all`: the mean over "
         "the backbones. n: items of one seed. ±: standard deviation of the difference between seeds.\n"
@@ -82,9 +83,9 @@ def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str
 
 def comparisons_csv(found: Sequence[Comparison]) -> str:
     """All differences, a row each."""
-    head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test"]
+    head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test", "fit"]
     rows = [
-        [c.a, c.b, c.metric, c.backbone, d.mean, d.low, d.high, d.spread, d.seeds, d.n, d.test]
+        [c.a, c.b, c.metric, c.backbone, d.mean, d.low, d.high, d.spread, d.seeds, d.n, d.test, "; ".join(d.fits)]
         for c in found
         for d in [c.difference]
     ]
@@ -143,8 +144,10 @@ def claims(measured: Measured) -> list[list[str]]:
                 smallest = smallest_effect(measured, spec, scope, sides[1], name)
                 unit = spec["smallest"]["unit"]
                 said = verdict(difference, spec["larger"], smallest, spec.get("or_equal", False))
-                text = f"{metric['label']}, {names}: {cell(difference, metric['digits'] + 1, difference.seeds)}"
+                text = f"{measure(measured, name, [difference])}, {names}: "
+                text += cell(difference, metric["digits"] + 1, difference.seeds)
                 text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
+                text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
                 rows.append([spec["claim"], scope, said, text, difference.test])
         if not tested:
             rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])

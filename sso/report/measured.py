@@ -5,7 +5,7 @@ Knows which arm a name of tables.yaml means and how figures are combined; nothin
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from sso.report.collect import Collected, Figure, Items, Key
 
 SPECS = Path(__file__).with_name("tables.yaml")
 PRINTED = ROOT / "results" / "paper" / "results.csv"
+RAW = "raw"
+SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
+"""Units whose figures have ends, which no interval passes."""
 POOLED = "all"
 """The backbone name of a figure over all backbones."""
 
@@ -24,6 +27,21 @@ POOLED = "all"
 def specs() -> dict[str, Any]:
     """tables.yaml."""
     return yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+
+
+def scale(metric: str, content: dict[str, Any] | None = None) -> tuple[float, float] | None:
+    """The ends of a metric's scale; one that tables.yaml does not know is a rate in percent."""
+    about = (content or specs())["metrics"].get(metric, {"unit": "%"})
+    return SCALES.get(about["unit"])
+
+
+def within(
+    ends: tuple[float, float] | None, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """An interval without what lies beyond the ends of its scale."""
+    if ends is None or low is None or high is None:
+        return low, high
+    return max(low, ends[0]), min(high, ends[1])
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,13 @@ class Estimate:
     """Standard deviation between seeds; None with one seed."""
     test: str
     """How the interval was made."""
+    fits: tuple[str, ...] = ()
+    """Of length-controlled win rates: the fits that its figures are of, or that they are raw ones and why."""
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """Why some of its figures are raw rates in a length-controlled one's place; empty where none is."""
+        return tuple(fit for fit in self.fits if fit.startswith(RAW))
 
 
 class Measured:
@@ -148,7 +173,11 @@ class Measured:
         key = (backbone, arm, iteration, metric)
         if key not in self._known:
             figures = self.figures(self.backbones(backbone, arm), arm, iteration, metric)
-            self._known[key] = _combine([[(figure, None) for figure in row] for row in figures.values()])
+            found = _combine([[(figure, None) for figure in row] for row in figures.values()])
+            if found:
+                low, high = within(scale(metric, self.content), found.low, found.high)
+                found = replace(found, low=low, high=high)
+            self._known[key] = found
         return self._known[key]
 
     def difference(self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str) -> Estimate | None:
@@ -172,6 +201,11 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
     """
     if not seeds:
         return None
+    fits = {figure.measure for row in seeds for cell in row for figure in cell if figure and figure.measure}
+    return replace(_estimate(seeds), fits=tuple(sorted(fits)))
+
+
+def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
     values = [_mean([x.value - (y.value if y else 0.0) for x, y in row]) for row in seeds]
     spread, paired = _spread(values), seeds[0][0][1] is not None
     samples = [_items(row) for row in seeds]
@@ -194,7 +228,7 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
 
 def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) -> Estimate:
     """Of each seed's items by backbone: the common items of all seeds, or the seeds' means where they share none."""
-    from eval.statistics import mean_interval
+    from eval.statistics import LEAST_ITEMS, mean_interval
 
     own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]
     common = sorted(set(own[0]).intersection(*own[1:]))
@@ -204,6 +238,9 @@ def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) ->
         [[table[name] for name in ids] for table in tables] for tables, ids in zip(samples, names, strict=True) if ids
     ]
     found = mean_interval(arrays, shared=shared)
+    if paired and len(names[0]) < LEAST_ITEMS:
+        test = f"no interval: {len(names[0])} common items, {LEAST_ITEMS} are needed"
+        return Estimate(found.mean, None, None, len(samples), len(names[0]), spread, test)
     over = "items of one seed" if len(samples) == 1 else "seeds and common items" if shared else "seeds"
     test = ("paired " if paired else "") + ("two-way t over " if len(samples) > 1 and shared else "t over ") + over
     return Estimate(found.mean, found.low, found.high, len(samples), len(names[0]), spread, test)

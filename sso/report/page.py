@@ -65,7 +65,7 @@ def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, 
         return Cell(render.NOTHING, printed=printed)
     low, high = (render.number(end, digits) for end in (estimate.low, estimate.high))
     return Cell(
-        text=render.number(estimate.mean, digits),
+        text=render.number(estimate.mean, digits) + (render.MARK if estimate.raw else ""),
         value=estimate.mean,
         interval=f"[{low}, {high}]" if low else "",
         spread=f"±{render.number(estimate.spread, digits)}" if estimate.spread is not None else "",
@@ -101,7 +101,7 @@ def _table(measured: Measured, table: Table) -> dict[str, Any]:
             {
                 "backbone": backbone,
                 "paper": table.paper_backbone[backbone] if any(row.printed for row in rows) else None,
-                "head": [measured.content["metrics"][metric] for metric in metrics],
+                "head": [render.measure(measured, metric, (row.cells[metric] for row in rows)) for metric in metrics],
                 "rows": [_row(measured, row, metrics) for row in rows],
                 "notes": render.notes(measured, table, backbone, counts=False),
             }
@@ -124,7 +124,7 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
         spec = {**spec, "metric": measured.measure(spec["metric"])}
         metric = measured.content["metrics"][spec["metric"]]
         at = [(arm, measured.iterations(arm)[-1]) for arm in arms]
-        rows = []
+        rows, shown = [], []
         for scope in measured.scopes:
             cells = []
             for arm, t in at:
@@ -137,10 +137,13 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
                 continue
             paper, printed = _printed_difference(measured, spec, scope)
             cells.append(figure(difference, metric["digits"], printed=printed))
+            shown.append(difference)
             rows.append({"label": scope + (f" (paper: {paper})" if paper else ""), "cells": cells})
         if rows:
             names = [measured.label(arm, t) for arm, t in at]
-            found.append({**spec, "metric": metric, "head": [*names, f"({names[-1]}) - ({names[-2]})"], "rows": rows})
+            about = {"measure": render.measure(measured, spec["metric"], shown), "notes": render.raw_note(shown)}
+            head = [*names, f"({names[-1]}) - ({names[-2]})"]
+            found.append({"title": spec["title"], **about, "head": head, "rows": rows})
     return found
 
 
@@ -184,7 +187,7 @@ def _comparisons(measured: Measured, found: Sequence[claims.Comparison]) -> list
     return [
         {
             "label": f"({a}) - ({b})",
-            "metric": measured.content["metrics"][metric],
+            "measure": render.measure(measured, metric, (row.difference for row in found if row.metric == metric)),
             "cells": [cells.get(scope, nothing) for scope in measured.scopes],
             "test": next(iter(cells.values())).test,
         }

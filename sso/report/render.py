@@ -3,10 +3,10 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sso.report.measured import Estimate, Measured
+from sso.report.measured import RAW, Estimate, Measured
 from sso.report.tables import Row, Table, header
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 """An empty cell."""
+MARK = "†"
+"""Of a raw rate that stands in a length-controlled one's place."""
 Column = tuple[str, str]
 """A metric, and whether the column is `ours` or the `paper`'s."""
 
@@ -30,7 +32,7 @@ def cell(estimate: Estimate | None, digits: int, seeds: int) -> str:
     """`mean [low, high] ±spread`, with the number of seeds where some are missing."""
     if estimate is None:
         return NOTHING
-    text = number(estimate.mean, digits)
+    text = number(estimate.mean, digits) + (MARK if estimate.raw else "")
     if estimate.low is not None:
         text += f" [{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
     if estimate.spread is not None:
@@ -62,11 +64,24 @@ def columns(made: Table, backbone: str) -> list[Column]:
     return found
 
 
+def measure(measured: Measured, metric: str, estimates: Iterable[Estimate | None]) -> str:
+    """A metric's label and unit; of a length-controlled win rate also the fit that its figures are of."""
+    about = measured.content["metrics"][metric]
+    fits = sorted({fit for e in estimates if e for fit in e.fits if fit not in e.raw})
+    return ", ".join([about["label"], *fits]) + f" ({about['unit']})"
+
+
+def raw_note(estimates: Iterable[Estimate | None]) -> list[str]:
+    """What the mark means, where one stands."""
+    why = sorted({fit.removeprefix(RAW).strip(": ") for e in estimates if e for fit in e.raw})
+    return [f"{MARK} The raw win rate, which is not length-controlled ({'; '.join(why)})."] if why else []
+
+
 def column_name(measured: Measured, made: Table, backbone: str, column: Column) -> str:
     """A column's head: metric and unit, or whose printed figure it is."""
     metric = measured.content["metrics"][column[0]]
     if column[1] == "ours":
-        return f"{metric['label']} ({metric['unit']})"
+        return measure(measured, column[0], (row.cells[column[0]] for row in made.rows[backbone]))
     return f"{metric['label']}: paper, {made.paper_backbone[backbone]}"
 
 
@@ -105,6 +120,7 @@ def notes(measured: Measured, made: Table, backbone: str, counts: bool = True) -
     items = {metrics[m]["label"]: e.n for m in ours for row in rows if (e := row.cells[m]) and e.n}
     if items and counts:
         found.append("Items a seed: " + ", ".join(f"{label} {n}" for label, n in items.items()) + ".")
+    found += raw_note(row.cells[m] for m in ours for row in rows)
     missing = [metrics[m]["label"] for m in made.spec["columns"] if m not in ours]
     if missing:
         found.append(f"Not measured here: {', '.join(missing)}.")
@@ -205,7 +221,10 @@ def table_csv(measured: Measured, made: Table) -> str:
     """The same table, a row per backbone and arm; each metric with interval, spread, seeds, items and the paper's."""
     kinds = ("", "_low", "_high", "_seed_sd", "_seeds", "_n", "_paper")
     head = ["experiment", "backbone", "paper_backbone", "arm", "label", "method", "iteration"]
-    lines = [[*head, *(metric + kind for metric in made.spec["columns"] for kind in kinds)]]
+    fits = [metric for metric in made.spec["columns"] if measured.content["metrics"][metric].get("fits")]
+    lines = [
+        [*head, *(metric + kind for metric in made.spec["columns"] for kind in kinds), *(f"{m}_fit" for m in fits)]
+    ]
     for backbone, rows in made.rows.items():
         for row in rows:
             name = measured.experiment.experiment
@@ -215,6 +234,7 @@ def table_csv(measured: Measured, made: Table) -> str:
                 e = row.cells[metric]
                 own = [e.mean, e.low, e.high, e.spread, e.seeds, e.n] if e else [None] * 6
                 cells += [*own, row.printed.get(metric)]
+            cells += ["; ".join(e.fits) if (e := row.cells[metric]) else None for metric in fits]
             lines.append([*line, *cells])
     return to_csv(lines)
 

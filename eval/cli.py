@@ -119,7 +119,14 @@ def _judge(args: argparse.Namespace) -> None:
 
 def _winrate(args: argparse.Namespace) -> None:
     from eval.alpaca_eval import mean_and_error, win_rate
-    from eval.length_controlled import Table, fit_difficulty, length_controlled, read_annotations, read_table
+    from eval.length_controlled import (
+        Table,
+        check_alike,
+        fit_difficulty,
+        length_controlled,
+        read_annotations,
+        read_table,
+    )
     from eval.length_controlled import simulated_baselines as simulated
 
     files = {path.stem: read_annotations(path) for path in args.annotations}
@@ -130,6 +137,7 @@ def _winrate(args: argparse.Namespace) -> None:
     if args.difficulty == "refit":
         if len(files) < 2:
             raise InputError("--difficulty refit: difficulties come from other models' annotations; give more files.")
+        check_alike([*files.values()])
         others = {name: [rows for other, rows in files.items() if other != name] for name in files}
         table = {name: simulated(fit_difficulty(others[name]), lengths[name]) for name in files}
     else:

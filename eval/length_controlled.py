@@ -92,6 +92,8 @@ def simulated_baselines(difficulty: Sequence[float] | np.ndarray, reference_leng
     import pandas as pd
 
     hard, lengths = np.asarray(difficulty, dtype=np.float64), np.asarray(reference_lengths, dtype=np.float64)
+    if len(lengths) < LEAST:
+        return Table(pd.DataFrame(), False)  # nothing is fitted to so few
     rng, frames = np.random.default_rng(0), []
     for mean_length, length_weight, difficulty_weight in GAMED:
         own = lengths * mean_length / lengths.mean() * np.exp(0.1 * rng.normal(size=len(lengths)))
@@ -290,6 +292,14 @@ def _package_weights(rows: Sequence[Row], positions: list[int], preference: np.n
     return weights[["np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)"]].to_numpy()
 
 
+def check_alike(annotations: Sequence[Sequence[Row]]) -> None:
+    """Raises InputError where annotations can't be of the same prompts, or are of too few to fit anything."""
+    if len({len(rows) for rows in annotations}) != 1:
+        raise InputError("difficulties: the annotation files must hold the same prompts; their numbers of rows differ.")
+    if len(annotations[0]) < LEAST:
+        raise InputError(f"difficulties: the annotation files hold fewer than {LEAST} prompts, too few for a fit.")
+
+
 def fit_difficulty(annotations: Sequence[Sequence[Row]], spread: float = 1.5) -> np.ndarray:
     """Instruction difficulties [prompts] from annotations of several models on the same prompts, in the same order.
 
@@ -299,8 +309,7 @@ def fit_difficulty(annotations: Sequence[Sequence[Row]], spread: float = 1.5) ->
     """
     from scipy.optimize import minimize
 
-    if len({len(rows) for rows in annotations}) != 1:
-        raise InputError("difficulties: the annotation files must hold the same prompts; their numbers of rows differ.")
+    check_alike(annotations)
     prefer = np.array([[np.nan if r["preference"] is None else r["preference"] for r in rows] for rows in annotations])
     gap = np.array([[r["reference_length"] - r["length"] for r in rows] for rows in annotations], dtype=np.float64)
     known = ~np.isnan(prefer)

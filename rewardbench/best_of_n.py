@@ -49,12 +49,12 @@ def best(queries: Sequence[Query], answers: Sequence[Sequence[str]], rewards: np
     ]
 
 
-def curve(rewards: np.ndarray, quality: np.ndarray) -> list[dict[str, float]]:
+def curve(rewards: np.ndarray, quality: np.ndarray) -> list[dict[str, Any]]:
     """Mean true quality of the pick out of the first 1, 2, 4, ... answers, by reward, by quality itself, at random.
 
-    ``stderr`` is of the pick by reward, over queries.
+    ``stderr`` is of the pick by reward, over queries; None for one query.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     n = 1
     while n <= rewards.shape[1]:
         picked = np.take_along_axis(quality, rewards[:, :n].argmax(1)[:, None], 1)[:, 0]
@@ -62,7 +62,7 @@ def curve(rewards: np.ndarray, quality: np.ndarray) -> list[dict[str, float]]:
             {
                 "n": n,
                 "reward": float(picked.mean()),
-                "stderr": float(picked.std(ddof=1) / len(picked) ** 0.5) if len(picked) > 1 else 0.0,
+                "stderr": float(picked.std(ddof=1) / len(picked) ** 0.5) if len(picked) > 1 else None,
                 "oracle": float(quality[:, :n].max(1).mean()),
                 "random": float(quality[:, :n].mean()),
             }

@@ -117,7 +117,7 @@ def _best_of_n(args: argparse.Namespace) -> None:
             records.write_text(args.out.with_suffix(".report.json"), json.dumps(result, indent=1) + "\n")
             best_of_n.plot(result, args.out.with_suffix(".svg"))
             for row in result["best_of_n"]:
-                print(", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+                print(", ".join(f"{key} {value:.3g}" for key, value in row.items() if value is not None))
             run.summary.update({f"oracle_score_best_of_{row['n']}": row["reward"] for row in result["best_of_n"]})
         run.summary["reward"] = float(rewards.max(1).mean())
         records.write(args.out, best_of_n.best(queries, answers, rewards, f"best of {args.n}"))

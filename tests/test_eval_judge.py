@@ -148,6 +148,22 @@ def test_data_quality_by_hand(judge, tmp_path):
         data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
 
 
+def test_arms_are_judged_on_the_same_queries_whatever_else_they_lack(judge, tmp_path):
+    """A sample by position would have little in common from the first pair on that one arm lacks."""
+    judged = []
+    for arm, gone in (("a", 7), ("b", 11)):
+        ids = [f"q{i}" for i in range(600) if i % gone]
+        path = tmp_path / f"{arm}.jsonl"
+        write(path, [{"id": i, "prompt": "q", "chosen": ".9", "rejected": ".1"} for i in ids])
+        reference_file(tmp_path / "r.safetensors", ids, [[-1.0, 0, -1.0]] * len(ids), [[1, 1, 1]] * len(ids))
+        quality, rows = data_quality.measure(judge, path, tmp_path / "r.safetensors", count=200)
+        assert quality["accuracy"]["n"] == 200
+        judged.append({row["id"] for row in rows})
+    # Each lacks about one in nine of the other's and has the next ones in their place.
+    assert len(judged[0] & judged[1]) > 160
+    assert judged[0] | judged[1] < {f"q{i}" for i in range(600)}
+
+
 def test_an_unreadable_comparison_is_left_out_and_shown():
     rows = rows_of([1, None, 0], [1, 2, 3], [1, 1, 1])
     assert alpaca_eval.win_rate(rows) | {"stderr": 0} == {"value": 50, "stderr": 0, "n": 2, "unreadable": 1}

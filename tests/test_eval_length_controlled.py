@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from eval import alpaca_eval
 from eval.cli import main
 from eval.length_controlled import fit_difficulty, read_annotations, read_table, simulated_baselines
 from eval.length_controlled import length_controlled as controlled
+from sso.config import OFFICIAL_DIFFICULTY, load
 from sso.errors import InputError
+from workflow import grid as grids
 
 
 def length_controlled(rows, table=None):
@@ -211,3 +214,37 @@ def test_difficulties_of_two_models_alone_are_poor_and_say_so(shared_data):
     official = pd.read_csv(folder / "instruction_difficulty.csv")["instruction_difficulty"]
     fitted = fit_difficulty(list(files.values()))
     assert 0.4 < np.corrcoef(fitted, official)[0, 1] < 0.7
+
+
+def test_the_error_of_the_packages_fit_is_that_of_drawing_other_prompts():
+    rng, n = np.random.default_rng(1), 500
+    hard, lengths, own = rng.normal(0, 1.5, n), rng.integers(500, 3000, n), rng.integers(300, 3000, n)
+    gap = lengths - own
+    p = 1 / (1 + np.exp(1.6 * np.tanh(gap / gap.std(ddof=1)) - 0.8 * hard + 1))
+    rows = rows_of((rng.random(n) < p).astype(float).tolist(), own.tolist(), lengths.tolist())
+    stated = length_controlled({"m": rows}, simulated_baselines(hard, lengths))["m"]
+    drawn = []
+    for _ in range(60):
+        some = rng.integers(n, size=n)
+        table = simulated_baselines(hard[some], lengths[some])
+        drawn.append(length_controlled({"m": [rows[i] for i in some]}, table)["m"])
+    assert {entry["model"] for entry in drawn} == {"simulated baselines"}
+    # 60 draws know a standard deviation to 9%.
+    assert stated["stderr"] == pytest.approx(np.std([entry["value"] for entry in drawn], ddof=1), rel=0.25)
+
+
+def test_an_experiments_difficulties_are_fetched_by_its_data_job_and_checked_before_anything_runs():
+    for version in ("v1", "v2"):
+        named = load(f"config/paper_{version}.yaml").evaluation.difficulty
+        assert re.sub("@[0-9a-f]{40}", "", named) == OFFICIAL_DIFFICULTY != named  # pinned
+    made = grids.Grid(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "hub"}}))
+    assert made.benchmark_files["difficulty"] == named
+    assert made.data_files["difficulty"].endswith("difficulty.csv")
+    none = load("config/paper_v2.yaml", {"evaluation": {"difficulty": None}})
+    assert "difficulty" not in grids.Grid(none).data_files
+    with pytest.raises(InputError, match="evaluation.difficulty: nowhere.csv: no such file"):
+        grids.check(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "nowhere.csv"}}))
+    with pytest.raises(InputError, match="evaluation.difficulty: one for all"):
+        load("config/paper_v2.yaml", {"arms": {"sso": {"evaluation": {"difficulty": None}}}})
+    with pytest.raises(InputError, match="evaluation.difficulty"):
+        load("config/micro.yaml", {"evaluation": {"difficulty": "hub"}})

@@ -242,9 +242,9 @@ def test_an_experiments_difficulties_are_fetched_by_its_data_job_and_checked_bef
     assert made.data_files["difficulty"].endswith("difficulty.csv")
     none = load("config/paper_v2.yaml", {"evaluation": {"difficulty": None}})
     assert "difficulty" not in grids.Grid(none).data_files
-    with pytest.raises(InputError, match="evaluation.difficulty: nowhere.csv: no such file"):
+    with pytest.raises(InputError, match=r"evaluation\.difficulty: nowhere\.csv: no such file"):
         grids.check(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "nowhere.csv"}}))
-    with pytest.raises(InputError, match="evaluation.difficulty: one for all"):
-        load("config/paper_v2.yaml", {"arms": {"sso": {"evaluation": {"difficulty": None}}}})
-    with pytest.raises(InputError, match="evaluation.difficulty"):
+    with pytest.raises(InputError, match=r"evaluation\.difficulty: one for all"):
+        load("config/paper_v2.yaml", {"arms": {"sso": {"evaluation": {"difficulty": "own.csv"}}}})
+    with pytest.raises(InputError, match=r"evaluation\.difficulty"):
         load("config/micro.yaml", {"evaluation": {"difficulty": "hub"}})

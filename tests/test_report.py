@@ -478,6 +478,25 @@ def test_every_printed_figure_stands_beside_ours(paper):
     assert [key for key, row in zip(keys, wanted, strict=True) if shown.get(key) != float(row["value"])] == []
 
 
+def test_printed_figures_that_look_copied_are_marked_in_every_table(paper):
+    known, made = paper
+    version = known.experiment.experiment.removeprefix("paper_")
+    expected = {
+        "v1": {"v1_table2": 1, "v1_table3": 5, "v1_table12": 1, "v1_instruct_full": 1, "v1_llama3_full": 6},
+        "v2": {"v2_table1": 4, "v2_table3": 1, "v2_table4": 1, "v2_table5": 1, "v2_table6": 2},
+    }[version]
+    with measured.PRINTED.open(newline="") as file:
+        doubted = [row["table"] for row in csv.DictReader(file) if row["version"] == version and row["doubt"]]
+    assert len(doubted) == sum(expected.values())
+    for name, table in made.items():
+        found = [(row, metric) for rows in table.rows.values() for row in rows for metric in row.doubts]
+        assert len(found) == expected.get(name, 0), name
+        text = render.markdown(known, table)
+        assert ("? Doubtful as the paper prints it" in text) == (name in expected)
+        for row, metric in found:
+            assert render.printed(row, metric, 1).endswith("?") and row.doubts[metric] in text
+
+
 def test_a_row_of_another_backbone_has_its_figures(paper):
     known, made = paper
     if known.experiment.experiment == "paper_v1":

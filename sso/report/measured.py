@@ -83,11 +83,21 @@ class Measured:
         return [*names, POOLED] if len(names) > 1 else names
 
     @cached_property
-    def printed(self) -> dict[tuple[str, ...], float]:
-        """The paper's figures by (version, table, backbone, method, iteration, metric)."""
+    def _rows(self) -> dict[tuple[str, ...], dict[str, str]]:
+        """The rows of results.csv by (version, table, backbone, method, iteration, metric)."""
         with PRINTED.open(encoding="utf-8", newline="") as file:
             keys = ("version", "table", "backbone", "method", "iteration", "metric")
-            return {tuple(row[key] for key in keys): float(row["value"]) for row in csv.DictReader(file)}
+            return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
+
+    @cached_property
+    def printed(self) -> dict[tuple[str, ...], float]:
+        """The paper's figures by (version, table, backbone, method, iteration, metric)."""
+        return {key: float(row["value"]) for key, row in self._rows.items()}
+
+    @cached_property
+    def doubts(self) -> dict[tuple[str, ...], str]:
+        """Why a figure of `printed` may be wrong, of those that look so."""
+        return {key: row["doubt"] for key, row in self._rows.items() if row["doubt"]}
 
     def printed_backbones(self, version: str, table: str | None) -> list[str]:
         """The backbones that a table of the paper has."""

@@ -156,7 +156,8 @@ def _printed_difference(measured: Measured, spec: dict[str, Any], backbone: str)
         keys = [(spec["version"], table, paper, name, spec["paper_iteration"], spec["metric"]) for name in spec["arms"]]
         if keys[-1] in measured.printed and keys[-2] in measured.printed:
             value = measured.printed[keys[-1]] - measured.printed[keys[-2]]
-            return paper, render.number(value, measured.content["metrics"][spec["metric"]]["digits"])
+            text = render.number(value, measured.content["metrics"][spec["metric"]]["digits"])
+            return paper, text + (render.DOUBT if {*keys[-2:]} & measured.doubts.keys() else "")
     return None, ""
 
 

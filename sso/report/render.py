@@ -16,6 +16,8 @@ NOTHING = "-"
 """An empty cell."""
 MARK = "†"
 """Of a raw rate that stands in a length-controlled one's place."""
+DOUBT = "?"
+"""Of a printed figure that may be wrong."""
 Column = tuple[str, str]
 """A metric, and whether the column is `ours` or the `paper`'s."""
 
@@ -77,6 +79,12 @@ def raw_note(estimates: Iterable[Estimate | None]) -> list[str]:
     return [f"{MARK} The raw win rate, which is not length-controlled ({'; '.join(why)})."] if why else []
 
 
+def doubt_note(doubts: Iterable[str]) -> list[str]:
+    """What is doubtful in the paper's figures, where something is."""
+    said = list(dict.fromkeys(doubts))
+    return [f"{DOUBT} Doubtful as the paper prints it: {'; '.join(said)}."] if said else []
+
+
 def column_name(measured: Measured, made: Table, backbone: str, column: Column) -> str:
     """A column's head: metric and unit, or whose printed figure it is."""
     metric = measured.content["metrics"][column[0]]
@@ -90,7 +98,7 @@ def printed(row: Row, metric: str, digits: int) -> str:
     if metric not in row.printed:
         return NOTHING
     value, low, high = row.printed[metric], row.printed.get(f"{metric}_ci_low"), row.printed.get(f"{metric}_ci_high")
-    text = number(value, digits)
+    text = number(value, digits) + (DOUBT if metric in row.doubts else "")
     if low is None or high is None:
         return text
     return f"{text} [{number(value + low, digits)}, {number(value + high, digits)}]"
@@ -121,6 +129,7 @@ def notes(measured: Measured, made: Table, backbone: str, counts: bool = True) -
     if items and counts:
         found.append("Items a seed: " + ", ".join(f"{label} {n}" for label, n in items.items()) + ".")
     found += raw_note(row.cells[m] for m in ours for row in rows)
+    found += doubt_note(doubt for row in rows for doubt in row.doubts.values())
     missing = [metrics[m]["label"] for m in made.spec["columns"] if m not in ours]
     if missing:
         found.append(f"Not measured here: {', '.join(missing)}.")
@@ -222,9 +231,8 @@ def table_csv(measured: Measured, made: Table) -> str:
     kinds = ("", "_low", "_high", "_seed_sd", "_seeds", "_n", "_paper")
     head = ["experiment", "backbone", "paper_backbone", "arm", "label", "method", "iteration"]
     fits = [metric for metric in made.spec["columns"] if measured.content["metrics"][metric].get("fits")]
-    lines = [
-        [*head, *(metric + kind for metric in made.spec["columns"] for kind in kinds), *(f"{m}_fit" for m in fits)]
-    ]
+    figures = [metric + kind for metric in made.spec["columns"] for kind in kinds]
+    lines = [[*head, *figures, *(f"{metric}_fit" for metric in fits), "paper_doubt"]]
     for backbone, rows in made.rows.items():
         for row in rows:
             name = measured.experiment.experiment
@@ -235,7 +243,8 @@ def table_csv(measured: Measured, made: Table) -> str:
                 own = [e.mean, e.low, e.high, e.spread, e.seeds, e.n] if e else [None] * 6
                 cells += [*own, row.printed.get(metric)]
             cells += ["; ".join(e.fits) if (e := row.cells[metric]) else None for metric in fits]
-            lines.append([*line, *cells])
+            doubts = "; ".join(f"{metric}: {doubt}" for metric, doubt in row.doubts.items())
+            lines.append([*line, *cells, doubts])
     return to_csv(lines)
 
 

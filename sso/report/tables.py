@@ -14,7 +14,8 @@ from sso.report.measured import Estimate, Measured
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table on one backbone; ``printed`` holds the paper's figures by metric.
+    """One line of a table on one backbone; ``printed`` holds the paper's figures by metric, ``doubts`` why some of
+    them may be wrong.
 
     ``backbone`` is the one that its own figures are from, which for a few rows is another.
     """
@@ -26,6 +27,7 @@ class Row:
     iteration: int
     cells: dict[str, Estimate | None]
     printed: dict[str, float]
+    doubts: dict[str, str]
 
 
 @dataclass
@@ -143,7 +145,8 @@ def _rows(
             ends = ("", "_ci_low", "_ci_high")
             names = [metric + end for metric in spec["columns"] for end in ends]
             printed = {name: measured.printed[*at, name] for name in names if (*at, name) in measured.printed}
-            rows.append(Row(where, arm, label, method, t, cells, printed))
+            doubts = {name: measured.doubts[*at, name] for name in printed if (*at, name) in measured.doubts}
+            rows.append(Row(where, arm, label, method, t, cells, printed, doubts))
     return rows, pending
 
 

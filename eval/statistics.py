@@ -94,7 +94,7 @@ def seeds_part(means: np.ndarray) -> Part:
     return Part(float(own.sum()), float((own**2).sum() / (seeds - 1)))
 
 
-def _items_part(scores: np.ndarray) -> Part:
+def items_part(scores: np.ndarray) -> Part:
     """Of scores [seeds, backbones, items]: the items' part, without the residual that the seeds' part holds."""
     seeds, backbones, n = scores.shape
     whole = scores.mean((0, 1)).var(ddof=1) / n
@@ -127,7 +127,7 @@ def mean_interval(samples: Samples, shared: bool = True, level: float = LEVEL) -
     spread = float(means.mean(1).std(ddof=1)) if seeds > 1 else None
     parts = [seeds_part(means)] if seeds > 1 else []
     if shared:
-        parts = [*parts, _items_part(np.stack(arrays))] if arrays[0].shape[1] > 1 else []
+        parts = [*parts, items_part(np.stack(arrays))] if arrays[0].shape[1] > 1 else []
     return interval(float(means.mean()), parts, n, seeds, spread, level)
 
 

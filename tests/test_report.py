@@ -342,6 +342,10 @@ def test_claims_say_how_they_were_tested(built):
         ((0.1, -0.04, 0.3), "a", True, "holds"),
         ((0.02, 0.01, 0.03), "a", False, "negligible"),
         ((0.04, 0.01, 0.07), "a", False, "not distinguishable"),
+        ((-0.03, -0.08, 0.02), "a", False, "does not hold"),
+        ((-0.03, -0.08, 0.02), "b", False, "not distinguishable"),
+        ((-0.03, -0.08, 0.02), "a", True, "not distinguishable"),
+        ((-0.02, -0.1, 0.06), "a", False, "not distinguishable"),
         ((0.0, None, None), "a", False, "not tested (no interval)"),
     ],
 )

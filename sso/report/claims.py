@@ -13,6 +13,14 @@ from sso.report.render import NOTHING, cell, markdown_rows, measure, raw_note, t
 from sso.report.tables import header
 
 HEAD = ["claim", "backbone", "verdict", "difference", "test"]
+VERDICTS = (
+    "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least the "
+    "smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on the claimed "
+    "side. Negligible: it excludes it on both. Not distinguishable: none of these. A claim of `at least` holds where the "
+    "interval excludes being worse by that effect, and does not hold where it lies on the worse side of zero and the "
+    "difference is that large. Not tested: too few common items, or no results. No correction for the number of claims. "
+    "With one seed the interval tells of the questions only, not of another training run."
+)
 
 
 @dataclass(frozen=True)
@@ -106,15 +114,12 @@ def verdict(difference: Estimate, larger: str, smallest: float, or_equal: bool =
     mean, low, high = difference.mean, difference.low, difference.high
     if larger == "b":
         mean, low, high = -mean, -high, -low
-    if or_equal and low > -smallest:
-        return "holds"
-    if -smallest < low and high < smallest:
-        return "negligible"
-    if low > 0 and mean >= smallest:
-        return "holds"
-    if high < 0 and mean <= -smallest:
-        return "does not hold"
-    return "not distinguishable"
+    if or_equal:
+        worse = high < 0 and mean <= -smallest
+        return "holds" if low > -smallest else "does not hold" if worse else "not distinguishable"
+    if high < smallest:
+        return "negligible" if low > -smallest else "does not hold"
+    return "holds" if low > 0 and mean >= smallest else "not distinguishable"
 
 
 def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tuple[str, int], metric: str) -> float:
@@ -171,10 +176,6 @@ def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
             "## What holds here\n",
             header(measured) + "\n",
             markdown_rows(lines),
-            "Holds: the 95% interval of the difference lies on the claimed side of zero and the difference is at least "
-            "the smallest effect of interest (a claim of `at least`: the interval excludes being worse by that). Does "
-            "not hold: the same on the other side. Negligible: the whole interval is smaller than that effect. Not "
-            "distinguishable: none of these. Not tested: too few common items, or no results. No correction for the "
-            "number of claims. With one seed the interval tells of the queries only, not of another training run.\n",
+            VERDICTS + "\n",
         ]
     )

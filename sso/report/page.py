@@ -234,6 +234,7 @@ def html(
         header=header(measured),
         scopes=measured.scopes,
         claims=_claims(measured, claimed),
+        verdicts=claims.VERDICTS,
         headline=_headline(measured),
         charts=[(name, CHARTS[name][0], inline(svg, name)) for name, svg in figures.items()],
         tables=[_table(measured, table) for table in made.values() if table.applies],

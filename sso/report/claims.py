@@ -14,12 +14,13 @@ from sso.report.tables import header
 
 HEAD = ["claim", "backbone", "verdict", "difference", "test"]
 VERDICTS = (
-    "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least the "
-    "smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on the claimed "
-    "side. Negligible: it excludes it on both. Not distinguishable: none of these. A claim of `at least` holds where the "
-    "interval excludes being worse by that effect, and does not hold where it lies on the worse side of zero and the "
-    "difference is that large. Not tested: too few common items, or no results. No correction for the number of claims. "
-    "With one seed the interval tells of the questions only, not of another training run."
+    "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least "
+    "the smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on "
+    "the claimed side. Negligible: it excludes it on both. Not distinguishable: none of these. A claim of `at "
+    "least` holds where the interval excludes being worse by that effect, and does not hold where it lies on the "
+    "worse side of zero and the difference is that large. Not tested: too few common items, or no results. No "
+    "correction for the number of claims. With one seed the interval tells of the questions only, not of another "
+    "training run."
 )
 
 

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
 from workflow import grid as grids
-from workflow.costs import OVERHEAD_H, Costs, Shape
+from workflow.costs import OVERHEAD_H, Costs, Shape, this_machine
 from workflow.plan import show, totals, warnings
 
 CONFIG = REPOSITORY / "config"
@@ -169,6 +169,17 @@ def test_plan_warns_of_what_cannot_fit():
     )
     few = {**values, "hardware": {**values["hardware"], "gpus": 4}}
     assert any("wants 8 GPUs of 4" in line for line in warnings(grids.Grid(parse(few, "c"))))
+
+
+def test_a_config_that_names_no_hardware_is_planned_for_a_core_of_this_machine(capsys):
+    assert main(["plan", "--configfile", "config/micro.yaml"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "CPU-minutes, at least" in said and "GPU" not in said and "H100" not in said
+    minutes = float(re.search(r"at least ([\d,]+) CPU-minutes", said)[1].replace(",", ""))
+    assert 0 < minutes < 500
+    # Lengths are the micro-world's there, and a checkpoint's prompts are as long as the paper's.
+    assert this_machine(True).prompt_tokens < this_machine(False).prompt_tokens
+    assert not [*warnings(grids.Grid(load("config/micro.yaml")))]
 
 
 def test_fewer_arms_cost_less():

@@ -8,9 +8,10 @@ it with measured runs. Knows the grid's jobs, runs nothing.
 """
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,44 @@ def shape(name: str, names: Mapping[str, str]) -> Shape:
     return Shape(**{**known, "parameters": known["parameters"] * 1e9})
 
 
+@cache
+def this_machine(micro: bool) -> Hardware:
+    """One core of this machine in float32: two rates, measured in half a second and taken as reached in full, so that
+    what follows is a floor. The model counts bfloat16's 2 bytes a parameter, so half the bandwidth. ``micro``: with the
+    micro-world's mean lengths.
+    """
+    import numpy as np
+
+    def rate(work: Callable[[], Any], amount: float) -> float:
+        work()
+        start, count = time.process_time(), 0
+        while time.process_time() - start < 0.2:
+            work()
+            count += 1
+        return count * amount / (time.process_time() - start)
+
+    rng = np.random.default_rng(0)
+    a, large = rng.normal(size=(512, 512)).astype("float32"), rng.normal(size=(4096, 4096)).astype("float32")
+    x = rng.normal(size=4096).astype("float32")
+    flops, read = rate(lambda: a @ a, 2 * 512**3), rate(lambda: large @ x, 4 * 4096**2)
+    own = {"tflops": flops / 1e12, "bandwidth_gbs": read / 2e9, "training_mfu": 1, "decoding_mbu": 1}
+    lengths = {"prompt_tokens": 26, "principle_tokens": 25, "response_tokens": 18} if micro else {}
+    return Hardware(name="one core of this machine", gpus=1, **own, **lengths)
+
+
 class Costs:
     """The costs of an experiment's jobs on its hardware."""
 
     def __init__(self, experiment: Experiment, hardware: Hardware | None = None):
         self.experiment = experiment
-        self.hardware = hardware or experiment.hardware or Hardware()
+        self._given = hardware or experiment.hardware
         self.names = {local: name for name, local in experiment.local.items()}
         self.queries = experiment.data.limit or 60_000
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """The config's, else a core of this machine: measured when it is asked for, not where a workflow is made."""
+        return self._given or this_machine(self.experiment.world is not None)
 
     def shape(self, name: str) -> Shape:
         """Of a model by its name or path."""

@@ -26,6 +26,8 @@ def by_rule(grid: Grid) -> dict[str, list[Cost]]:
 def warnings(grid: Grid) -> Iterator[str]:
     """A line for each rule whose largest job can't fit the machine, and for a disk that is too small."""
     device = grid.costs.hardware
+    if grid.experiment.hardware is None:
+        return  # nobody says what it is to fit
     disk = 0.0
     for rule, costs in by_rule(grid).items():
         disk += sum(cost.disk_gb for cost in costs)
@@ -66,30 +68,42 @@ def show(grid: Grid, measured: Path | None = None) -> None:
 
     console = Console(width=None if Console().is_terminal else 120)
     device = grid.costs.hardware
-    table = Table(title=f"{grid.experiment.experiment}: estimates on {device.gpus} x {device.name}")
-    for name in ("rule", "jobs", "tokens, M", "GPU-hours", "longest job, h", "GPU memory, GB", "requests", "judge, $"):
+    here = grid.experiment.hardware is None
+    where = device.name if here else f"{device.gpus} x {device.name}"
+    table = Table(title=f"{grid.experiment.experiment}: estimates on {where}")
+    time = ("CPU-minutes, at least", "longest job, min") if here else ("GPU-hours", "longest job, h", "GPU memory, GB")
+    for name in ("rule", "jobs", "tokens, M", *time, "requests", "judge, $"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for rule, costs in by_rule(grid).items():
-        row = (
-            sum(c.tokens for c in costs) / 1e6,
-            sum(c.gpu_hours for c in costs),
-            max(c.wall_hours for c in costs),
-            max(c.memory_gb for c in costs),
-            sum(c.requests for c in costs),
-            sum(c.money for c in costs),
+        taken = (
+            [(60 * sum(c.hours for c in costs), 1), (60 * max(c.hours for c in costs), 1)]
+            if here
+            else [
+                (sum(c.gpu_hours for c in costs), 1),
+                (max(c.wall_hours for c in costs), 1),
+                (max(c.memory_gb for c in costs), 0),
+            ]
         )
-        digits = (0, 1, 1, 0, 0, 0)
-        texts = [f"{value:,.{d}f}" if value else "" for value, d in zip(row, digits, strict=True)]
-        table.add_row(rule, str(len(costs)), *texts)
+        tokens, asked = sum(c.tokens for c in costs) / 1e6, sum(c.requests for c in costs)
+        row = [(tokens, 1 if here else 0), *taken, (asked, 0), (sum(c.money for c in costs), 0)]
+        table.add_row(rule, str(len(costs)), *(f"{value:,.{digits}f}" if value else "" for value, digits in row))
     console.print(table)
     total = totals(grid)
-    console.print(
-        f"{total['jobs']} jobs, {total['tokens'] / 1e9:.2f} billion tokens, {total['gpu_hours']:,.0f} GPU-hours "
-        f"(at least {total['gpu_hours'] / device.gpus:,.0f} h on {device.gpus} GPUs), {total['disk_gb']:,.0f} GB of "
-        f"disk, {total['requests']:,} judge requests for about {total['money']:,.0f} $"
-        + (f", GPUs {total['gpu_money']:,.0f} $" if total["gpu_money"] else ""),
-        highlight=False,
-    )
+    judge = f"{total['requests']:,} judge requests for about {total['money']:,.0f} $"
+    if here:
+        minutes = 60 * sum(cost.hours for costs in by_rule(grid).values() for cost in costs)
+        said = (
+            f"{total['jobs']} jobs, {total['tokens'] / 1e6:,.0f} million tokens, at least {minutes:,.0f} CPU-minutes "
+            f"of {device.name} (arithmetic and memory alone; the config says nothing of `hardware`), {judge}"
+        )
+    else:
+        said = (
+            f"{total['jobs']} jobs, {total['tokens'] / 1e9:.2f} billion tokens, {total['gpu_hours']:,.0f} GPU-hours "
+            f"(at least {total['gpu_hours'] / device.gpus:,.0f} h on {device.gpus} GPUs), "
+            f"{total['disk_gb']:,.0f} GB of disk, {judge}"
+            + (f", GPUs {total['gpu_money']:,.0f} $" if total["gpu_money"] else "")
+        )
+    console.print(said, highlight=False)
     for line in warnings(grid):
         console.print(f"warning: {line}", highlight=False)
     if grid.experiment.assumed:

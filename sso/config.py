@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -531,7 +531,10 @@ class Evaluation(Vllm):
     @model_validator(mode="after")
     def _judges(self) -> "Evaluation":
         for name in self.judges:
-            self.judge_of(name)
+            try:
+                self.judge_of(name)
+            except ValidationError as error:
+                raise ValueError(_sentence(f"judges.{name}", error, Judge).rstrip(".")) from None
         return self
 
     @property
@@ -770,21 +773,29 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
     return merge(read_yaml(path.parent / parent, (*children, path.resolve())), values) if parent else values
 
 
-def _sentence(source: str, error: ValidationError) -> str:
-    """One sentence for the first problem; an unknown key gets the nearest known one."""
-    first = error.errors()[0]
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings that a field's type holds, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _sentence(source: str, error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """One sentence for the first problem; an unknown key gets the nearest known one. ``model``: Experiment."""
+    problems = error.errors()
+    # A misspelt key can leave another one missing: it is the cause.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
-        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}."
-    model: Any = Experiment
+        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:].rstrip('.')}" + (
+            "" if message.endswith("?") else "."
+        )
+    within: type[BaseModel] | None = model or Experiment
     for part in first["loc"][:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            model = next(a for a in [*getattr(annotation, "__args__", ()), annotation] if a not in (str, type(None)))
-        elif hasattr(model, "__args__"):
-            model = model.__args__[-1]
-    known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        if within and part in within.model_fields:  # else the name of an entry, or its number
+            within = next(iter(_models(within.model_fields[str(part)].annotation)), None)
+    known = list(within.model_fields) if within else []
     near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}."
     return f"{source}: unknown key `{key}`; {hint}"

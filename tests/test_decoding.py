@@ -21,6 +21,7 @@ from sso.records import Message, Pair
 from sso.sampling.transformers_engine import TransformersEngine
 from tests.conftest import REPOSITORY
 from workflow import grid as grids
+from workflow.plan import show
 
 SPECIAL = ["<s>", "<doc_end>", "<turn>", "<turn_end>"]
 TEMPLATE = (
@@ -232,6 +233,9 @@ def test_a_benchmark_that_is_not_known_stops_the_run_before_it_starts():
     one_arm = {"arms": {"sso": {"evaluation": {"tasks": [{"name": "real_nothing"}]}}}}
     with pytest.raises(InputError, match="unknown task 'real_nothing'"):
         grids.check(grids.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm))
+    # The plan would have no price for it.
+    with pytest.raises(InputError, match="unknown task 'real_nothing'"):
+        show(grids.Grid(grids.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm)))
 
 
 class Echo:
@@ -288,8 +292,19 @@ def test_a_judge_of_one_benchmark_is_no_setting_of_answers_and_has_its_price():
 
 
 def test_a_misspelt_judge_of_one_benchmark_is_told_at_once():
-    with pytest.raises(InputError, match="modle"):
-        grids.load([REPOSITORY / "config" / "paper_v2.yaml"], {"evaluation": {"judges": {"mt_bench": {"modle": "x"}}}})
+    file = [REPOSITORY / "config" / "paper_v2.yaml"]
+    for own, said in (
+        ({"judges": {"mt_bench": {"modle": "x"}}}, "judges.mt_bench: unknown key `modle`; did you mean `model`?"),
+        (
+            {"decoding": {"mt_bench": {"max_tokens": 4}}},
+            "unknown key `evaluation.decoding.mt_bench.max_tokens`; did you",
+        ),
+        ({"mirrors": {"gsm8k": {"tets": "f"}}}, "unknown key `evaluation.mirrors.gsm8k.tets`; did you mean `test`?"),
+        ({"tasks": [{"nmae": "f"}]}, "unknown key `evaluation.tasks.0.nmae`; did you mean `name`?"),
+    ):
+        with pytest.raises(InputError) as told:
+            grids.load(file, {"evaluation": own})
+        assert said in str(told.value)
 
 
 def test_llama_bases_have_the_llama3_template():

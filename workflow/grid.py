@@ -157,8 +157,7 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
     if experiment.data.tune is not None:
         read(experiment.data.tune, Query)
-    for evaluation in evaluations(experiment):
-        _check_tasks(evaluation, experiment.world is not None)
+    check_tasks(experiment)
     hard = experiment.evaluation.difficulty
     if hard is not None and not hard.startswith("hf://") and not Path(hard).is_file():
         raise InputError(f"evaluation.difficulty: {hard}: no such file; give a CSV, `hub`, or leave it out.")
@@ -193,8 +192,13 @@ def evaluations(experiment: Experiment) -> list[Evaluation]:
     return list({one.model_dump_json(): one for one in found}.values())
 
 
+def check_tasks(experiment: Experiment) -> None:
+    """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, or without data."""
+    for evaluation in evaluations(experiment):
+        _check_tasks(evaluation, experiment.world is not None)
+
+
 def _check_tasks(evaluation: Evaluation, micro_world: bool) -> None:
-    """Raise InputError for a benchmark that is unknown, named twice, or without its data."""
     for number, task in enumerate(evaluation.tasks):
         if task.name not in benchmarks.KNOWN:
             raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(benchmarks.KNOWN)}.")

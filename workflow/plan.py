@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.costs import Cost
-from workflow.grid import Grid
+from workflow.grid import Grid, check_tasks
 
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
@@ -66,6 +66,7 @@ def show(grid: Grid, measured: Path | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    check_tasks(grid.experiment)  # an unknown one would have no price
     console = Console(width=None if Console().is_terminal else 120)
     device = grid.costs.hardware
     here = grid.experiment.hardware is None

@@ -19,6 +19,11 @@ SAVED = "saved"
 KEY = "key.json"
 
 
+def mark(checkpoint: Path) -> None:
+    """Say that a checkpoint is whole: call it last."""
+    (checkpoint / SAVED).touch()
+
+
 def latest(folder: Path) -> Path | None:
     """The whole checkpoint with the most steps."""
     whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{SAVED}")]
@@ -26,11 +31,15 @@ def latest(folder: Path) -> Path | None:
 
 
 def resume_from(folder: Path, key: Mapping[str, Any]) -> Path | None:
-    """The checkpoint to go on from; empties a folder whose key differs. Call in one process."""
+    """The checkpoint to go on from; empties a folder whose key differs, and removes what is not whole: beside a later
+    one, transformers would take new checkpoints for old ones and delete them. Call in one process."""
     known = folder / KEY
     if not known.is_file() or known.read_text(encoding="utf-8", errors="replace") != json.dumps(digest(key)):
         shutil.rmtree(folder, ignore_errors=True)
         write_text(known, json.dumps(digest(key)))
+    for part in folder.glob("checkpoint-*"):
+        if not (part / SAVED).is_file():
+            shutil.rmtree(part)
     return latest(folder)
 
 

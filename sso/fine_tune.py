@@ -4,14 +4,14 @@ The tiny models of the micro-world are sso/sft.py's.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sso import dialogues, distributed
-from sso.chat import bare_tokenizer, end_of_turn, load_model, load_tokenizer
+from sso import checkpoints, dialogues, distributed
+from sso.chat import bare_tokenizer, describe, end_of_turn, load_model, load_tokenizer
 from sso.config import Sft
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
@@ -140,8 +140,29 @@ def _texts(path: str, digest: str) -> Iterator[dict[str, str]]:
 
 def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
     """Fine-tune the checkpoint ``start`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
+    import torch
     from transformers import DataCollatorForSeq2Seq, Trainer
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class ResumingTrainer(Trainer):
+        """Marks a checkpoint once it is whole; batches depend on seed and epoch alone, so that a training that goes on
+        from one takes those that are left."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+            trainer = self
+
+            class ByEpoch(LengthGroupedSampler):
+                def __iter__(self) -> Iterator[int]:
+                    self.generator = torch.Generator().manual_seed((seed << 20) + int(trainer.state.epoch or 0))
+                    return super().__iter__()
+
+            return ByEpoch(settings.batch_size, lengths=[len(ids) for ids in data["input_ids"]])
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.mark(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
     engine = distributed.engine_arguments(settings) | {"per_device_train_batch_size": settings.micro_batch_size}
     steps = settings.batch_size / (settings.micro_batch_size * distributed.world_size())
@@ -179,18 +200,23 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    trainer = Trainer(
-        model=model,
-        args=how,
-        train_dataset=data,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
-    )
-    last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
-    result = go(trainer, settings.engine, last, "sft")
-    for row in trainer.state.log_history:
-        if log is not None and "loss" in row:
-            log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
-    save_trained(trainer, settings, tokenizer, out)
-    if distributed.is_main():
-        shutil.rmtree(scratch, ignore_errors=True)
+    main, local = distributed.is_main(), Path(str(settings.data))
+    weights = [file_digest(file) for file in sorted(base.glob("*.safetensors"))]
+    key = {"settings": settings.model_dump(), "weights": weights, "seed": seed, "template": describe(tokenizer)}
+    key["data"] = file_digest(local) if local.is_file() else str(settings.data)
+    with checkpoints.kept(scratch) if main else nullcontext():
+        last = distributed.from_main(checkpoints.resume_from(scratch, key) if main else None)
+        if last and main:
+            print(f"sft: goes on from {last}", flush=True)
+        trainer = ResumingTrainer(
+            model=model,
+            args=how,
+            train_dataset=data,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+        )
+        result = go(trainer, settings.engine, last, "sft")
+        for row in trainer.state.log_history:
+            if log is not None and "loss" in row:
+                log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
+        save_trained(trainer, settings, tokenizer, out)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

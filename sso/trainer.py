@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, Trainer
 
-from sso.checkpoints import SAVED
+from sso.checkpoints import mark
 from sso.config import Optimization
 from sso.distributed import engine_arguments, keep_outputs, world_size
 from sso.errors import InputError
@@ -203,7 +203,7 @@ class GlobalBatchTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+            mark(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
 
 class PreferenceTrainer(GlobalBatchTrainer):

@@ -127,3 +127,53 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     _, plain = run(samples, tmp_path)
     _, saved = run(samples, tmp_path, gradient_checkpointing=True)
     assert [r["loss"] for r in plain] == pytest.approx([r["loss"] for r in saved], rel=1e-5)
+
+
+def test_a_fine_tuning_goes_on_from_its_own_checkpoints_alone(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file
+    from transformers import Trainer
+
+    from sso import fine_tune
+    from sso.config import Sft
+
+    turns = [("user", "hi"), ("assistant", "hello there"), ("user", "well?"), ("assistant", "yes")]
+    rows = [{"messages": [{"role": r, "content": f"{c} {i}"} for r, c in turns]} for i in range(8)]
+    data = tmp_path / "sft.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data": str(data), "steps": -1, "epochs": 2, "batch_size": 2, "micro_batch_size": 2, "dtype": "float32"}
+    settings = Sft(**own, save_steps=1, learning_rate=1e-3, gradient_checkpointing=False)
+
+    def tuned(name: str, **other) -> dict:
+        fine_tune.train(str(tiny_checkpoint), settings.model_copy(update=other), 0, tmp_path / name)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    def killed(name: str) -> None:
+        """A run that ends in its sixth step."""
+        step, calls = Trainer.training_step, iter(range(100))
+
+        def fail(self, *args, **kwargs):
+            if next(calls) == 5:
+                raise RuntimeError("killed")
+            return step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            patch.setattr(Trainer, "training_step", fail)
+            tuned(name)
+
+    whole = tuned("whole")
+    killed("resumed")
+    capsys.readouterr()
+    resumed = tuned("resumed")
+    assert f"goes on from {tmp_path}/.resumed.checkpoints/checkpoint-5" in capsys.readouterr().out
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    # Neither one of another setting or other data, nor one that was cut while it was written.
+    for other in ("rate", "data", "cut"):
+        killed(other)
+        if other == "data":
+            data.write_text(data.read_text() + json.dumps(rows[0]) + "\n")
+        if other == "cut":
+            (tmp_path / ".cut.checkpoints/checkpoint-5/saved").unlink()
+        capsys.readouterr()
+        tuned(other, **({"learning_rate": 2e-3} if other == "rate" else {}))
+        assert "goes on from" not in capsys.readouterr().out
+        assert not (tmp_path / f".{other}.checkpoints").exists()

@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 from scipy.special import stdtrit
 
-from eval.statistics import items_part, mean_interval, seeds_part
+from eval.statistics import LEVEL, cochran, items_part, mean_interval, satterthwaite, seeds_part
 
 SPREADS = [(0.0, 1.0, 0.3), (0.0, 0.1, 1.0), (0.03, 1.0, 1.0), (0.05, 1.0, 0.3), (0.3, 1.0, 1.0)]
 METHODS = ("ours", "Satterthwaite", "Cochran", "t of seeds", "items apart")
@@ -22,15 +22,9 @@ def covered(scores: np.ndarray) -> list[bool]:
     """Of one draw [seeds, items] around zero, by METHODS."""
     seeds, n = scores.shape
     ours, means = mean_interval(list(scores)), scores.mean(1)
-    parts = [seeds_part(means[:, None]), items_part(scores[:, None])]
-    total = sum(part.value for part in parts)
-
-    def t(value: float, error: float) -> float:
-        return float(stdtrit(max(1.0, value**2 / error) if error else np.inf, 0.975))
-
-    satterthwaite = t(total, sum(part.error for part in parts))
-    cochran = sum(part.value * t(part.value, part.error) for part in parts if part.value) / total
-    halves = [half * total**0.5 for half in (satterthwaite, cochran)]
+    parts = [part for part in (seeds_part(means[:, None]), items_part(scores[:, None])) if part.value > 0]
+    error = sum(part.value for part in parts) ** 0.5
+    halves = [quantile(parts, LEVEL) * error for quantile in (satterthwaite, cochran)]
     halves.append(stdtrit(seeds - 1, 0.975) * means.std(ddof=1) / seeds**0.5)
     # A bootstrap of seeds, then of items within each: its variance, by the normal quantile.
     apart = (means.var() + scores.var(1).mean() / n) / seeds

@@ -59,9 +59,8 @@ def _judge(args: argparse.Namespace) -> None:
     from eval.statistics import mean_interval
     from sso import tracking
     from sso.report.collect import answer_items
-    from sso.report.measured import scale, specs, within
+    from sso.report.measured import scale, within
 
-    content = specs()
     settings = read_settings(Evaluation)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
     end_start_up()
@@ -107,7 +106,7 @@ def _judge(args: argparse.Namespace) -> None:
                 scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
             interval = mean_interval([list(items.values())])
-            low, high = within(scale(name, content), interval.low, interval.high)
+            low, high = within(scale(name), interval.low, interval.high)
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})

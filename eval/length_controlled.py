@@ -42,7 +42,7 @@ GAMED = ((2402, -1.5835, 0.8335), (1136, -1.6425, 0.6836))
 difficulty (alpaca_eval's repository, metrics/weights/weighted_alpaca_eval_gpt4_turbo/length_controlled_v1)."""
 WEIGHT = 0.2 / 2
 """Of a gamed row beside an own one, as the package has it."""
-OFFICIAL, SIMULATED, NO_DIFFICULTIES = "official", "simulated baselines", "no difficulties"
+OFFICIAL, SIMULATED, NO_DIFFICULTIES, RAW = "official", "simulated baselines", "no difficulties", "raw"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,6 @@ class Rate:
 LEAST = 10
 """Read annotations below which nothing is fitted; wins and losses below which a length weight of one's own says more
 of single answers than of length (of 2 wins in 805 fits make anything between 0 and .25)."""
-_RAW = "raw"
 
 
 def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
@@ -162,26 +161,26 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
         return Rate(value, items, model, reason, len(rows) - len(positions))
 
     if reason := _unfit(preference, gap):
-        return rate(100 * preference, _RAW, reason)
+        return rate(100 * preference, RAW, reason)
     if not gap.any():
         # Nothing to control for: the fit without difficulties is the raw rate.
-        return rate(100 * preference, _RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
+        return rate(100 * preference, RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
     length = np.tanh(gap / gap.std(ddof=1))
     if length.std() < 0.01:
         # All outputs are far longer, or far shorter: that is not to be told from the intercept.
-        return rate(100 * preference, _RAW, "no output of about the reference's length")
+        return rate(100 * preference, RAW, "no output of about the reference's length")
     if table is None:
         x = np.stack([length, np.ones(len(gap))], 1)
         if min(preference.sum(), (1 - preference).sum()) < LEAST:
-            return rate(100 * preference, _RAW, f"fewer than {LEAST} wins or losses")
+            return rate(100 * preference, RAW, f"fewer than {LEAST} wins or losses")
         if _separated(length, preference):
-            return rate(100 * preference, _RAW, "length and preference are separated")
+            return rate(100 * preference, RAW, "length and preference are separated")
         fitted = _maximum_likelihood(x, preference)
         return rate(_scores(x, preference, fitted), NO_DIFFICULTIES)
     weights = _package_weights([rows[i] for i in positions], positions, preference, table)
     # The package's intercept of a model whose penalty leaves none is no estimate of its preferences.
     if weights[2] == 0:
-        return rate(100 * preference, _RAW, "the package's penalty leaves no intercept")
+        return rate(100 * preference, RAW, "the package's penalty leaves no intercept")
     x = np.stack([length, table.difficulty(positions), np.ones(len(gap))], 1)
     drawn = table.frame[~table.frame["not_gamed_baseline"].astype(bool)]
     columns = [np.tanh(drawn["std_delta_len"]), drawn["instruction_difficulty"], np.zeros(len(drawn))]

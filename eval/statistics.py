@@ -55,17 +55,25 @@ class Part:
     error: float
 
 
-def _quantile(parts: Sequence[Part], level: float) -> float:
-    """How many standard errors an interval reaches to each side: the mean of Satterthwaite's and Cochran's t."""
+def _t(part: Part, level: float) -> float:
     from scipy.special import stdtrit
 
-    def t(value: float, error: float) -> float:
-        return float(stdtrit(max(1.0, value**2 / error) if error else np.inf, (1 + level) / 2))
+    return float(stdtrit(max(1.0, part.value**2 / part.error) if part.error else np.inf, (1 + level) / 2))
 
-    total = sum(part.value for part in parts)
-    pooled = t(total, sum(part.error for part in parts))
-    weighted = sum(part.value * t(part.value, part.error) for part in parts) / total
-    return (pooled + weighted) / 2
+
+def satterthwaite(parts: Sequence[Part], level: float) -> float:
+    """The quantile of one t, with the degrees of freedom of the parts' sum."""
+    return _t(Part(sum(part.value for part in parts), sum(part.error for part in parts)), level)
+
+
+def cochran(parts: Sequence[Part], level: float) -> float:
+    """The mean of the parts' own t quantiles, weighted by the parts."""
+    return sum(part.value * _t(part, level) for part in parts) / sum(part.value for part in parts)
+
+
+def _quantile(parts: Sequence[Part], level: float) -> float:
+    """How many standard errors an interval reaches to each side: the mean of Satterthwaite's and Cochran's t."""
+    return (satterthwaite(parts, level) + cochran(parts, level)) / 2
 
 
 def interval(

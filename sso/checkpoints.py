@@ -19,11 +19,6 @@ SAVED = "saved"
 KEY = "key.json"
 
 
-def mark(checkpoint: Path) -> None:
-    """Say that a checkpoint is whole: call it last."""
-    (checkpoint / SAVED).touch()
-
-
 def latest(folder: Path) -> Path | None:
     """The whole checkpoint with the most steps."""
     whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{SAVED}")]

@@ -534,7 +534,7 @@ class Evaluation(Vllm):
             try:
                 self.judge_of(name)
             except ValidationError as error:
-                raise ValueError(_sentence(f"judges.{name}", error, Judge).rstrip(".")) from None
+                raise ValueError(_sentence(f"judges.{name}", error, Judge)) from None
         return self
 
     @property
@@ -780,18 +780,17 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def _sentence(source: str, error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """One sentence for the first problem; an unknown key gets the nearest known one. ``model``: Experiment."""
+def _sentence(source: str, error: ValidationError, model: type[BaseModel] = Experiment) -> str:
+    """One sentence for the first problem in settings of ``model``; an unknown key gets the nearest known one."""
     problems = error.errors()
     # A misspelt key can leave another one missing: it is the cause.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
-        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:].rstrip('.')}" + (
-            "" if message.endswith("?") else "."
-        )
-    within: type[BaseModel] | None = model or Experiment
+        end = "" if message.endswith((".", "?")) else "."
+        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}{end}"
+    within: type[BaseModel] | None = model
     for part in first["loc"][:-1]:
         if within and part in within.model_fields:  # else the name of an entry, or its number
             within = next(iter(_models(within.model_fields[str(part)].annotation)), None)

@@ -10,6 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from transformers import DataCollatorForSeq2Seq, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
 from sso import checkpoints, dialogues, distributed
 from sso.chat import bare_tokenizer, describe, end_of_turn, load_model, load_tokenizer
 from sso.config import Sft
@@ -18,7 +21,7 @@ from sso.hub import checkpoint, rows
 from sso.preferences import file_rows
 from sso.records import file_digest
 from sso.sft import answers, arguments, labels
-from sso.trainer import go
+from sso.trainer import MarkingTrainer, go, order
 from sso.tuning import save_trained
 
 REFUSED, TOO_LONG = "refused by the chat template", "no answer within max_length"
@@ -138,32 +141,42 @@ def _texts(path: str, digest: str) -> Iterator[dict[str, str]]:
         yield {TEXT: json.dumps(row)}
 
 
+def _key(base: Path, tokenizer: Any, settings: Sft, seed: int) -> dict[str, Any]:
+    """What a fine-tuning's checkpoints depend on."""
+    local = Path(str(settings.data))
+    data = file_digest(local) if local.is_file() else None
+    about = {"settings": settings.model_dump(), "seed": seed, "template": describe(tokenizer)}
+    return {**about, "model": file_digest(base), "data": data}
+
+
+class ByLength(LengthGroupedSampler):
+    """Dialogues of like length together, in an order that seed and epoch alone fix.
+
+    The trainer tells the epoch: its state is another one after resuming.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], trainer: Trainer):
+        super().__init__(batch_size, lengths=lengths)
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = order(self.trainer.args.seed, int(self.trainer.state.epoch or 0))
+        return super().__iter__()
+
+
+class ResumingTrainer(MarkingTrainer):
+    """Goes on within an epoch with the batches that are left."""
+
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        return ByLength(batch, lengths, self)
+
+
 def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
     """Fine-tune the checkpoint ``start`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
-    import torch
-    from transformers import DataCollatorForSeq2Seq, Trainer
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    class ResumingTrainer(Trainer):
-        """Marks a checkpoint once it is whole; batches depend on seed and epoch alone, so that a training that goes on
-        from one takes those that are left."""
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-            trainer = self
-
-            class ByEpoch(LengthGroupedSampler):
-                def __iter__(self) -> Iterator[int]:
-                    self.generator = torch.Generator().manual_seed((seed << 20) + int(trainer.state.epoch or 0))
-                    return super().__iter__()
-
-            return ByEpoch(settings.batch_size, lengths=[len(ids) for ids in data["input_ids"]])
-
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                checkpoints.mark(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
-
     engine = distributed.engine_arguments(settings) | {"per_device_train_batch_size": settings.micro_batch_size}
     steps = settings.batch_size / (settings.micro_batch_size * distributed.world_size())
     if steps != int(steps) or steps < 1:
@@ -200,12 +213,11 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    main, local = distributed.is_main(), Path(str(settings.data))
-    weights = [file_digest(file) for file in sorted(base.glob("*.safetensors"))]
-    key = {"settings": settings.model_dump(), "weights": weights, "seed": seed, "template": describe(tokenizer)}
-    key["data"] = file_digest(local) if local.is_file() else str(settings.data)
+    main = distributed.is_main()
     with checkpoints.kept(scratch) if main else nullcontext():
-        last = distributed.from_main(checkpoints.resume_from(scratch, key) if main else None)
+        last = distributed.from_main(
+            checkpoints.resume_from(scratch, _key(base, tokenizer, settings, seed)) if main else None
+        )
         if last and main:
             print(f"sft: goes on from {last}", flush=True)
         trainer = ResumingTrainer(

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, Trainer
 
-from sso.checkpoints import mark
+from sso.checkpoints import SAVED
 from sso.config import Optimization
 from sso.distributed import engine_arguments, keep_outputs, world_size
 from sso.errors import InputError
@@ -54,6 +54,11 @@ class Rows(torch.utils.data.Dataset):
         return self.samples[index], self.logp[index]
 
 
+def order(seed: int, epoch: int) -> torch.Generator:
+    """What an epoch's order is drawn from: seed and epoch alone."""
+    return torch.Generator().manual_seed((seed << 20) + epoch)
+
+
 class Batches(torch.utils.data.Sampler[list[int]]):
     """Global batches, in an order that seed and epoch alone fix."""
 
@@ -68,9 +73,8 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        return (order[i : i + self.batch_size] for i in range(0, self.count, self.batch_size))
+        samples = torch.randperm(self.count, generator=order(self.seed, self.epoch)).tolist()
+        return (samples[i : i + self.batch_size] for i in range(0, self.count, self.batch_size))
 
 
 class Loader(torch.utils.data.DataLoader):
@@ -82,7 +86,17 @@ class Loader(torch.utils.data.DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-class GlobalBatchTrainer(Trainer):
+class MarkingTrainer(Trainer):
+    """Marks a checkpoint once it is whole (sso/checkpoints.py)."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+
+
+class GlobalBatchTrainer(MarkingTrainer):
     """Minimises a mean over the samples of the global batch, in micro-batches that change nothing but memory.
 
     A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``_sums``: sums over
@@ -198,12 +212,6 @@ class GlobalBatchTrainer(Trainer):
                 logs["mfu"] = flops / seconds / self.peak / self.args.world_size
             self._sums = {}
         super().log(logs, *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
 
 class PreferenceTrainer(GlobalBatchTrainer):

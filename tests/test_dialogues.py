@@ -126,7 +126,7 @@ TOOL = {"role": "tool", "content": "12 degrees"}
             {"messages": [{"role": "system", "content": None}, *DIALOGUE[1:]]},
             [*ROUND[1:], ("assistant", "Green.")],
         ),
-        ({"system": SYSTEM, "conversations": [*SHAREGPT[1:], {"from": "gpt", "value": "Green."}]}, "as the first"),
+        ({"system": SYSTEM, "conversations": [*SHAREGPT[1:], {"from": "gpt", "value": "Green."}]}, ...),
         ({"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in DIALOGUE]}, ...),
         ({"system": SYSTEM, "instruction": AGAIN, "history": [[ASKED, SAID]], "output": "Green."}, ...),
         ({"prompt": MESSAGES, "completion": ANSWER}, ...),
@@ -147,7 +147,7 @@ TOOL = {"role": "tool", "content": "12 degrees"}
 )
 def test_a_row_in_the_wild_is_read_or_named(row, expected):
     found = dialogues.read([{"id": "first", **row}], lambda own, _: dialogues.dialogue(own))
-    if isinstance(expected, str) and expected != "as the first":
+    if isinstance(expected, str):
         [(reason, ids)] = found.left_out.items()
         assert reason.startswith(expected) and ids == ["first"] and not found.made
     else:
@@ -172,7 +172,6 @@ def test_rows_that_cannot_be_trained_on_are_named_and_counted(tmp_path, capsys):
 
 # Labels are the ids where they stand.
 
-TURN = "{{ '<|turn|>' + m['role'] + '\n' }}"
 TEMPLATES = {
     "plain": TEMPLATE,
     "strips": TEMPLATE.replace("m['content']", "m['content'] | trim"),

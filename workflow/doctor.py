@@ -57,8 +57,10 @@ def _packages(experiment: grids.Experiment) -> Iterator[str]:
 
 
 def _gpus(grid: grids.Grid) -> Iterator[str]:
+    if grid.experiment.hardware is None:
+        return
     wanted = max((grid.cost(job).gpus for job in grid.jobs.values()), default=0)
-    if grid.experiment.hardware is None or not wanted:
+    if not wanted:
         return
     import torch
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ def by_rule(grid: Grid) -> dict[str, list[Cost]]:
 
 def warnings(grid: Grid) -> Iterator[str]:
     """A line for each rule whose largest job can't fit the machine, and for a disk that is too small."""
-    device = grid.costs.hardware
-    if grid.experiment.hardware is None:
+    device = grid.experiment.hardware
+    if device is None:
         return  # nobody says what it is to fit
     disk = 0.0
     for rule, costs in by_rule(grid).items():
@@ -47,18 +47,44 @@ def warnings(grid: Grid) -> Iterator[str]:
 
 
 def totals(grid: Grid) -> dict[str, float]:
-    """Sums over all jobs: jobs, tokens, gpu_hours, disk_gb, requests, money (of the judge), gpu_money."""
+    """Sums over all jobs: jobs, tokens, hours, gpu_hours, disk_gb, requests, money (of the judge), gpu_money."""
     costs = [cost for rule in by_rule(grid).values() for cost in rule]
     hours = sum(cost.gpu_hours for cost in costs)
     return {
         "jobs": len(grid.jobs),
         "tokens": sum(cost.tokens for cost in costs),
+        "hours": sum(cost.hours for cost in costs),
         "gpu_hours": hours,
         "disk_gb": sum(cost.disk_gb for cost in costs),
         "requests": sum(cost.requests for cost in costs),
         "money": sum(cost.money for cost in costs),
         "gpu_money": hours * grid.costs.hardware.price_per_gpu_hour,
     }
+
+
+Column = tuple[str, Callable[[list[Cost]], float], int]
+"""A name, what it says of a rule's jobs, and digits after the point."""
+
+
+def _columns(here: bool) -> list[Column]:
+    """Of the plan's table; ``here``: on this machine, in minutes."""
+    if here:
+        time: list[Column] = [
+            ("CPU-minutes, at least", lambda costs: 60 * sum(c.hours for c in costs), 1),
+            ("longest job, min", lambda costs: 60 * max(c.hours for c in costs), 1),
+        ]
+    else:
+        time = [
+            ("GPU-hours", lambda costs: sum(c.gpu_hours for c in costs), 1),
+            ("longest job, h", lambda costs: max(c.wall_hours for c in costs), 1),
+            ("GPU memory, GB", lambda costs: max(c.memory_gb for c in costs), 0),
+        ]
+    return [
+        ("tokens, M", lambda costs: sum(c.tokens for c in costs) / 1e6, 1 if here else 0),
+        *time,
+        ("requests", lambda costs: sum(c.requests for c in costs), 0),
+        ("judge, $", lambda costs: sum(c.money for c in costs), 0),
+    ]
 
 
 def show(grid: Grid, measured: Path | None = None) -> None:
@@ -72,30 +98,20 @@ def show(grid: Grid, measured: Path | None = None) -> None:
     here = grid.experiment.hardware is None
     where = device.name if here else f"{device.gpus} x {device.name}"
     table = Table(title=f"{grid.experiment.experiment}: estimates on {where}")
-    time = ("CPU-minutes, at least", "longest job, min") if here else ("GPU-hours", "longest job, h", "GPU memory, GB")
-    for name in ("rule", "jobs", "tokens, M", *time, "requests", "judge, $"):
+    columns = _columns(here)
+    for name in ("rule", "jobs", *(name for name, _, _ in columns)):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for rule, costs in by_rule(grid).items():
-        taken = (
-            [(60 * sum(c.hours for c in costs), 1), (60 * max(c.hours for c in costs), 1)]
-            if here
-            else [
-                (sum(c.gpu_hours for c in costs), 1),
-                (max(c.wall_hours for c in costs), 1),
-                (max(c.memory_gb for c in costs), 0),
-            ]
-        )
-        tokens, asked = sum(c.tokens for c in costs) / 1e6, sum(c.requests for c in costs)
-        row = [(tokens, 1 if here else 0), *taken, (asked, 0), (sum(c.money for c in costs), 0)]
+        row = [(of(costs), digits) for _, of, digits in columns]
         table.add_row(rule, str(len(costs)), *(f"{value:,.{digits}f}" if value else "" for value, digits in row))
     console.print(table)
     total = totals(grid)
     judge = f"{total['requests']:,} judge requests for about {total['money']:,.0f} $"
     if here:
-        minutes = 60 * sum(cost.hours for costs in by_rule(grid).values() for cost in costs)
         said = (
-            f"{total['jobs']} jobs, {total['tokens'] / 1e6:,.0f} million tokens, at least {minutes:,.0f} CPU-minutes "
-            f"of {device.name} (arithmetic and memory alone; the config says nothing of `hardware`), {judge}"
+            f"{total['jobs']} jobs, {total['tokens'] / 1e6:,.0f} million tokens, "
+            f"at least {60 * total['hours']:,.0f} CPU-minutes of {device.name} "
+            f"(arithmetic and memory alone; the config says nothing of `hardware`), {judge}"
         )
     else:
         said = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sso.report.measured import Estimate, Measured
-from sso.report.render import NOTHING, cell, markdown_rows, measure, raw_note, to_csv
+from sso.report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
 from sso.report.tables import header
 
 HEAD = ["claim", "backbone", "verdict", "difference", "test"]
@@ -76,7 +76,7 @@ def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str
         rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = row.difference
     lines = [["a - b", "metric", *measured.scopes, "n", "interval"]]
     for (a, b, metric), by in rows.items():
-        name, digits = measure(measured, metric, by.values()), metrics[metric]["digits"] + 1
+        name, digits = heading(measured, metric, by.values()), metrics[metric]["digits"] + 1
         one = next(iter(by.values()))
         cells = [cell(by.get(scope), digits, seeds) for scope in measured.scopes]
         lines.append([f"({a}) - ({b})", name, *cells, str(one.n or ""), one.test])
@@ -150,7 +150,7 @@ def claims(measured: Measured) -> list[list[str]]:
                 smallest = smallest_effect(measured, spec, scope, sides[1], name)
                 unit = spec["smallest"]["unit"]
                 said = verdict(difference, spec["larger"], smallest, spec.get("or_equal", False))
-                text = f"{measure(measured, name, [difference])}, {names}: "
+                text = f"{heading(measured, name, [difference])}, {names}: "
                 text += cell(difference, metric["digits"] + 1, difference.seeds)
                 text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
                 text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])

@@ -6,26 +6,27 @@ Knows which arm a name of tables.yaml means and how figures are combined; nothin
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eval.length_controlled import RAW
 from sso.config import ROOT, Experiment
 from sso.report.collect import Collected, Figure, Items, Key
 
 SPECS = Path(__file__).with_name("tables.yaml")
 PRINTED = ROOT / "results" / "paper" / "results.csv"
-RAW = "raw"
 SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
 """Units whose figures have ends, which no interval passes."""
 POOLED = "all"
 """The backbone name of a figure over all backbones."""
 
 
+@cache
 def specs() -> dict[str, Any]:
-    """tables.yaml."""
+    """tables.yaml; read once, so not to be changed."""
     return yaml.safe_load(SPECS.read_text(encoding="utf-8"))
 
 

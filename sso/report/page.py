@@ -101,7 +101,7 @@ def _table(measured: Measured, table: Table) -> dict[str, Any]:
             {
                 "backbone": backbone,
                 "paper": table.paper_backbone[backbone] if any(row.printed for row in rows) else None,
-                "head": [render.measure(measured, metric, (row.cells[metric] for row in rows)) for metric in metrics],
+                "head": [render.heading(measured, metric, (row.cells[metric] for row in rows)) for metric in metrics],
                 "rows": [_row(measured, row, metrics) for row in rows],
                 "notes": render.notes(measured, table, backbone, counts=False),
             }
@@ -141,7 +141,7 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
             rows.append({"label": scope + (f" (paper: {paper})" if paper else ""), "cells": cells})
         if rows:
             names = [measured.label(arm, t) for arm, t in at]
-            about = {"measure": render.measure(measured, spec["metric"], shown), "notes": render.raw_note(shown)}
+            about = {"heading": render.heading(measured, spec["metric"], shown), "notes": render.raw_note(shown)}
             head = [*names, f"({names[-1]}) - ({names[-2]})"]
             found.append({"title": spec["title"], **about, "head": head, "rows": rows})
     return found
@@ -188,7 +188,7 @@ def _comparisons(measured: Measured, found: Sequence[claims.Comparison]) -> list
     return [
         {
             "label": f"({a}) - ({b})",
-            "measure": render.measure(measured, metric, (row.difference for row in found if row.metric == metric)),
+            "heading": render.heading(measured, metric, (row.difference for row in found if row.metric == metric)),
             "cells": [cells.get(scope, nothing) for scope in measured.scopes],
             "test": next(iter(cells.values())).test,
         }

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sso.report.measured import RAW, Estimate, Measured
+from eval.length_controlled import RAW
+from sso.report.measured import Estimate, Measured
 from sso.report.tables import Row, Table, header
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def columns(made: Table, backbone: str) -> list[Column]:
     return found
 
 
-def measure(measured: Measured, metric: str, estimates: Iterable[Estimate | None]) -> str:
+def heading(measured: Measured, metric: str, estimates: Iterable[Estimate | None]) -> str:
     """A metric's label and unit; of a length-controlled win rate also the fit that its figures are of."""
     about = measured.content["metrics"][metric]
     fits = sorted({fit for e in estimates if e for fit in e.fits if fit not in e.raw})
@@ -89,7 +90,7 @@ def column_name(measured: Measured, made: Table, backbone: str, column: Column) 
     """A column's head: metric and unit, or whose printed figure it is."""
     metric = measured.content["metrics"][column[0]]
     if column[1] == "ours":
-        return measure(measured, column[0], (row.cells[column[0]] for row in made.rows[backbone]))
+        return heading(measured, column[0], (row.cells[column[0]] for row in made.rows[backbone]))
     return f"{metric['label']}: paper, {made.paper_backbone[backbone]}"
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
-from sso import lifeline, warm
+from sso.jobs import lifeline
+from sso.jobs import warm
 from sso.errors import InputError
 from workflow import failures
 from workflow import grid as grids
 
 # A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
-os.environ.update(TQDM_DISABLE="1")  # of libraries, in log files; sso.progress writes lines
+os.environ.update(TQDM_DISABLE="1")  # of libraries, in log files; sso.jobs.progress writes lines
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
 lifeline.name_workflow()

@@ -19,9 +19,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.train_step import clock, run_ours, timer, tokenizer, triples
-from sso.config import Decoding, Hardware, Training, load
+from sso.config import Hardware, load
 from sso.records import Message
+from sso.sampling.settings import Decoding
 from sso.sampling.transformers_engine import TransformersEngine
+from sso.train.settings import Training
 from workflow.costs import Costs, Shape, shape
 
 SHAPES = {

@@ -119,10 +119,11 @@ def timer(device: str) -> Any:
 def run_ours(args: argparse.Namespace, model: Any, words: Any, records: list[Any], layout: str, steps: Any) -> Any:
     """PreferenceTrainer, the reference scored before."""
     from sso import reference
-    from sso.config import Training
     from sso.objective import build
     from sso.packing import tokenize
-    from sso.trainer import fit, training_arguments
+    from sso.train.preference import fit
+    from sso.train.run import training_arguments
+    from sso.train.settings import Training
 
     training = Training(
         objective="sso_v2", layout=layout, batch_size=args.batch, tokens_per_batch=args.tokens, max_length=32_768,
@@ -208,9 +209,9 @@ def floor(args: argparse.Namespace, shape: dict[str, Any]) -> tuple[float, float
     """FLOP that a step needs, and FLOP/s of a large matmul on this machine."""
     import torch
 
-    from sso.config import Training
     from sso.objective import build
     from sso.packing import cost, tokenize
+    from sso.train.settings import Training
 
     torch.set_num_threads(1)
     nodes = build(Training(objective="sso_v2")).nodes

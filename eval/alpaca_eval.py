@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.judge import Comparison, Judge, OracleJudge, preference, to_json
+from eval.settings import Evaluation
 from sso.chat import naming
-from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Query
 
 if TYPE_CHECKING:
-    from sso.sampling import Engine
+    from sso.sampling.engine import Engine
 
 Row = dict[str, Any]
 """A line of pairwise.jsonl: id, preference (1: ours wins; None: unread), score, reference_score, length and
@@ -42,7 +42,7 @@ def answer(
 
     A prompt that the model can't be asked has an empty answer, and is named. Raises InputError where all are such.
     """
-    from sso.sampling import name_missing, seed_of
+    from sso.sampling.engine import name_missing, seed_of
 
     with naming([query.id for query in queries], "query"):
         generations = engine.generate(

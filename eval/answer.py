@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench, stock
-from sso import tracking
+from eval.settings import Evaluation
 from sso.chat import check_conversations, check_whole, load_tokenizer, naming
-from sso.cli import end_start_up, progress
-from sso.config import Endpoint, Evaluation
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint
+from sso.jobs import tracking
+from sso.jobs.command import end_start_up
+from sso.jobs.progress import progress
 from sso.records import Answer, digest, whole_folder, write, write_text
+from sso.sampling.settings import Endpoint
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-    from sso.sampling import Engine
     from sso.sampling.endpoint_engine import EndpointEngine
+    from sso.sampling.engine import Engine
     from sso.sampling.transformers_engine import TransformersEngine
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from eval import alpaca_eval
 from eval.judge import Comparison, Judge
-from sso.config import Evaluation
+from eval.settings import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Query, iter_json_lines, read
-from sso.sampling import Engine
+from sso.sampling.engine import Engine
 
 BASELINE = "gpt-4-0314"
 STRONG = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sso.config import Evaluation, Mirror, Task
+from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
 from sso.records import iter_json_lines
 

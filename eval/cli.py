@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sso.cli import end_start_up, progress, run_cli
-from sso.cli import settings as read_settings
-from sso.config import Endpoint, Evaluation, Open, World
-from sso.config import Judge as JudgeSettings
+from eval.settings import Evaluation, Open
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
+from sso.jobs.command import end_start_up, run_cli
+from sso.jobs.command import settings as read_settings
+from sso.jobs.progress import progress
 from sso.records import iter_json_lines, whole_folder, write, write_text
+from sso.sampling.settings import Endpoint
+from sso.worlds.settings import World
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -57,9 +60,9 @@ def _judge(args: argparse.Namespace) -> None:
     from eval import judging
     from eval.judge import Judge, make_judge
     from eval.statistics import mean_interval
-    from sso import tracking
-    from sso.report.collect import answer_items
-    from sso.report.measured import scale, within
+    from report.collect import answer_items
+    from report.measured import scale, within
+    from sso.jobs import tracking
 
     settings = read_settings(Evaluation)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
@@ -186,7 +189,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _pairs(args: argparse.Namespace) -> None:
     from eval import data_quality
     from eval.judge import make_judge
-    from sso import tracking
+    from sso.jobs import tracking
 
     settings = read_settings(JudgeSettings)(args.settings)
     world = read_settings(World)(args.world) if args.world else None
@@ -210,7 +213,7 @@ def _pairs(args: argparse.Namespace) -> None:
 
 
 def _radar(args: argparse.Namespace) -> None:
-    from sso.report.radar import draw, read_categories
+    from report.radar import draw, read_categories
 
     labels = args.labels or [path.parent.name for path in args.scores]
     if len(labels) != len(args.scores):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.statistics import Interval, holm, mcnemar_p, mean_interval, paired_difference, permutation_p
+from report.collect import answer_items
 from sso.errors import InputError
 from sso.records import iter_json_lines
-from sso.report.collect import answer_items
 
 if TYPE_CHECKING:
     from rich.table import Table

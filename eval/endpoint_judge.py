@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from eval.judge import Comparison, Grading, Preference
+from eval.settings import Judge as JudgeSettings
 from eval.verdicts import choice, rating
-from sso.config import Judge as JudgeSettings
 from sso.endpoint import Client, Completion, Progress, Refused
 from sso.errors import InputError
 from sso.records import Message, iter_json_lines

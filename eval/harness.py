@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eval.stock import Ready
-from sso.config import Vllm
 from sso.errors import InputError
-from sso.progress import Bar
+from sso.jobs.progress import Bar
+from sso.sampling.settings import Vllm
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

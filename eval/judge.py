@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sso.config import Judge as JudgeSettings
-from sso.config import World
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.records import Message
+from sso.worlds.settings import World
 
 if TYPE_CHECKING:
     from sso.endpoint import Progress
-    from sso.micro.oracle import Oracle
+    from sso.worlds.micro.oracle import Oracle
 
 TIE = 1e-9
 """Scores closer than this are a tie: the same features summed in floating point."""
@@ -115,7 +115,7 @@ class OracleJudge(ScoringJudge):
 
     def __init__(self, world: World | None = None, oracle: "Oracle | None" = None):
         if oracle is None:
-            from sso.micro.oracle import Oracle
+            from sso.worlds.micro.oracle import Oracle
 
             oracle = Oracle(world or World())
         self.oracle = oracle
@@ -138,15 +138,15 @@ class RewardJudge(ScoringJudge):
     scale = "reward"
 
     def __init__(self, path: Path, batch_size: int = 16):
-        from rewardbench.score import load
+        from sso.reward_model import load
 
         self.name, self.batch_size = f"reward model {path.name}", batch_size
         self.model, self.tokenizer = load(path)
 
     def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
         """Rewards; raises InputError where prompt and answer exceed the model's context."""
-        from rewardbench.score import rewards
         from sso.chat import context_limit, encode, naming
+        from sso.reward_model import rewards
 
         sequences, limit = [], context_limit(self.model.config)
         for prompt, answer in items:

@@ -10,8 +10,8 @@ from typing import Any
 
 from eval import alpaca_eval, mt_bench, variance
 from eval.judge import Comparison, Judge
-from sso.config import Evaluation, Open
-from sso.config import Judge as JudgeSettings
+from eval.settings import Evaluation, Open
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from eval.alpaca_eval import mean_and_error
 from eval.judge import Grading, Judge, to_json
+from eval.settings import Evaluation
 from sso.chat import naming
-from sso.config import Evaluation
 from sso.errors import InputError
 from sso.records import Answer, Message, Record, iter_json_lines
-from sso.sampling import Engine, Generation, name_missing, seed_of
+from sso.sampling.engine import Engine, Generation, name_missing, seed_of
 
 TEMPERATURES = {
     "writing": 0.7,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from sso.chat import naming
-from sso.config import Sampling
 from sso.records import Answer, Query
-from sso.sampling import Engine, Show, name_missing, seed_of
+from sso.sampling.engine import Engine, Show, name_missing, seed_of
+from sso.sampling.settings import Sampling
 
 BINS = 8
 """Of the calibration, equally full."""

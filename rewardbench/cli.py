@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sso import dialogues, preferences, records, tracking
-from sso.cli import end_start_up, progress, run_cli, settings
-from sso.config import Judge, Mixture, Reward, Sampling, World
+from eval.settings import Judge
+from rewardbench.settings import Mixture, Reward
+from sso import dialogues, preferences, records
 from sso.hub import checkpoint
+from sso.jobs import tracking
+from sso.jobs.command import end_start_up, run_cli, settings
+from sso.jobs.progress import progress
+from sso.sampling.settings import Sampling
+from sso.worlds.settings import World
 
 
 class RewardSettings(Reward):
@@ -41,7 +46,7 @@ def _mix(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from rewardbench import data
-    from sso import distributed
+    from sso.jobs import distributed
 
     how = args.settings
     distributed.launch(how, args.argv, "rewardbench.cli")
@@ -95,7 +100,7 @@ def _best_of_n(args: argparse.Namespace) -> None:
     from eval.judge import OracleJudge, RewardJudge
     from rewardbench import best_of_n
     from sso.chat import check_conversations, load_tokenizer, naming
-    from sso.sampling import make_engine
+    from sso.sampling.engine import make_engine
 
     inputs = {"model": args.model, "queries": args.queries, **({"policy": args.policy} if args.policy else {})}
     with tracking.run(args.out, "best_of_n", args.settings, inputs, args.seed) as run:

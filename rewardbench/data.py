@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from sso import dialogues, preferences, records
-from sso.config import Preferences
 from sso.errors import InputError, first_problem
 from sso.preferences import Parsed, Preference
 from sso.records import Message
+from sso.settings import Preferences
 
 HUB_SPLIT = "filtered"
 """The split of allenai/reward-bench that is the benchmark: 2,985 rows of 23 subsets."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rewardbench.data import Comparison
+from rewardbench.settings import Mixture, Source
 from sso import preferences
-from sso.config import Mixture, Source
 from sso.errors import InputError
 from sso.preferences import Preference
 from sso.records import Message, digest

@@ -3,7 +3,7 @@
 A row is won where the chosen response's reward is strictly larger: a tie and a NaN are not. A section is
 the mean of its subsets' accuracies, weighted by results/paper/rewardbench_v1.csv (math-prm counts as much
 as the six code subsets together); the score is the mean of the four sections. ``aggregate`` is pure;
-torch is imported only where rewards are computed.
+torch is imported only where rewards are computed (sso/reward_model.py).
 """
 
 import csv
@@ -14,13 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sso.config import ROOT
 from sso.errors import InputError, first_of
+from sso.reward_model import load, rewards
+from sso.settings import ROOT
 
 if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedModel
-
     from rewardbench.data import Comparison
 
 SECTIONS = {
@@ -90,42 +88,6 @@ def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dic
     }
 
 
-def rewards(
-    model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size: int = 64, budget: int = 1 << 16
-) -> "np.ndarray":
-    """The scalar reward of each token sequence, [sequences], float64.
-
-    Rows are batched by length, at most ``batch_size`` of them and ``budget`` tokens, and padded on the right; causal
-    attention keeps padding out of a row's reward.
-    """
-    import numpy as np
-    import torch
-
-    values = np.full(len(sequences), np.nan)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        while order:
-            rows = max(1, min(batch_size, budget // len(sequences[order[-1]])))
-            chunk, order = order[-rows:], order[:-rows]
-            batch = pad([sequences[i] for i in chunk], model.config.pad_token_id)
-            logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits
-            values[chunk] = logits[:, 0].double().cpu().numpy()
-    model.train(was_training)
-    return values
-
-
-def pad(sequences: Sequence[list[int]], pad_token_id: int) -> dict[str, Any]:
-    """input_ids and attention_mask, both [sequences, longest], padded on the right."""
-    import torch
-
-    rows = [torch.tensor(sequence) for sequence in sequences]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
-
-
 def encode(
     tokenizer: Any,
     comparisons: "Sequence[Comparison]",
@@ -159,23 +121,6 @@ def check_prompts(tokenizer: Any, rows: "Sequence[Comparison]") -> None:
 
     with naming([row.id for row in rows], "pair"):
         check_conversations(tokenizer, [row.prompt for row in rows])
-
-
-def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
-    """A reward model and its tokenizer, safetensors only; InputError where there is none at ``path``."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from sso.chat import check_checkpoint, load_tokenizer, pretrained
-
-    check_checkpoint(path)
-    tokenizer = load_tokenizer(path)
-    model, found = pretrained(AutoModelForSequenceClassification, path, "reward model", dtype)
-    if found["missing_keys"] or model.config.num_labels != 1:
-        raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 Scored = list[tuple[float, float]]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardbench.data import Comparison
-from rewardbench.score import encode, rewards
+from rewardbench.score import encode
+from rewardbench.settings import Reward
 from sso.chat import end_of_turn
-from sso.config import Reward
 from sso.errors import InputError, first_of
+from sso.reward_model import rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,18 +115,17 @@ def train(
     """Train on all but the held-out ``pairs`` and write a model folder to ``out``, whole or not at all.
 
     A killed training goes on from its last checkpoint where ``save_steps`` asks for them. ``run`` is a
-    `sso.tracking.run`: gets the loss by step, and as summary the pairs that were too long, and the accuracy on the
+    `sso.jobs.tracking.run`: gets the loss by step, and as summary the pairs that were too long, and the accuracy on the
     held-out pairs and on as many of the trained ones.
     """
     from rewardbench.trainer import RewardTrainer, Sides
-    from sso import checkpoints, distributed
     from sso.chat import context_limit, load_tokenizer
+    from sso.jobs import distributed
     from sso.records import digest, file_digest
-    from sso.trainer import go, training_arguments
-    from sso.tuning import save_trained
+    from sso.train.run import go, kept, last_checkpoint, save_trained, training_arguments
 
     distributed.start(settings)
-    out, main = Path(out), distributed.is_main()
+    out = Path(out)
     work = out.with_name(f".{out.name}.work")
     # With ZeRO-3 the arguments must exist before the model is loaded, which is then loaded in parts.
     how = training_arguments(settings, settings.learning_rate, seed, work)
@@ -142,11 +142,14 @@ def train(
     if not fitting:
         raise InputError(f"all {len(sides)} pairs have more than {limit} tokens; raise max_length.")
     trained, held_out = ([fitting[i] for i in part] for part in split(len(fitting), seed))
-    weights = [file_digest(f) for f in sorted(Path(model_path).glob("*.safetensors"))] or str(model_path)
-    key = {"settings": settings.model_dump(), "weights": weights, "seed": seed}
-    key["pairs"] = digest([[s.id, s.chosen, s.rejected] for s in trained])
-    with checkpoints.kept(work) if main else nullcontext():
-        checkpoint = distributed.from_main(checkpoints.resume_from(work, key) if main else None)
+
+    def key() -> dict[str, Any]:
+        texts = digest([[s.id, s.chosen, s.rejected] for s in trained])
+        weights = file_digest(Path(model_path))
+        return {"settings": settings.model_dump(), "weights": weights, "seed": seed, "pairs": texts}
+
+    with kept(work):
+        checkpoint = last_checkpoint(work, key, "reward model")
         trainer = RewardTrainer(model=model, args=how, train_dataset=trained, settings=settings)
         go(trainer, settings.engine, checkpoint)
         for row in trainer.state.log_history:

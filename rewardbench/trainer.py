@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rewardbench.score import pad
-from sso.config import Reward
-from sso.trainer import GlobalBatchTrainer
+from rewardbench.settings import Reward
+from sso.reward_model import pad
+from sso.train.global_batch import GlobalBatchTrainer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ DATASETS = {
     "pairs": "Preference pairs out of such responses.",
     "export": "Preference pairs in the hub's conversational format.",
 }
-"""What is told of the outputs of each stage (`sso.tracking.run`); other stages get no card."""
+"""What is told of the outputs of each stage (`sso.jobs.tracking.run`); other stages get no card."""
 PARQUET = "data/train-00000-of-00001.parquet"
 LICENCE = ("license", "license_name", "license_link")
 SOURCE = "https://arxiv.org/abs/2410.17131"

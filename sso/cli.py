@@ -4,37 +4,27 @@
 """
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from sso import gpus, lifeline, tracking, warm
-from sso.config import (
-    Backbone,
-    Data,
-    Preferences,
-    Sampling,
-    Sft,
-    Training,
-    World,
-    Writer,
-    load,
-    merge,
-    read_yaml,
-    schema,
-)
-from sso.errors import InputError, first_of, first_problem, of_machine
+from sso.config import load, schema
+from sso.errors import InputError, first_of
 from sso.hub import checkpoint
-from sso.progress import progress
+from sso.jobs import tracking
+from sso.jobs.command import end_start_up, mapping, run_cli, settings
+from sso.jobs.progress import progress
 from sso.records import Pair, Principles, Query, Triple, read, write, write_text
+from sso.sampling.settings import Sampling, Writer
+from sso.settings import Backbone, Data, Preferences, merge
+from sso.train.settings import Sft, Training
+from sso.worlds.settings import World
 
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LOSS_OPTIONS = {
     "beta": float,
     "gamma": float,
@@ -49,57 +39,13 @@ LOSS_OPTIONS = {
 """Settings of a Training that `sso loss` takes one by one."""
 
 
-def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
-    """An argparse type: JSON text or the path of a YAML file, checked as ``kind``."""
-
-    def convert(text: str) -> SettingsT:
-        try:
-            values = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
-            return kind.model_validate(values)
-        except json.JSONDecodeError as error:
-            raise InputError(f"--settings: neither JSON ({error.msg}) nor a file: {text[:80]!r}.") from error
-        except ValidationError as error:
-            key, problem = first_problem(error)
-            raise InputError(f"{kind.__name__} settings: `{key}`: {problem}.") from error
-
-    return convert
-
-
-def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
-    lifeline.follow()
-    code = warm.forward(parser.prog, argv)
-    if code is not None:
-        return code
-    # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
-    gc.disable()
-    try:
-        gpus.claim_for_job()
-        args = parser.parse_args(argv)
-        args.argv = sys.argv[1:] if argv is None else argv
-        args.func(args)
-    except (InputError, OSError) as error:
-        told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
-        if told is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def end_start_up() -> None:
-    """Call after the heavy imports: what was loaded is never collected, the rest as usual."""
-    gc.freeze()
-    gc.enable()
-
-
 def data(args: argparse.Namespace) -> None:
     """The micro-world's files, or real queries in their place."""
     given = args.settings
     count = int(given.get("iterations", 1))
     with tracking.run(args.out, "data", given, {}) as run:
         if given.get("world"):
-            from sso.micro.data import write_all
+            from sso.worlds.micro.data import write_all
 
             run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
             return
@@ -134,7 +80,7 @@ def preferences(args: argparse.Namespace) -> None:
 
 def sft(args: argparse.Namespace) -> None:
     """A tiny model from scratch, or a base model on dialogues."""
-    from sso import distributed
+    from sso.jobs import distributed
 
     if args.settings.data:
         distributed.launch(args.settings, args.argv)
@@ -144,14 +90,14 @@ def sft(args: argparse.Namespace) -> None:
         import transformers.trainer  # noqa: F401
 
         if args.settings.data:
-            from sso import fine_tune
+            from sso.train import fine_tune
 
             end_start_up()
             distributed.start(args.settings)
             run.summary.update(fine_tune.train(args.backbone.checkpoint, args.settings, args.seed, args.out, run.log))
             distributed.stop()
             return
-        from sso.sft import train
+        from sso.train.sft import train
 
         end_start_up()
         run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
@@ -169,7 +115,8 @@ def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
     from sso.chat import naming
     from sso.principles import write_v1, write_v2
-    from sso.sampling import Generation, name_missing, seed_of, shards
+    from sso.sampling import shards
+    from sso.sampling.engine import Generation, name_missing, seed_of
 
     queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
     asked = len(queries) * (1 if args.version == "v1" else 2)
@@ -179,7 +126,7 @@ def principles(args: argparse.Namespace) -> None:
         nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
     ):
         if engine is None:
-            from sso.micro.principles import write as write_procedural
+            from sso.worlds.micro.principles import write as write_procedural
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
@@ -292,7 +239,7 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
 
 def reference(args: argparse.Namespace) -> None:
     """Reference scores of the united nodes of some objectives."""
-    from sso import distributed
+    from sso.jobs import distributed
 
     # The training's engine says what to compute in; scoring itself is data parallel.
     spread = args.settings.model_copy(update={"engine": "ddp"})
@@ -307,14 +254,14 @@ def reference(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """A generator or a policy."""
-    from sso import distributed
+    from sso.jobs import distributed
 
     distributed.launch(args.settings, args.argv)
     inputs = {"model": args.model, "data": args.data}
     with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 
-        from sso.tuning import train_best
+        from sso.train.tuning import train_best
 
         end_start_up()
         train_best(args, _records(args.data, run.summary), run)
@@ -343,7 +290,7 @@ def loss(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Tables and figures."""
-    from sso.report import build
+    from report import build
 
     experiment = load(args.config)
     with tracking.run(args.out, "report", {"experiment": experiment.experiment}, {"config": args.config}):
@@ -353,7 +300,7 @@ def report(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
-    from sso.report.collect import grid_of
+    from report.collect import grid_of
 
     grid = grid_of(load(args.configfile))
     from workflow.plan import show
@@ -363,7 +310,7 @@ def plan(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """What is missing for a run, a line a problem; exit code 1 where there is one."""
-    from sso.report.collect import grid_of
+    from report.collect import grid_of
 
     grid = grid_of(load(args.configfile))
     from workflow.doctor import problems
@@ -380,8 +327,8 @@ def pin(args: argparse.Namespace) -> None:
     """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
     import yaml
 
+    from report.collect import grid_of
     from sso import hub
-    from sso.report.collect import grid_of
 
     experiment = grid_of(load(args.configfile)).experiment
     from workflow.grid import hub_names, repositories, unpinned
@@ -396,7 +343,7 @@ def pin(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """One table of a run."""
-    from sso.report.show import find, show
+    from report.show import find, show
 
     show(*find(args.experiment, args.config, args.results), args.version, args.table, args.format)
 
@@ -410,11 +357,6 @@ def print_schema(args: argparse.Namespace) -> None:
     """The JSON schema of a config."""
     text = json.dumps(schema(), indent=1) + "\n"
     write_text(args.out, text) if args.out else sys.stdout.write(text)
-
-
-def mapping(text: str) -> dict[str, Any]:
-    """An argparse type: a JSON object or a YAML file."""
-    return json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from sso.config import Endpoint, merge
 from sso.errors import InputError
+from sso.jobs.tracking import without_passwords
 from sso.records import digest
 from sso.replies import Replies
-from sso.tracking import without_passwords
+from sso.sampling.settings import Endpoint
+from sso.settings import merge
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +31,7 @@ Value = TypeVar("Value")
 Show = Callable[[int, int], None]
 """Shows (done, total)."""
 Progress = Callable[[], Show]
-"""Makes one, e.g. ``lambda: sso.progress.progress("judged")``."""
+"""Makes one, e.g. ``lambda: sso.jobs.progress.progress("judged")``."""
 
 REFUSAL = "refused"
 """Where a remembered refusal has its reason; replies have no such key."""

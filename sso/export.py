@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sso.cards import PARQUET
+from sso.jobs.tracking import record_path
 from sso.preferences import read
 from sso.records import whole_folder
-from sso.tracking import record_path
 
 
 def write_folder(pairs: Path, out: Path) -> dict[str, int]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sso.config import Data
 from sso.errors import InputError
 from sso.records import Query, read
+from sso.settings import Data
 
 
 def fetch(source: str) -> Path:

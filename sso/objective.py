@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sso.config import ROOT, Settings, Training
 from sso.errors import InputError
+from sso.settings import ROOT, Settings
+from sso.train.settings import Training
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sso.attention import layout
 from sso.chat import encode_prompt, encode_response, naming, with_system
-from sso.distributed import is_main
 from sso.errors import InputError, first_of
+from sso.jobs.distributed import is_main
 from sso.objective import Node
 from sso.records import Pair, Triple
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sso import dialogues, hub
-from sso.config import Preferences
 from sso.dialogues import NO_DIALOGUE, LeftOut, warn
-from sso.distributed import is_main
 from sso.errors import InputError
+from sso.jobs.distributed import is_main
 from sso.records import Pair, Triple, iter_json_lines
 from sso.records import read as read_records
+from sso.settings import Preferences
 
 PairT = TypeVar("PairT", bound=Pair)
 SIDES = ("chosen", "rejected")

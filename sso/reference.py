@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sso.chat import load_model
-from sso.config import Training
-from sso.distributed import is_main
 from sso.errors import InputError
+from sso.jobs.distributed import is_main
 from sso.logprobs import Scorer
 from sso.objective import Node
 from sso.packing import Sample, cost, grouped, to_device
 from sso.records import digest, file_digest
+from sso.train.settings import Training
 
 
 @dataclass(frozen=True)

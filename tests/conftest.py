@@ -29,8 +29,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """An untrained micro Qwen2 on disk."""
-    from sso.config import Backbone
-    from sso.micro.models import build
+    from sso.settings import Backbone
+    from sso.worlds.micro.models import build
 
     path = tmp_path_factory.mktemp("model") / "sft"
     for part in build(Backbone(architecture="qwen2"), seed=0):

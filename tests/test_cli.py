@@ -5,10 +5,10 @@ import json
 import pytest
 
 from sso.cli import main
-from sso.config import World
+from sso.jobs.tracking import record_path
 from sso.records import Pair, Principles, Triple, read
 from sso.reference import load
-from sso.tracking import record_path
+from sso.worlds.settings import World
 
 WORLD = World(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
@@ -21,7 +21,7 @@ def run(*arguments) -> int:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ('{"stepps": 1}', "error: Sft settings: `stepps`: extra inputs are not permitted.\n"),
+        ('{"stepps": 1}', "error: Sft settings: unknown key `stepps`; did you mean `steps`?\n"),
         ('{"steps": "many"}', "error: Sft settings: `steps`: input should be a valid integer"),
         ('{"steps": 1', "error: --settings: neither JSON"),
         ("none.yaml", "error: none.yaml: no such config file.\n"),

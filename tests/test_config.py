@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from sso.config import ROOT, Training, load
+from sso.config import load
 from sso.errors import InputError
 from sso.records import Query, Triple, read, write
+from sso.settings import ROOT
+from sso.train.settings import Training
 
 MICRO = ROOT / "config" / "micro.yaml"
 

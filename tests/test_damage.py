@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sso import lifeline, records, reference, tracking
+from sso import records, reference
 from sso.chat import load_model, load_tokenizer
 from sso.cli import main
 from sso.errors import InputError
+from sso.jobs import lifeline, tracking
 from sso.records import Pair, read, write
 from sso.replies import Replies
 from tests.test_training import triple
@@ -309,7 +310,7 @@ def test_a_pickle_in_a_training_checkpoint_is_not_loaded(file, tiny_checkpoint, 
     files = ["--model", tiny_checkpoint, "--data", tmp_path / "triples.jsonl", "--out", tmp_path / "policy"]
     train = ["train", *files, "--settings", json.dumps(training)]
     with monkeypatch.context() as patch:
-        patch.setattr("sso.tuning.save_trained", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
+        patch.setattr("sso.train.run.save_trained", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
         assert command(*train, capsys=capsys)[0] == 2
     checkpoint = tmp_path / ".policy.work" / "5e-07" / "checkpoint-1"
     shutil.rmtree(checkpoint.with_name("checkpoint-2"))

@@ -12,9 +12,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from eval import answer, harness, stock
 from eval.benchmarks import find
+from eval.settings import Evaluation, Task
 from sso.chat import encode_prompt, load_tokenizer
 from sso.cli import main
-from sso.config import Evaluation, Task
 from sso.errors import InputError
 from sso.packing import tokenize
 from sso.records import Message, Pair
@@ -213,7 +213,7 @@ def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
     assert len(jobs) == len(grid.experiment.backbones)
     full = [job for job in jobs if json.loads(job.params["settings"])["tasks"]]
     assert full and all([t["name"] for t in json.loads(j.params["settings"])["tasks"]] == named for j in full)
-    columns = yaml.safe_load((REPOSITORY / "sso" / "report" / "tables.yaml").read_text())["tables"][table]["columns"]
+    columns = yaml.safe_load((REPOSITORY / "report" / "tables.yaml").read_text())["tables"][table]["columns"]
     assert {name.removeprefix("real_") for name in named} <= set(columns)
     assert set(named) <= set(BENCHMARKS)
     cost = grid.cost(full[0])
@@ -245,7 +245,7 @@ class Echo:
         self.asked = []
 
     def generate(self, conversations, seeds, temperature, top_p, max_new_tokens, progress=None, keep=None):
-        from sso.sampling import Generation
+        from sso.sampling.engine import Generation
 
         self.asked.append((temperature, top_p, max_new_tokens))
         return [Generation("said", 1, True) for _ in conversations]

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewardbench.data import read_pairs
-from sso import chat, dialogues, fine_tune, preferences
+from sso import chat, dialogues, preferences
 from sso.cli import _records, main
-from sso.config import Preferences, Sft
 from sso.errors import InputError
 from sso.records import Message
-from sso.sft import tokens
+from sso.settings import Preferences
+from sso.train import fine_tune
+from sso.train.settings import Sft
+from sso.train.sft import tokens
 from tests.test_tokenizers import TEMPLATE, checkpoint
 
 SYSTEM, ASKED, SAID, AGAIN = "Answer as a geographer.", "Name a river.", "The Tyne.", "And in the south?"

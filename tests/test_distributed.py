@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from sso.cli import main
-from sso.config import Backbone, Training
-from sso.distributed import LAUNCHED, deepspeed_config, is_main, keep_outputs, launched, start, world_size
 from sso.errors import InputError
-from sso.micro.models import build as build_model
+from sso.jobs.distributed import LAUNCHED, deepspeed_config, is_main, keep_outputs, launched, start, world_size
 from sso.records import write
 from sso.reference import load
-from sso.sft import save
-from sso.trainer import check_engine
+from sso.settings import Backbone
+from sso.train.run import check_engine, save
+from sso.train.settings import Training
+from sso.worlds.micro.models import build as build_model
 from tests.conftest import REPOSITORY
 from tests.test_training import triple
 
@@ -172,7 +172,7 @@ STEP_0 = """
 import json, sys
 import transformers.training_args
 from sso.cli import main
-from sso.trainer import PreferenceTrainer
+from sso.train.preference import PreferenceTrainer
 
 # transformers refuses bfloat16 where there is no GPU unless DeepSpeed is left out.
 transformers.training_args.is_torch_bf16_gpu_available = lambda: True
@@ -274,7 +274,7 @@ for (name, sharded), plain in zip(model.named_parameters(), whole.parameters(), 
 # bfloat16: the policy that accelerate makes, its outputs kept as they are.
 from types import SimpleNamespace
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from sso.distributed import keep_outputs
+from sso.jobs.distributed import keep_outputs
 
 plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(*[torch.bfloat16] * 3))
 keep_outputs(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))

@@ -13,14 +13,15 @@ import pytest
 
 from eval import alpaca_eval
 from eval.cli import main
+from eval.settings import Evaluation
 from sso.cli import main as sso
-from sso.config import Endpoint, Evaluation, Sampling
 from sso.endpoint import Client, Completion, Refused, _read
 from sso.errors import InputError
+from sso.jobs.tracking import record_path
 from sso.records import Message, Principles, Query, read, write
 from sso.sampling.endpoint_engine import CUT, EndpointEngine
+from sso.sampling.settings import Endpoint, Sampling
 from sso.sampling.triples import draw
-from sso.tracking import record_path
 from tests.openai_server import serving
 
 CANARY = "sk-canary/8c1f\"quoted'4e7d"

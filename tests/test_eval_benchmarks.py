@@ -9,7 +9,7 @@ import pytest
 
 from eval import benchmarks, harness, stock
 from eval.cli import main
-from sso.config import Evaluation, Mirror, Task
+from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
 
 GPQA = {

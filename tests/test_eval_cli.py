@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval.cli import main
-from sso.config import World
 from sso.records import Answer, read
+from sso.worlds.settings import World
 
 WORLD = World(entities=20, eval_queries=4, benchmark_items=2)
 SETTINGS = {"tasks": [{"name": "micro_gsm8k"}, {"name": "micro_mmlu"}], "batch_size": 8, "max_new_tokens": 8}
@@ -24,9 +24,9 @@ def model(tiny_checkpoint) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    from sso.micro.data import benchmarks, queries, reference
-    from sso.micro.world import Writer
     from sso.records import write
+    from sso.worlds.micro.data import benchmarks, queries, reference
+    from sso.worlds.micro.world import Writer
 
     path, writer, taken = tmp_path_factory.mktemp("data"), Writer(WORLD), set()
     asked = queries(writer, "eval", WORLD.eval_queries, taken)
@@ -74,7 +74,8 @@ def test_answer_then_judge_then_judge_again(model, data, tmp_path):
 
 
 def test_judging_with_the_oracle_loads_neither_torch_nor_scipy():
-    code = "import sys; import eval.cli, eval.alpaca_eval, eval.mt_bench, eval.judge, eval.data_quality, sso.tracking;"
+    code = "import sys; import eval.cli, eval.alpaca_eval, eval.mt_bench, eval.judge, eval.data_quality;"
+    code += "import sso.jobs.tracking;"
     code += "print([m for m in ('torch', 'scipy', 'pandas', 'transformers', 'openai') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -99,9 +100,9 @@ def test_pairs_command_measures_a_pair_set(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from sso.micro.data import queries
-    from sso.micro.world import Writer
     from sso.records import write
+    from sso.worlds.micro.data import queries
+    from sso.worlds.micro.world import Writer
 
     asked = queries(Writer(WORLD), "train", 3, set())
     write(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from eval import benchmarks, harness, stock
-from sso.config import Backbone, Evaluation, Mirror, Task
+from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
+from sso.settings import Backbone
 
 QUESTIONS = {
     "gsm8k": {"question": "Tova has 3 apples. How many apples?", "answer": "3 plus 2 is 5. #### 5"},
@@ -36,7 +37,7 @@ QUESTIONS = {
 
 @pytest.fixture(scope="module")
 def tiny():
-    from sso.micro.models import build
+    from sso.worlds.micro.models import build
 
     model, tokenizer = build(Backbone(architecture="qwen2"), seed=0)
     return model.eval(), tokenizer

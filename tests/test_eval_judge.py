@@ -9,10 +9,10 @@ import pytest
 
 from eval import alpaca_eval, data_quality, mt_bench
 from eval.judge import Comparison, Grading, OracleJudge, make_judge
-from sso.config import Judge as JudgeSettings
-from sso.config import World
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Message, write
+from sso.worlds.settings import World
 
 
 def user(text: str) -> list[Message]:
@@ -48,7 +48,7 @@ def test_the_oracle_prefers_by_exact_score(judge):
 
 
 def test_the_micro_worlds_oracle_fits_the_judge():
-    from sso.micro.world import Writer
+    from sso.worlds.micro.world import Writer
 
     world = World(entities=20)
     writer = Writer(world)

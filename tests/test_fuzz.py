@@ -18,16 +18,20 @@ from hypothesis import strategies as st
 
 from eval import arena_hard, judging, length_controlled, mt_bench
 from eval.endpoint_judge import FIVE
+from eval.settings import Evaluation, Judge
 from eval.verdicts import choice, rating
 from rewardbench.data import read_bench, read_pairs
 from sso import chat, config
-from sso.cli import settings as read_settings
-from sso.config import Backbone, Endpoint, Evaluation, Judge, Sampling, Training, World, Writer
 from sso.endpoint import _read
 from sso.errors import InputError
-from sso.micro.models import build
+from sso.jobs.command import settings as read_settings
 from sso.principles import BAD_HEADING, GOOD_HEADING, NAMED, parse_features, parse_guideline
 from sso.records import Answer, Message, Pair, Principles, Query, Triple, read, write
+from sso.sampling.settings import Endpoint, Sampling, Writer
+from sso.settings import Backbone
+from sso.train.settings import Training
+from sso.worlds.micro.models import build
+from sso.worlds.settings import World
 from tests.conftest import REPOSITORY
 
 CASES = int(os.environ.get("SSO_FUZZ_CASES", "60"))

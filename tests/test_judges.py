@@ -10,11 +10,12 @@ import pytest
 from eval import alpaca_annotator, alpaca_eval, arena_hard, data_quality, mt_bench, variance
 from eval.endpoint_judge import CONTINUE, EndpointJudge
 from eval.judge import Comparison, Grading, Preference, RewardJudge, make_judge
-from sso.config import Backbone, Evaluation
-from sso.config import Judge as JudgeSettings
+from eval.settings import Evaluation
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Message, Pair
-from sso.sampling import Generation
+from sso.sampling.engine import Generation
+from sso.settings import Backbone
 from tests.openai_server import serving
 
 
@@ -90,7 +91,7 @@ def test_an_unfinished_arena_judgment_is_continued_once(tmp_path):
 def reward_model(tmp_path_factory) -> Path:
     """A tiny reward model with random weights: a scorer, no good one."""
     from rewardbench.train import start
-    from sso.micro.models import build
+    from sso.worlds.micro.models import build
 
     folder = tmp_path_factory.mktemp("reward")
     for part in build(Backbone(architecture="qwen2"), seed=0):

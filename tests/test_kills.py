@@ -54,7 +54,7 @@ def victims(target: str, main: int, job: grids.Job, environment: dict[str, str])
     if target == "shell":
         return [pid for pid, line in alive.items() if log_of(job) in line]
     if target == "warm":
-        return [pid for pid, line in alive.items() if "sso.warm" in line][:1]
+        return [pid for pid, line in alive.items() if "sso.jobs.warm" in line][:1]
     return [pid for pid, line in alive.items() if f"--out {job.output}" in line and "-c" not in line.split()][:1]
 
 

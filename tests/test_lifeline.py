@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from sso import lifeline
-from sso.warm import place as server_name
+from sso.jobs import lifeline
+from sso.jobs.warm import place as server_name
 from tests import processes
 from tests.conftest import REPOSITORY
 from tests.processes import until
 
 WORKFLOW = """
 import os, subprocess, sys
-from sso import lifeline
-from sso.warm import place as server_name
+from sso.jobs import lifeline
+from sso.jobs.warm import place as server_name
 lifeline.name_workflow()
 subprocess.run(["bash", "-c", "set -eu; " + sys.argv[1] + " && echo next"])
 """
-SLEEP = "import sys, time; from sso import cli, warm; cli.print_schema = lambda args: "
+SLEEP = "import sys, time; from sso import cli; from sso.jobs import warm; cli.print_schema = lambda args: "
 SLEEP += "(print('at work', flush=True), time.sleep(600)); "
 COMMAND = f"{sys.executable} -c {shlex.quote(SLEEP + 'cli.main()')} schema"
 """A command that lasts until it is killed."""
@@ -110,8 +110,8 @@ SNAKEFILE = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(REPOSITORY)!r})
-from sso import lifeline
-from sso.warm import place as server_name
+from sso.jobs import lifeline
+from sso.jobs.warm import place as server_name
 root = Path("results/x")
 if locked := lifeline.explain_lock(root, sys.argv[1:]):
     print(f"note: {{locked}}", file=sys.stderr)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sso import locks
 from sso.errors import InputError
+from sso.jobs import locks
 from tests.conftest import REPOSITORY
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sso.locks import owned
+from sso.jobs.locks import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -97,7 +97,7 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
 
 
 def test_one_that_stood_still_too_long_ends_when_another_has_its_lock(tmp_path, monkeypatch):
-    command = HOLD.replace("import sys, time", "import sys, time; from sso import locks; locks.BEAT_S = 0.1")
+    command = HOLD.replace("import sys, time", "import sys, time; from sso.jobs import locks; locks.BEAT_S = 0.1")
     first = subprocess.Popen(
         [sys.executable, "-c", command, str(tmp_path / "work"), "60"],
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

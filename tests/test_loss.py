@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sso.cli import main
-from sso.config import Backbone
-from sso.micro.models import build as build_model
 from sso.records import Pair, Triple, write
-from sso.sft import save
+from sso.settings import Backbone
+from sso.train.run import save
+from sso.worlds.micro.models import build as build_model
 
 TRIPLES = [
     Triple(
@@ -150,10 +150,11 @@ def test_dpo_on_pairs_is_trl_dpo_in_loss_and_gradient(tmp_path):
     from trl import DPOConfig, DPOTrainer
 
     from sso import reference
-    from sso.config import Training
     from sso.objective import build
     from sso.packing import tokenize
-    from sso.trainer import fit, training_arguments
+    from sso.train.preference import fit
+    from sso.train.run import training_arguments
+    from sso.train.settings import Training
 
     policy, tokenizer = build_model(Backbone(architecture="llama", layers=2), 1)
     frozen, _ = build_model(Backbone(architecture="llama", layers=2), 2)

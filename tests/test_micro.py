@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sso.config import Backbone, World
 from sso.errors import InputError
-from sso.micro import data, lexicon
-from sso.micro.models import build, tokenizer
-from sso.micro.oracle import NEAR, Oracle
-from sso.micro.world import LAWS, Writer, facts
 from sso.records import Message
+from sso.settings import Backbone
+from sso.worlds.micro import data, lexicon
+from sso.worlds.micro.models import build, tokenizer
+from sso.worlds.micro.oracle import NEAR, Oracle
+from sso.worlds.micro.world import LAWS, Writer, facts
+from sso.worlds.settings import World
 
 WORLD = World(entities=60, sft_examples=200, train_queries=40, tune_queries=20, eval_queries=30, benchmark_items=10)
 FACTS = facts(WORLD)

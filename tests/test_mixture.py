@@ -7,7 +7,7 @@ import pytest
 from rewardbench.cli import main
 from rewardbench.data import Comparison
 from rewardbench.mix import grams, mix
-from sso.config import Mixture
+from rewardbench.settings import Mixture
 from sso.errors import InputError
 from sso.records import Message
 

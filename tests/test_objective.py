@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sso.config import Training
 from sso.errors import InputError
 from sso.objective import BASE_LOSSES, Scores, build, load_objectives
+from sso.train.settings import Training
 
 NODES = [(c, y) for c in ("x", "x+", "x-") for y in ("y+", "y-", "yo")]
 numbers = st.floats(-60, -0.01)

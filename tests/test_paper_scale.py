@@ -15,8 +15,11 @@ import yaml
 
 from rewardbench.score import read_weights
 from sso.cli import main
-from sso.config import Decoding, Hardware, Training, load, parse, read_yaml
+from sso.config import Hardware, load, parse
 from sso.errors import InputError
+from sso.sampling.settings import Decoding
+from sso.settings import read_yaml
+from sso.train.settings import Training
 from tests.conftest import REPOSITORY
 from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
@@ -245,7 +248,7 @@ def test_a_retry_asks_for_more_time():
 
 HOLD = """
 import sys, time
-from sso.gpus import claim
+from sso.jobs.gpus import claim
 print(",".join(claim(int(sys.argv[1]), 5)), flush=True)
 time.sleep(60)
 """
@@ -266,7 +269,7 @@ def hold(number: int) -> tuple[subprocess.Popen, set[str]]:
 
 
 def test_jobs_get_disjoint_gpus_and_a_killed_one_frees_its_own(machine):
-    from sso.gpus import claim
+    from sso.jobs.gpus import claim
 
     (first, one), (second, two) = hold(2), hold(1)
     try:
@@ -281,17 +284,17 @@ def test_jobs_get_disjoint_gpus_and_a_killed_one_frees_its_own(machine):
 
 
 def test_more_gpus_than_there_are_is_a_sentence(machine):
-    from sso.gpus import claim
+    from sso.jobs.gpus import claim
 
     with pytest.raises(InputError, match="wants 5 GPUs, but 4 are here"):
         claim(5)
 
 
 def test_a_child_that_lives_on_keeps_its_gpus(machine):
-    from sso.gpus import claim
+    from sso.jobs.gpus import claim
 
     code = (
-        "import os, subprocess, sys; from sso.gpus import claim; claim(4, 1);"
+        "import os, subprocess, sys; from sso.jobs.gpus import claim; claim(4, 1);"
         "print(subprocess.Popen(['sleep', '30'], close_fds=False, stdout=-3, stderr=-3).pid, flush=True)"
     )
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY).stdout)
@@ -303,7 +306,7 @@ def test_a_child_that_lives_on_keeps_its_gpus(machine):
 
 
 def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, monkeypatch):
-    from sso.gpus import claim_for_job
+    from sso.jobs.gpus import claim_for_job
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -318,7 +321,7 @@ def test_a_job_sees_its_gpus_alone_and_a_cluster_decides_for_itself(machine, mon
 
 @pytest.mark.parametrize("allocation", [None, "17"], ids=["shell", "salloc"])
 def test_jobs_share_the_gpus_that_are_visible(allocation, tmp_path, monkeypatch):
-    from sso.gpus import claim_for_job
+    from sso.jobs.gpus import claim_for_job
 
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     for name in ("SSO_GPU_IDS", "SSO_GPU_LOCKS", "SLURM_JOB_ID"):
@@ -354,10 +357,10 @@ sys.exit(max(task.wait() for task in tasks))
 def test_a_training_on_two_machines_is_that_of_one(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from sso.config import Backbone
-    from sso.micro.models import build
     from sso.records import write
-    from sso.sft import save
+    from sso.settings import Backbone
+    from sso.train.run import save
+    from sso.worlds.micro.models import build
     from tests.test_training import triple
 
     save(*build(Backbone(architecture="qwen2", layers=2), 0), tmp_path / "start")
@@ -389,7 +392,7 @@ def test_a_training_on_two_machines_is_that_of_one(tmp_path, monkeypatch):
 
 
 def test_several_machines_without_slurm_is_a_sentence(monkeypatch):
-    from sso import distributed
+    from sso.jobs import distributed
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")

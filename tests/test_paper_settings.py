@@ -9,13 +9,17 @@ import pytest
 import yaml
 
 from eval.answer import Checkpoint
+from eval.settings import Evaluation
 from rewardbench.cli import parser as rewardbench_parser
+from rewardbench.settings import Reward
 from sso import hub
 from sso.cli import main
 from sso.cli import parser as sso_parser
-from sso.config import Backbone, Evaluation, Optimization, Reward, Training, _pinned, load, parse, read_yaml
+from sso.config import _pinned, load, parse
 from sso.errors import InputError
 from sso.records import Principles, Triple, write
+from sso.settings import Backbone, read_yaml
+from sso.train.settings import Optimization, Training
 from tests.conftest import REPOSITORY
 from workflow import doctor
 from workflow import grid as grids
@@ -133,7 +137,7 @@ HOW = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon
 def test_betas_and_decay_reach_the_optimizer(kind, tiny_checkpoint, tmp_path):
     from transformers import AutoModelForCausalLM, Trainer
 
-    from sso.trainer import training_arguments
+    from sso.train.run import training_arguments
 
     settings = kind(**HOW, dtype="float32", **({"label": "x"} if kind is Reward else {}))
     how = training_arguments(settings, 1e-3, 0, tmp_path)
@@ -150,7 +154,7 @@ def test_betas_and_decay_reach_deepspeeds_own_optimizer(tmp_path):
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-    from sso.distributed import deepspeed_config
+    from sso.jobs.distributed import deepspeed_config
 
     names = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-7}
     how = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, **names)

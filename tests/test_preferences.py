@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sso.config import Preferences
 from sso.errors import InputError
 from sso.preferences import load, parse, sample
+from sso.settings import Preferences
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "hi"), ("assistant", "yes"), ("assistant", "no")))
 

@@ -6,9 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sso.config import World
-from sso.micro.data import user
-from sso.micro.principles import write
 from sso.principles import (
     BAD_HEADING,
     FALLBACK,
@@ -24,6 +21,9 @@ from sso.principles import (
     write_v2,
 )
 from sso.records import Query
+from sso.worlds.micro.data import user
+from sso.worlds.micro.principles import write
+from sso.worlds.settings import World
 
 QUERIES = [Query(id="a", prompt="How do I boil an egg?"), Query(id="b", prompt="Name a prime.")]
 

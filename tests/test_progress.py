@@ -9,10 +9,10 @@ import sys
 import termios
 
 from sso.cli import main
-from sso.progress import progress
+from sso.jobs.progress import progress
 from tests.conftest import REPOSITORY
 
-LOOP = "from sso.progress import progress; show = progress('sample'); [show(i, 40, 'fine') for i in range(1, 41)]"
+LOOP = "from sso.jobs.progress import progress; show = progress('sample'); [show(i, 40, 'fine') for i in range(1, 41)]"
 
 
 def test_a_file_gets_a_line_a_tenth_with_rate_and_remaining_time(capsys):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sso import report
+import report
+from report import claims, measured, render, tables
+from report.collect import Collected, Figure, Key, collect, grid_of
+from report.measured import Measured
 from sso.config import load
 from sso.errors import InputError
-from sso.report import claims, measured, render, tables
-from sso.report.collect import Collected, Figure, Key, collect, grid_of
-from sso.report.measured import Measured
 
 ITEMS = 200
 CHARTS = ("figure3", "ablation", "ablation_v1", "v1_iterations")

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from sso import report
-from sso.report import page, samples
-from sso.report.collect import grid_of
+import report
+from report import page, samples
+from report.collect import grid_of
 from tests.browser import Browser, missing
 from tests.test_report import dump, experiment, jsonl, rows_of, tree
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sso import report
+import report
 from sso.cli import main
 from sso.records import write_text
 from tests.test_report import experiment, tree

@@ -10,17 +10,20 @@ import time
 import pytest
 import torch
 
-from sso import chat, checkpoints
+from sso import chat
 from sso.cli import main
-from sso.config import Backbone, Training
 from sso.errors import InputError
-from sso.micro.models import build as build_model
 from sso.objective import build
 from sso.packing import tokenize
 from sso.records import file_digest, write
 from sso.reference import score
-from sso.sft import save
-from sso.trainer import Batches, fit, training_arguments
+from sso.settings import Backbone
+from sso.train import checkpoints
+from sso.train.global_batch import Batches
+from sso.train.preference import fit
+from sso.train.run import save, training_arguments
+from sso.train.settings import Training
+from sso.worlds.micro.models import build as build_model
 from tests.conftest import REPOSITORY
 from tests.test_training import run, triple
 
@@ -133,8 +136,8 @@ def test_a_fine_tuning_goes_on_from_its_own_checkpoints_alone(tiny_checkpoint, t
     from safetensors.torch import load_file
     from transformers import Trainer
 
-    from sso import fine_tune
-    from sso.config import Sft
+    from sso.train import fine_tune
+    from sso.train.settings import Sft
 
     turns = [("user", "hi"), ("assistant", "hello there"), ("user", "well?"), ("assistant", "yes")]
     rows = [{"messages": [{"role": r, "content": f"{c} {i}"} for r, c in turns]} for i in range(8)]

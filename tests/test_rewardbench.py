@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardbench import data, score
-from sso.config import ROOT, Reward
+from rewardbench.settings import Reward
 from sso.errors import InputError
+from sso.settings import ROOT
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -318,10 +319,11 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
     from random import Random
 
     from rewardbench.train import train
-    from sso.config import Backbone, World
-    from sso.micro.data import benchmarks
-    from sso.micro.models import build
-    from sso.micro.world import Writer
+    from sso.settings import Backbone
+    from sso.worlds.micro.data import benchmarks
+    from sso.worlds.micro.models import build
+    from sso.worlds.micro.world import Writer
+    from sso.worlds.settings import World
 
     model, tokenizer = build(Backbone(architecture=architecture), 0)
     model.save_pretrained(tmp_path / "sft")
@@ -621,9 +623,9 @@ def test_a_judges_verdicts(tmp_path, capsys):
 
 def test_score_command_takes_a_policy_and_a_judge(tiny_checkpoint, tmp_path):
     from rewardbench.cli import main
-    from sso.config import World
-    from sso.micro.data import benchmarks
-    from sso.micro.world import Writer
+    from sso.worlds.micro.data import benchmarks
+    from sso.worlds.micro.world import Writer
+    from sso.worlds.settings import World
 
     bench = write(tmp_path / "bench.jsonl", *benchmarks(Writer(World()), 2, set())["rewardbench"])
     policy = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint]
@@ -659,11 +661,11 @@ def test_best_of_n_command(tiny_checkpoint, tmp_path):
     """A reward model from a tiny checkpoint picks, and more answers leave the first ones as they are."""
     from rewardbench.cli import main
     from rewardbench.train import start
-    from sso.config import World
-    from sso.micro.data import queries
-    from sso.micro.world import Writer
     from sso.records import Answer, read
     from sso.records import write as write_records
+    from sso.worlds.micro.data import queries
+    from sso.worlds.micro.world import Writer
+    from sso.worlds.settings import World
 
     for part in start(tiny_checkpoint, 0):
         part.save_pretrained(tmp_path / "reward")

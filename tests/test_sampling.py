@@ -7,17 +7,19 @@ from scipy.stats import chisquare, kstest
 from rewardbench.data import Comparison, comparison
 from rewardbench.score import encode
 from sso.chat import encode_prompt, end_of_turn
-from sso.config import Backbone, Preferences, Sampling, World
 from sso.errors import InputError
 from sso.export import write_folder
-from sso.micro.models import build
 from sso.preferences import load
 from sso.principles import WRAPPERS
 from sso.records import Message, Pair, Principles, read, write
-from sso.sampling import Generation, seed_of
+from sso.sampling.engine import Generation, seed_of
+from sso.sampling.settings import Sampling
 from sso.sampling.transformers_engine import TransformersEngine, gumbel
 from sso.sampling.triples import distinct, draw, fitting, pairs_of
-from sso.sft import save
+from sso.settings import Backbone, Preferences
+from sso.train.run import save
+from sso.worlds.micro.models import build
+from sso.worlds.settings import World
 
 PROMPTS = [
     [Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)
@@ -216,9 +218,9 @@ def test_v1_leaves_out_triples_with_equal_responses_and_says_which(capsys):
 
 
 def test_annotated_pairs_follow_the_oracle():
-    from sso.micro.data import user
-    from sso.micro.world import Writer
     from sso.records import Triple
+    from sso.worlds.micro.data import user
+    from sso.worlds.micro.world import Writer
 
     writer = Writer(World(entities=30))
     name = writer.names[0]

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 import pytest
 
 from sso.cli import main
-from sso.config import Sampling, Writer
 from sso.errors import InputError
 from sso.records import Message, Principles, Query, Triple, read, write
-from sso.sampling import Generation, make_engine, seed_of
+from sso.sampling.engine import Generation, make_engine, seed_of
+from sso.sampling.settings import Sampling, Writer
 from sso.sampling.shards import Kept, own
 from tests.conftest import REPOSITORY
 from tests.openai_server import serving
@@ -216,8 +216,8 @@ def test_vllm_says_what_transformers_says(tmp_path):
     """Greedy: the same tokens. Sampled: the same again, in any order. Its log-probabilities are ours."""
     import torch
 
-    from sso.config import Backbone
-    from sso.micro.models import build
+    from sso.settings import Backbone
+    from sso.worlds.micro.models import build
 
     model, tokenizer = build(Backbone(architecture="qwen2"), 0)
     with torch.no_grad():

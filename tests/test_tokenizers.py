@@ -13,15 +13,17 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from eval.answer import answer
 from eval.cli import main as sso_eval
+from eval.settings import Evaluation
 from rewardbench.cli import main as rewardbench
 from sso import chat
 from sso.cli import main
-from sso.config import Evaluation, Training, read_yaml
 from sso.errors import InputError
 from sso.packing import tokenize
 from sso.records import Message, Pair, Principles, Triple, write
 from sso.reference import make_key
-from sso.sft import save
+from sso.settings import read_yaml
+from sso.train.run import save
+from sso.train.settings import Training
 from tests.conftest import REPOSITORY
 from workflow import grid as grids
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sso import tracking
-from sso.config import Sft
+from sso.jobs import tracking
 from sso.records import file_digest
+from sso.train.settings import Sft
 from tests.conftest import REPOSITORY
 from tests.processes import until
 from workflow import grid as grids

@@ -10,16 +10,18 @@ import torch
 from torch.nn.functional import log_softmax
 
 from sso import chat, reference
-from sso.config import Backbone, Training
 from sso.errors import InputError
 from sso.logprobs import Scorer
-from sso.micro.models import build as build_model
 from sso.objective import build
 from sso.packing import tokenize
 from sso.records import Message, Pair, Query, Triple
-from sso.sft import save, tokens
-from sso.trainer import fit, training_arguments
-from sso.tuning import rates
+from sso.settings import Backbone
+from sso.train.preference import fit
+from sso.train.run import save, training_arguments
+from sso.train.settings import Training
+from sso.train.sft import tokens
+from sso.train.tuning import rates
+from sso.worlds.micro.models import build as build_model
 
 NODES = build(Training(objective="sso_v1")).nodes
 
@@ -253,7 +255,7 @@ def test_a_choice_made_elsewhere_is_taken_over(tmp_path):
 
 @pytest.mark.parametrize("layout", ["forest", "padded"])
 def test_each_step_logs_its_terms_its_speed_and_its_padding(samples, tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("sso.trainer._peak_flops", lambda: 1e12)
+    monkeypatch.setattr("sso.train.global_batch._peak_flops", lambda: 1e12)
     _, log = run(samples, tmp_path, objective="sso_v1", epochs=1, layout=layout)
     for contrast in ("x:y+>y-", "x+:y+>y-", "x-:yo>y+"):
         assert {f"{contrast}/{term}" for term in ("base", "sft", "margin", "accuracy")} <= log[0].keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sso import warm
+from sso.jobs import warm
 from tests.conftest import REPOSITORY
 from tests.processes import until
 
@@ -20,7 +20,7 @@ class Socket(type(Path())):
     pid: int
 
 
-SERVER = "import sys; from sso import warm; warm.serve(sys.argv[1], ['sso.cli'])"
+SERVER = "import sys; from sso.jobs import warm; warm.serve(sys.argv[1], ['sso.cli'])"
 
 
 @pytest.fixture

@@ -17,9 +17,13 @@ from typing import Any
 
 import yaml
 
-from sso.config import ROOT, Decoding, Experiment, Hardware, Judge, Spread, Training, Writer
+from eval.settings import Judge
+from sso.config import Experiment, Hardware
 from sso.errors import InputError
 from sso.objective import load_objectives
+from sso.sampling.settings import Decoding, Writer
+from sso.settings import ROOT
+from sso.train.settings import Spread, Training
 
 MODELS = ROOT / "workflow" / "models.yaml"
 OVERHEAD_H = 0.05

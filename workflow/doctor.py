@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sso.chat import check_system
-from sso.config import Endpoint, Spread
-from sso.distributed import no_compiler
 from sso.errors import InputError
+from sso.jobs.distributed import no_compiler
+from sso.sampling.settings import Endpoint
+from sso.train.settings import Spread
 from workflow import grid as grids
 from workflow import plan
 

@@ -19,11 +19,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from eval import benchmarks
+from eval.settings import Evaluation
 from sso.chat import check_checkpoint, check_prompts, check_system
-from sso.config import HUB_FILE, ROOT, Arm, Evaluation, Experiment, Training, Writer, merge, parse, read_yaml
+from sso.config import HUB_FILE, Arm, Experiment, parse
 from sso.errors import InputError
 from sso.objective import load_objectives
 from sso.records import Query, read
+from sso.sampling.settings import Writer
+from sso.settings import ROOT, merge, read_yaml
+from sso.train.settings import Training
 from workflow.costs import Cost, Costs
 
 PATHS = {
@@ -492,7 +496,7 @@ class Grid:
         for seed in experiment.seeds:
             for backbone in experiment.backbones:
                 results += _Cell(self, backbone, seed).build()
-        sources = [str(path) for path in sorted((ROOT / "sso" / "report").glob("*.*"))]
+        sources = [str(path) for path in sorted((ROOT / "report").glob("*.*"))]
         printed = [str(path) for path in sorted((ROOT / "results" / "paper").glob("*.csv"))]
         report = self._add(
             "report",

@@ -6,10 +6,10 @@ reproducible as the server keeps its `seed`; what was drawn once is read from th
 
 from pathlib import Path
 
-from sso.config import Endpoint
 from sso.endpoint import Client, Progress, Refused, Show
 from sso.records import Message
-from sso.sampling import Generation, Keep
+from sso.sampling.engine import Generation, Keep
+from sso.sampling.settings import Endpoint
 from sso.untrusted import plain
 
 SEED_BITS = 31

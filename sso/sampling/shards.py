@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from sso import checkpoints
 from sso.chat import check_conversations, load_tokenizer
-from sso.config import Decoding
 from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message, Record, digest, file_digest
-from sso.sampling import Engine, Generation, Keep, make_engine
+from sso.sampling.engine import Engine, Generation, Keep, make_engine
+from sso.sampling.settings import Decoding
+from sso.train import checkpoints
 
 RecordT = TypeVar("RecordT", bound=Record)
 POLL_S = 0.5
@@ -131,7 +131,7 @@ def kept(args: Namespace, expected: int, what: str) -> Iterator[Kept]:
     folder = out.with_name(f".{out.name}.parts")
 
     def make() -> Engine:
-        from sso.cli import end_start_up
+        from sso.jobs.command import end_start_up
 
         engine = make_engine(settings, model, out.with_name(f"{out.stem}_replies.db"))
         end_start_up()
@@ -175,7 +175,7 @@ def _visible_gpus() -> list[str]:
 
 def _run(settings: Decoding, folder: Path, argv: Sequence[str], expected: int, what: str) -> None:
     """Run the shards to their end, with one line of progress for all of them."""
-    from sso.cli import progress
+    from sso.jobs.progress import progress
 
     gpus, each, n = _visible_gpus(), settings.tensor_parallel, settings.devices
     if gpus and len(gpus) < n * each:

@@ -22,7 +22,7 @@ from transformers import (
 from sso.chat import context_limit, encode_prompts, load_model, load_tokenizer, stop_ids
 from sso.endpoint import Show
 from sso.records import Message
-from sso.sampling import Generation, Keep
+from sso.sampling.engine import Generation, Keep
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:

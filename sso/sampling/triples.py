@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sso.chat import context_limit, encode_prompts, load_tokenizer, naming, with_system
-from sso.config import Sampling, World
 from sso.errors import InputError, first_of
 from sso.principles import FEATURES, WRAPPERS
 from sso.records import Cut, Message, Pair, Principles, Triple
-from sso.sampling import Engine, name_missing, seed_of
+from sso.sampling.engine import Engine, name_missing, seed_of
+from sso.sampling.settings import Sampling
+from sso.worlds.settings import World
 
 _KINDS = "|".join([adjective for feature in FEATURES.values() for adjective in feature.adjectives] + ["good", "bad"])
 _ECHO = re.compile(
@@ -181,7 +182,7 @@ def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> li
 
 
 def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
-    from sso.micro.oracle import Oracle
+    from sso.worlds.micro.oracle import Oracle
 
     if world is None:
         raise InputError("annotated pairs need --world: only the micro-world's oracle annotates.")

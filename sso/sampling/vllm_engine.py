@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sso.chat import encode_prompts, load_tokenizer, stop_ids
-from sso.config import Vllm
 from sso.endpoint import Show
 from sso.errors import InputError
 from sso.records import Message
-from sso.sampling import Generation, Keep
+from sso.sampling.engine import Generation, Keep
+from sso.sampling.settings import Vllm
 
 
 class VLLMEngine:

@@ -1,0 +1,125 @@
+"""Settings of evaluation: benchmarks, how answers to them are drawn, and who judges those."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from sso.sampling.settings import Endpoint, Vllm
+from sso.settings import Settings, merge, sentence
+
+
+class Judge(Endpoint):
+    """Who compares and grades answers: the micro-world's oracle, an endpoint (`openai`), or a reward model."""
+
+    kind: Literal["oracle", "openai", "reward"] = "oracle"
+    model: str = "oracle"
+    path: str | None = None
+    """The reward model's folder."""
+    prompts: str | None = None
+    """FastChat's judge_prompts.jsonl, in place of the copy that comes with the suite."""
+    pairs: int | None = Field(None, ge=1)
+    """How many pairs of a set data quality samples; None: all. The paper: 200."""
+    repeats: int = Field(1, ge=1)
+    """More than one: a subset of the items is judged so often, and the spread is reported."""
+    repeat_items: int = Field(40, ge=2)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Judge":
+        if (self.kind == "reward") != (self.path is not None):
+            raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
+        if self.kind == "openai" and "model" not in self.model_fields_set:
+            raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
+        return self
+
+
+class Task(Settings):
+    """A benchmark of eval/benchmarks.py (`micro_*`, `real_*`); what is left out is the benchmark's own."""
+
+    name: str
+    file: str | None = None
+    """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Worked examples, as turns of the chat; None: the stock task's number."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """None: `max_new_tokens` of the evaluation."""
+
+
+class Mirror(Settings):
+    """Local JSON Lines files of one benchmark; docs/evaluation.md has the columns."""
+
+    test: str
+    shots: str | None = None
+    """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
+
+
+Open = Literal["alpaca_eval", "mt_bench", "arena_hard"]
+"""The benchmarks of open prompts, whose answers are judged."""
+
+
+class AnswerDecoding(Settings):
+    """How one benchmark's answers are drawn; what is left out is as for the others."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    """Of Arena-Hard nothing else than 0, and of MT-Bench's categories FastChat's own."""
+    top_p: float | None = Field(None, gt=0, le=1)
+
+
+class Evaluation(Vllm):
+    """Which benchmarks, and how answers are drawn."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    tasks: list[Task] = []
+    mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
+    """Local files in place of the hub's data sets, by benchmark."""
+    files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
+    """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
+    difficulty: str | None = None
+    """Of AlpacaEval's instructions, for the length-controlled win rate: `hub` (the official df_gamed.csv), a local or
+    hf:// CSV, or None: one fit without difficulties. The report says which model a figure is of."""
+    pairwise: bool = True
+    """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
+    mt_bench: bool = True
+    arena_hard: bool = False
+    rewardbench: str = "allenai/reward-bench"
+    """Where reward models are scored outside the micro-world: RewardBench on the hub, or a JSON Lines copy of it."""
+    batch_size: int = 64
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """Of the open-ended answers; lm-eval's tasks decode greedily."""
+    top_p: float = 1.0
+    decoding: dict[Open, AnswerDecoding] = {}
+    """What one benchmark of open prompts does otherwise."""
+    judge: Judge = Judge()
+    judges: dict[Open, dict[str, Any]] = {}
+    """Settings of one benchmark's judge, laid over `judge`."""
+
+    @model_validator(mode="after")
+    def _judges(self) -> "Evaluation":
+        for name in self.judges:
+            try:
+                self.judge_of(name)
+            except ValidationError as error:
+                raise ValueError(sentence(f"judges.{name}", error, Judge)) from None
+        return self
+
+    @property
+    def open(self) -> list[Open]:
+        """The benchmarks of open prompts that are switched on."""
+        switches: dict[Open, bool] = {
+            "alpaca_eval": self.pairwise,
+            "mt_bench": self.mt_bench,
+            "arena_hard": self.arena_hard,
+        }
+        return [name for name, on in switches.items() if on]
+
+    def drawn_as(self, benchmark: Open) -> "Evaluation":
+        """These settings with the decoding of one benchmark's answers."""
+        own = self.decoding.get(benchmark, AnswerDecoding())
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
+    def judge_of(self, benchmark: Open) -> Judge:
+        """Who judges a benchmark."""
+        return Judge.model_validate(merge(self.judge.model_dump(), self.judges.get(benchmark, {})))

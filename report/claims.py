@@ -1,0 +1,182 @@
+"""Differences between arms, and the paper's claims as signs of them.
+
+What is compared and claimed is data (tables.yaml); whether a claim holds is the side of zero that the 95%
+interval of its difference lies on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from report.measured import Estimate, Measured
+from report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
+from report.tables import header
+
+HEAD = ["claim", "backbone", "verdict", "difference", "test"]
+VERDICTS = (
+    "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least "
+    "the smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on "
+    "the claimed side. Negligible: it excludes it on both. Not distinguishable: none of these. A claim of `at "
+    "least` holds where the interval excludes being worse by that effect, and does not hold where it lies on the "
+    "worse side of zero and the difference is that large. Not tested: too few common items, or no results. No "
+    "correction for the number of claims. With one seed the interval tells of the questions only, not of another "
+    "training run."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a - b of one metric on one backbone (or all)."""
+
+    backbone: str
+    a: str
+    b: str
+    metric: str
+    difference: Estimate
+
+
+def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+    """The (arm, iteration) pairs that a comparison or claim names and that this experiment has."""
+    version = spec.get("version", "v2")
+
+    def side(which: str) -> list[tuple[str, int]]:
+        name = spec[which]
+        arms = measured.others(version) if name == "*" else [measured.arm(name, version)]
+        picked = []
+        for arm in filter(None, arms):
+            known = measured.iterations(arm)
+            wanted = spec.get(f"{which}_iteration")
+            picked.append((arm, known[-1] if wanted == "last" else known[0] if wanted == "first" else 0))
+        return picked
+
+    for a in side("a"):
+        for b in side("b"):
+            if a != b:
+                yield a, b
+
+
+def comparisons(measured: Measured) -> list[Comparison]:
+    """Paired differences, per backbone and, where there are several, over all."""
+    found = []
+    for spec in measured.content["comparisons"]:
+        for a, b in _sides(measured, spec):
+            for metric in dict.fromkeys(m for own in spec["metrics"] for m in (own, measured.measure(own))):
+                for scope in measured.scopes:
+                    difference = measured.difference(scope, a, b, metric)
+                    if difference:
+                        found.append(Comparison(scope, measured.label(*a), measured.label(*b), metric, difference))
+    return found
+
+
+def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str:
+    """All differences as one table, a column a backbone."""
+    metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
+    rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    for row in found:
+        rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = row.difference
+    lines = [["a - b", "metric", *measured.scopes, "n", "interval"]]
+    for (a, b, metric), by in rows.items():
+        name, digits = heading(measured, metric, by.values()), metrics[metric]["digits"] + 1
+        one = next(iter(by.values()))
+        cells = [cell(by.get(scope), digits, seeds) for scope in measured.scopes]
+        lines.append([f"({a}) - ({b})", name, *cells, str(one.n or ""), one.test])
+    parts = ["## Comparisons\n", header(measured) + "\n"]
+    parts.append(markdown_rows(lines) if found else "No two arms to compare yet.\n")
+    parts += [note + "\n" for note in raw_note(row.difference for row in found)]
+    parts.append(
+        "Positive: a has the larger figure. Paired: the same items in both arms, drawn together. `all`: the mean over "
+        "the backbones. n: items of one seed. ±: standard deviation of the difference between seeds.\n"
+    )
+    return "\n".join(parts)
+
+
+def comparisons_csv(found: Sequence[Comparison]) -> str:
+    """All differences, a row each."""
+    head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test", "fit"]
+    rows = [
+        [c.a, c.b, c.metric, c.backbone, d.mean, d.low, d.high, d.spread, d.seeds, d.n, d.test, "; ".join(d.fits)]
+        for c in found
+        for d in [c.difference]
+    ]
+    return to_csv([head, *rows])
+
+
+def verdict(difference: Estimate, larger: str, smallest: float, or_equal: bool = False) -> str:
+    """Where the interval of a - b lies, to zero and to the smallest effect of interest on both sides of it.
+
+    ``or_equal``: the claim is that a side is not worse, so it holds where anything worse is less than ``smallest``.
+    """
+    from eval.statistics import LEAST_ITEMS
+
+    if difference.n is not None and difference.n < LEAST_ITEMS:
+        return f"not tested (too few items: {difference.n})"
+    if difference.low is None or difference.high is None:
+        return "not tested (no interval)"
+    mean, low, high = difference.mean, difference.low, difference.high
+    if larger == "b":
+        mean, low, high = -mean, -high, -low
+    if or_equal:
+        worse = high < 0 and mean <= -smallest
+        return "holds" if low > -smallest else "does not hold" if worse else "not distinguishable"
+    if high < smallest:
+        return "negligible" if low > -smallest else "does not hold"
+    return "holds" if low > 0 and mean >= smallest else "not distinguishable"
+
+
+def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tuple[str, int], metric: str) -> float:
+    """A claim's smallest effect of interest, in the metric's unit."""
+    value, unit = spec["smallest"]["value"], spec["smallest"]["unit"]
+    if unit != "% of b":
+        return float(value)
+    level = measured.estimate(scope, *b, metric)
+    return value / 100 * abs(level.mean) if level else float("inf")
+
+
+def claims(measured: Measured) -> list[list[str]]:
+    """[claim, backbone, verdict, difference, test] rows: each claim on each backbone and on all."""
+    rows = []
+    for spec in measured.content["claims"]:
+        sides, name = next(_sides(measured, spec), None), measured.measure(spec["metric"])
+        metric = measured.content["metrics"][name]
+        if sides and not measured.testable(name):
+            rows.append([spec["claim"], "", "untestable here: needs the oracle", metric["label"], ""])
+            continue
+        tested = False
+        for scope in measured.scopes:
+            difference = sides and measured.difference(scope, *sides, name)
+            if sides and difference:
+                tested = True
+                names = " - ".join(f"({measured.label(*side)})" for side in sides)
+                smallest = smallest_effect(measured, spec, scope, sides[1], name)
+                unit = spec["smallest"]["unit"]
+                said = verdict(difference, spec["larger"], smallest, spec.get("or_equal", False))
+                text = f"{heading(measured, name, [difference])}, {names}: "
+                text += cell(difference, metric["digits"] + 1, difference.seeds)
+                text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
+                text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
+                rows.append([spec["claim"], scope, said, text, difference.test])
+        if not tested:
+            rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])
+    return rows
+
+
+def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
+    """The claims as a table, a column a backbone; the difference is that of the last column."""
+    by: dict[str, dict[str, Sequence[str]]] = {}
+    for row in rows:
+        by.setdefault(row[0], {})[row[1]] = row
+    lines = [["claim of the paper", *measured.scopes, f"difference ({measured.scopes[-1]})", "test"]]
+    for claim, scopes in by.items():
+        last = list(scopes.values())[-1]
+        said = [
+            scopes[scope][2] if scope in scopes else last[2] if "" in scopes else NOTHING for scope in measured.scopes
+        ]
+        lines.append([claim, *said, last[3], last[4]])
+    return "\n".join(
+        [
+            "## What holds here\n",
+            header(measured) + "\n",
+            markdown_rows(lines),
+            VERDICTS + "\n",
+        ]
+    )

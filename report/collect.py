@@ -1,0 +1,328 @@
+"""Every figure that an experiment has so far, as one long table, and the items behind them.
+
+Walks the grid and reads what judges and scorers wrote. A file that is not there yet is passed over; one that
+is there but broken is an InputError. Knows the result schemas, nothing of tables or figures.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sso.config import Experiment
+from sso.errors import InputError
+from sso.records import iter_json_lines
+from sso.settings import ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ["version", "backbone", "arm", "method", "seed", "iteration", "metric"]
+COLUMNS += ["value", "stderr", "n", "measure", "source"]
+
+Items = dict[str, float]
+"""Item id -> score: what intervals are made of."""
+
+
+class Key(NamedTuple):
+    """One figure of one run; ``iteration`` is 0 for arms that have none."""
+
+    backbone: str
+    seed: int
+    arm: str
+    iteration: int
+    metric: str
+
+
+@dataclass
+class Figure:
+    """A figure as its file states it, and the items that it is the mean of, where they were kept."""
+
+    value: float
+    stderr: float | None
+    n: int | None
+    source: str
+    items: Items | None = None
+    measure: str = ""
+    """Of a length-controlled win rate: which fit it is of, or that it is the raw one and why."""
+
+
+@dataclass
+class Collected:
+    """All figures of an experiment; ``jobs`` holds the *.run.json records (times, versions, commit)."""
+
+    experiment: Experiment
+    figures: dict[Key, Figure] = field(default_factory=dict)
+    iterations: dict[str, list[int]] = field(default_factory=dict)
+    """Arm -> its iterations, [0] for an arm without."""
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    categories: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """Means by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise queries."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Parameter count of each backbone's starting model, where it lies under the results."""
+
+    def version(self, name: str, of: str) -> str:
+        """Of an arm, or of the arms whose pairs a reward model reads; else that of the experiment's first arm."""
+        arms = self.experiment.arms
+        if of == "arms":
+            return arms[name].version
+        own = [source.arm for source in self.experiment.rewards[name].parts if source.arm]
+        return arms[own[0]].version if own else next(iter(arms.values())).version
+
+    def frame(self) -> "pd.DataFrame":
+        """One row a figure, columns COLUMNS, in the grid's order."""
+        import pandas as pd
+
+        arms, rewards = self.experiment.arms, self.experiment.rewards
+        rows = []
+        for key, figure in self.figures.items():
+            about = rewards[key.arm] if key.metric.startswith("rewardbench") else arms[key.arm]
+            rows.append(
+                (
+                    self.version(key.arm, "rewards" if key.metric.startswith("rewardbench") else "arms"),
+                    key.backbone,
+                    key.arm,
+                    about.method,
+                    key.seed,
+                    key.iteration or None,
+                    key.metric,
+                    figure.value,
+                    figure.stderr,
+                    figure.n,
+                    figure.measure,
+                    figure.source,
+                )
+            )
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        return frame.astype({"iteration": "Int64", "n": "Int64"})
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; InputError where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); remove it and run its job again.") from error
+
+
+def grid_of(experiment: Experiment) -> Any:
+    """workflow/grid.py's Grid, the only one who knows the paths; a console script has to be shown where it lies."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    from workflow.grid import Grid
+
+    return Grid(experiment)
+
+
+def collect(experiment: Experiment, results: Path, length_controlled: bool = True) -> Collected:
+    """All figures under ``results``, the folder of this experiment; length-controlled ones take seconds to fit."""
+    grid, found = grid_of(experiment), Collected(experiment)
+
+    def place(path: str) -> Path:
+        return results / Path(path).relative_to(grid.root)
+
+    for job in grid.jobs.values():
+        if job.rule not in ("judge", "data_quality", "rewardbench"):
+            continue
+        path, at = place(job.output), job.wildcards
+        name = at.get("run") or at.get("arm") or at["reward"]
+        arm, _, iteration = name.partition("/it")
+        if job.rule == "judge":
+            known = found.iterations.setdefault(arm, [])
+            known += [int(iteration or 0)] if int(iteration or 0) not in known else []
+            figures = _judged(path, place(job.inputs["answers"]))
+            for metric, means in _categories(path, place(grid.data_files.get("eval", grid.root))):
+                found.categories[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = means
+        elif job.rule == "data_quality":
+            figures = _data_quality(path, place(job.inputs["reference"]))
+        else:
+            figures = _rewardbench(path)
+        for metric, figure in figures:
+            figure.source = Path(figure.source).relative_to(results).as_posix()
+            found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
+    if length_controlled:
+        hard = grid.data_files.get("difficulty")
+        _length_controlled(found, results, place(hard) if hard else None)
+    for job in grid.jobs.values():
+        if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
+            count = parameter_count(place(job.output))
+            if count:
+                found.parameters[job.wildcards["backbone"]] = count
+    records = sorted(path for path in results.rglob("*.run.json") if "mlartifacts" not in path.parts)
+    found.jobs = [{**read_json(path), "path": path.relative_to(results).as_posix()} for path in records]
+    return found
+
+
+def _length_controlled(found: Collected, results: Path, difficulty: Path | None) -> None:
+    """Length-controlled win rates of all models, in one go: its package is slow to import, so no judge job does it.
+
+    Of the rows that judges left, by the experiment's difficulties, whatever a scores.json says.
+    """
+    wanted = {key: figure for key, figure in found.figures.items() if key.metric == "alpaca_eval2_wr"}
+    rows = {key: results / Path(figure.source).with_name("pairwise.jsonl") for key, figure in wanted.items()}
+    annotations = {key: [row for _, row in iter_json_lines(path)] for key, path in rows.items() if path.is_file()}
+    if not annotations:
+        return
+    from eval.length_controlled import length_controlled, read_table
+
+    hard = found.experiment.evaluation.difficulty and difficulty
+    for key, judged in annotations.items():
+        table = read_table(hard, [row["reference_length"] for row in judged]) if hard else None
+        rate = length_controlled(judged, table)
+        items = {judged[i]["id"]: score for i, score in rate.items.items()}
+        figure = _figure(rate.as_dict(), rows[key].relative_to(results), items)
+        if figure:
+            found.figures[key._replace(metric="alpaca_eval2_lc")] = figure
+
+
+def _figure(entry: Any, source: Path, items: Items | None = None) -> Figure | None:
+    """A schema entry {"value", "stderr", "n"} or a bare number; None where it is null, NaN or no figure."""
+    entry = entry if isinstance(entry, Mapping) else {"value": entry}
+    value, stderr = entry.get("value"), entry.get("stderr")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    n = len(items) if items else entry.get("n")
+    known = isinstance(stderr, int | float) and math.isfinite(stderr)
+    measure = ": ".join(filter(None, (entry.get("model", ""), entry.get("reason", ""))))
+    return Figure(float(value), float(stderr) if known else None, n, str(source), items, measure)
+
+
+def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
+    """scores.json of a judged folder, with items from pairwise.jsonl, mt_bench.jsonl and lm_eval.json."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return
+    items = answer_items(folder, answers)
+    for metric, entry in read_json(path).items():
+        figure = _figure(entry, path, items.get(metric))
+        if figure:
+            yield metric, figure
+
+
+def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The metric that is split by category, and its means; nothing where there are less than three."""
+    scores = folder / "scores.json"
+    if not scores.is_file():
+        return
+    means = (read_json(scores).get("mt_bench") or {}).get("categories") or {}
+    means = {name: value for name, value in means.items() if value is not None}
+    if len(means) > 2:
+        yield "mt_bench", means
+    elif queries.is_file() and (folder / "pairwise.jsonl").is_file():
+        family = {str(row.get("id")): row.get("family", "") for _, row in iter_json_lines(queries)}
+        scored: dict[str, list[float]] = {}
+        for _, row in iter_json_lines(folder / "pairwise.jsonl"):
+            if row.get("score") is not None and family.get(row["id"]):
+                scored.setdefault(family[row["id"]], []).append(row["score"])
+        if len(scored) > 2:
+            yield "oracle_score", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
+
+
+def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
+    """Scores of items by metric (percent where it is a rate), of a judged folder and its answers."""
+    items: dict[str, Items] = {}
+    if (folder / "pairwise.jsonl").is_file():
+        rows = [row for _, row in iter_json_lines(folder / "pairwise.jsonl")]
+        columns = {"alpaca_eval2_wr": ("preference", 100), "length": ("length", 1), "oracle_score": ("score", 1)}
+        for metric, (column, scale) in columns.items():
+            items[metric] = {row["id"]: scale * row[column] for row in rows if row.get(column) is not None}
+    if (folder / "mt_bench.jsonl").is_file():
+        # A dialogue's two turns stand or fall together: they are one item.
+        turns: dict[str, list[float]] = {}
+        for _, row in iter_json_lines(folder / "mt_bench.jsonl"):
+            if row.get("score") is not None:
+                turns.setdefault(str(row["id"]).removesuffix(f"/{row['turn']}"), []).append(row["score"])
+        items["mt_bench"] = {name: sum(scores) / len(scores) for name, scores in turns.items()}
+    if (answers / "lm_eval.json").is_file():
+        for task, entry in read_json(answers / "lm_eval.json")["tasks"].items():
+            samples = entry.get("samples") or {}
+            items[task.removeprefix("micro_").removeprefix("real_")] = {k: 100 * v for k, v in samples.items()}
+    return {metric: scores for metric, scores in items.items() if scores}
+
+
+def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
+    if not path.is_file():
+        return
+    values = read_json(path)
+    items = _pair_items(reference)
+    judged = path.with_name(f"{path.stem}_pairs.jsonl")
+    if judged.is_file():
+        hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
+        items["accuracy"] = {name: hit for name, hit in hits.items() if hit is not None}
+    chosen, rejected = (_figure(values.get(key), path) for key in ("nll_chosen", "nll_rejected"))
+    if chosen and rejected:
+        values["nll"] = {"value": (chosen.value + rejected.value) / 2}
+    for metric, entry in values.items():
+        figure = _figure(entry, path, items.get(metric))
+        if figure:
+            yield metric, figure
+
+
+def _pair_items(reference: Path) -> dict[str, Items]:
+    """Per pair: mean probability and NLL, from the starting model's scores of the pairs."""
+    if not reference.is_file():
+        return {}
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(reference, framework="numpy") as file:
+        about = file.metadata()
+        average = file.get_tensor("logp").astype(np.float64) / np.maximum(file.get_tensor("tokens"), 1)
+    ids, nodes = json.loads(about["ids"]), [tuple(node) for node in json.loads(about["nodes"])]
+    try:
+        chosen, rejected = (average[:, nodes.index(("x", y))] for y in ("y+", "y-"))
+    except ValueError:
+        return {}
+    columns = {
+        "mean_probability": (np.exp(chosen) + np.exp(rejected)) / 2,
+        "nll": -(chosen + rejected) / 2,
+        "nll_chosen": -chosen,
+        "nll_rejected": -rejected,
+    }
+    return {metric: dict(zip(ids, map(float, values), strict=True)) for metric, values in columns.items()}
+
+
+def _rewardbench(path: Path) -> Iterator[tuple[str, Figure]]:
+    """Sections and average; the standard error is binomial, from each subset's accuracy and size."""
+    if not path.is_file():
+        return
+    from rewardbench.score import SECTIONS, weights_for
+
+    result = read_json(path)
+    subsets = result["subsets"]
+    weights = weights_for(subsets)
+    variances: list[float] = []
+    for section, metric in SECTIONS.items():
+        rows = [(weights[name][1], row) for name, row in subsets.items() if weights[name][0] == section]
+        total = sum(weight for weight, _ in rows)
+        shares = [(weight / total, row["accuracy"] / 100, row["n"]) for weight, row in rows]
+        variances.append(sum(share**2 * p * (1 - p) / n for share, p, n in shares))
+        entry = {
+            "value": result["sections"][metric],
+            "stderr": 100 * math.sqrt(variances[-1]),
+            "n": sum(row["n"] for _, row in rows),
+        }
+        figure = _figure(entry, path)
+        if figure:
+            yield metric, figure
+    entry = {
+        "value": result["rewardbench_avg"],
+        "stderr": 100 * math.sqrt(sum(variances)) / len(SECTIONS),
+        "n": sum(row["n"] for row in subsets.values()),
+    }
+    figure = _figure(entry, path)
+    if figure:
+        yield "rewardbench_avg", figure
+
+
+def parameter_count(folder: Path) -> int | None:
+    """Parameters of a safetensors checkpoint, read from its headers; None where there is none."""
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count or None

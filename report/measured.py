@@ -1,0 +1,289 @@
+"""The arithmetic of every table and chart: an arm's figures over seeds and backbones, with their intervals.
+
+Knows which arm a name of tables.yaml means and how figures are combined; nothing of layout.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.length_controlled import RAW
+from report.collect import Collected, Figure, Items, Key
+from sso.config import Experiment
+from sso.settings import ROOT
+
+SPECS = Path(__file__).with_name("tables.yaml")
+PRINTED = ROOT / "results" / "paper" / "results.csv"
+SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
+"""Units whose figures have ends, which no interval passes."""
+POOLED = "all"
+"""The backbone name of a figure over all backbones."""
+
+
+@cache
+def specs() -> dict[str, Any]:
+    """tables.yaml; read once, so not to be changed."""
+    return yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+
+
+def scale(metric: str, content: dict[str, Any] | None = None) -> tuple[float, float] | None:
+    """The ends of a metric's scale; one that tables.yaml does not know is a rate in percent."""
+    about = (content or specs())["metrics"].get(metric, {"unit": "%"})
+    return SCALES.get(about["unit"])
+
+
+def within(
+    ends: tuple[float, float] | None, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """An interval without what lies beyond the ends of its scale."""
+    if ends is None or low is None or high is None:
+        return low, high
+    return max(low, ends[0]), min(high, ends[1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval (None where nothing tells how sure it is) and where they come from."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    n: int | None
+    """Items of one seed."""
+    spread: float | None
+    """Standard deviation between seeds; None with one seed."""
+    test: str
+    """How the interval was made."""
+    fits: tuple[str, ...] = ()
+    """Of length-controlled win rates: the fits that its figures are of, or that they are raw ones and why."""
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """Why some of its figures are raw rates in a length-controlled one's place; empty where none is."""
+        return tuple(fit for fit in self.fits if fit.startswith(RAW))
+
+
+class Measured:
+    """Looks figures up by arm and combines them over seeds; the arithmetic of every table and chart."""
+
+    def __init__(self, collected: Collected, content: dict[str, Any] | None = None):
+        self.collected = collected
+        self.experiment: Experiment = collected.experiment
+        self.content = content or specs()
+        self._known: dict[tuple[Any, ...], Estimate | None] = {}
+
+    @property
+    def scopes(self) -> list[str]:
+        """The backbones, and all of them pooled where there are several."""
+        names = list(self.experiment.backbones)
+        return [*names, POOLED] if len(names) > 1 else names
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, ...], dict[str, str]]:
+        """The rows of results.csv by (version, table, backbone, method, iteration, metric)."""
+        with PRINTED.open(encoding="utf-8", newline="") as file:
+            keys = ("version", "table", "backbone", "method", "iteration", "metric")
+            return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
+
+    @cached_property
+    def printed(self) -> dict[tuple[str, ...], float]:
+        """The paper's figures by (version, table, backbone, method, iteration, metric)."""
+        return {key: float(row["value"]) for key, row in self._rows.items()}
+
+    @cached_property
+    def doubts(self) -> dict[tuple[str, ...], str]:
+        """Why a figure of `printed` may be wrong, of those that look so."""
+        return {key: row["doubt"] for key, row in self._rows.items() if row["doubt"]}
+
+    def printed_backbones(self, version: str, table: str | None) -> list[str]:
+        """The backbones that a table of the paper has."""
+        return list(dict.fromkeys(key[2] for key in self.printed if key[:2] == (version, table)))
+
+    def measure(self, metric: str) -> str:
+        """The metric that a claim or headline goes by here: the paper's own outside the micro-world."""
+        return metric if self.experiment.world else self.content["at_scale"].get(metric, metric)
+
+    def testable(self, metric: str) -> bool:
+        """Whether this experiment has what a metric needs."""
+        world, judge = self.experiment.world, self.experiment.evaluation.judge
+        oracle = world is not None and judge.kind == "oracle"
+        return oracle or self.content["metrics"][metric].get("needs") != "oracle"
+
+    def arm(self, name: str, version: str, of: str = "arms", loss: str | None = None) -> str | None:
+        """The arm (or reward model) that a row names: by the paper's method, else by its own name.
+
+        Of several with a method, that of its name goes first, and an arm with the version's main base loss before
+        one with another; with ``loss`` only an arm with just that one will do. The base model has no loss.
+        """
+        table = getattr(self.experiment, of)
+        alike = [
+            key
+            for key, row in table.items()
+            if row.method == name and (self.collected.version(key, of) == version or (of == "arms" and name == "base"))
+        ]
+        alike.sort(key=lambda key: key != name)
+        if not alike and name in table and self.collected.version(name, of) == version:
+            alike = [name]
+        if of == "rewards":
+            return next(iter(alike), None)
+        matching = [key for key in alike if self._loss(key) in (None, loss or self.content["main_loss"][version])]
+        return next(iter(matching if loss else matching or alike), None)
+
+    def _loss(self, arm: str) -> str | None:
+        """The base loss of an arm's policy; None for the base model."""
+        policy = self.experiment.arms[arm].policy
+        return policy.base_loss if policy else None
+
+    def other_loss(self, arm: str, version: str, of: str = "arms") -> str:
+        """What a row says of an arm whose loss is not the version's main one, and whose label does not say it."""
+        loss = self._loss(arm) if of == "arms" else None
+        if loss is None or loss in self.label(arm).lower() or loss == self.content["main_loss"][version]:
+            return ""
+        return f" ({loss.upper()})"
+
+    def others(self, version: str, of: str = "arms") -> list[str]:
+        """Arms of a version that the paper has no name for."""
+        table = getattr(self.experiment, of)
+        return [key for key, row in table.items() if row.method is None and self.collected.version(key, of) == version]
+
+    def label(self, arm: str, iteration: int = 0, of: str = "arms") -> str:
+        """An arm as the tables call it."""
+        label = getattr(self.experiment, of)[arm].label
+        return f"{label}, iteration {iteration}" if iteration else label
+
+    def iterations(self, arm: str) -> list[int]:
+        """The iterations of an arm, [0] for an arm without."""
+        return self.collected.iterations.get(arm, [0])
+
+    def backbones(self, scope: str, *arms: str) -> list[str]:
+        """The backbones of a scope; of the pooled one, those that all ``arms`` (or reward models) run on."""
+        if scope != POOLED:
+            return [scope]
+        about = [self.experiment.arms.get(arm) or self.experiment.rewards[arm] for arm in arms]
+        return [
+            name for name in self.experiment.backbones if all(a.backbones is None or name in a.backbones for a in about)
+        ]
+
+    def figures(self, names: Sequence[str], arm: str, iteration: int, metric: str) -> dict[int, list[Figure]]:
+        """seed -> its figures on the backbones ``names``; only seeds that have all."""
+        found = {}
+        for seed in self.experiment.seeds:
+            keys = (Key(name, seed, arm, iteration, metric) for name in names)
+            row = [self.collected.figures[key] for key in keys if key in self.collected.figures]
+            if row and len(row) == len(names):
+                found[seed] = row
+        return found
+
+    def estimate(self, backbone: str, arm: str, iteration: int, metric: str) -> Estimate | None:
+        """The mean over seeds; None where nothing was measured."""
+        key = (backbone, arm, iteration, metric)
+        if key not in self._known:
+            figures = self.figures(self.backbones(backbone, arm), arm, iteration, metric)
+            found = _combine([[(figure, None) for figure in row] for row in figures.values()])
+            if found:
+                low, high = within(scale(metric, self.content), found.low, found.high)
+                found = replace(found, low=low, high=high)
+            self._known[key] = found
+        return self._known[key]
+
+    def difference(self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str) -> Estimate | None:
+        """a - b over the seeds that have both; paired by item where items were kept."""
+        key = (backbone, a, b, metric)
+        if key not in self._known:
+            names = self.backbones(backbone, a[0], b[0])
+            left, right = (self.figures(names, *side, metric) for side in (a, b))
+            self._known[key] = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
+        return self._known[key]
+
+
+Cell = tuple[Figure, Figure | None]
+"""A figure, and the one to subtract from it."""
+
+
+def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
+    """The mean over seeds of the mean over backbones, with its interval.
+
+    Backbones are fixed, not drawn: where several are pooled, an item's score is its mean over them.
+    """
+    if not seeds:
+        return None
+    fits = {figure.measure for row in seeds for cell in row for figure in cell if figure and figure.measure}
+    return replace(_estimate(seeds), fits=tuple(sorted(fits)))
+
+
+def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
+    values = [_mean([x.value - (y.value if y else 0.0) for x, y in row]) for row in seeds]
+    spread, paired = _spread(values), seeds[0][0][1] is not None
+    samples = [_items(row) for row in seeds]
+    if all(samples):
+        return _of_items(samples, spread, paired)
+    mean, n = _mean(values), seeds[0][0][0].n
+    if spread is not None and len(values) > 2:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+        return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, "t over seeds")
+    figures = [figure for row in seeds for cell in row for figure in cell if figure]
+    errors = [figure.stderr for figure in figures if figure.stderr is not None]
+    if len(errors) < len(figures):
+        return Estimate(mean, None, None, len(seeds), n, spread, "no interval")
+    half = 1.959964 * sum(error**2 for error in errors) ** 0.5 / (len(seeds) * len(seeds[0]))
+    test = ("unpaired, " if paired else "") + "normal"
+    return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, test)
+
+
+def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) -> Estimate:
+    """Of each seed's items by backbone: the common items of all seeds, or the seeds' means where they share none."""
+    from eval.statistics import LEAST_ITEMS, mean_interval
+
+    own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]
+    common = sorted(set(own[0]).intersection(*own[1:]))
+    shared = len(common) > 0
+    names = [common if shared else ids for ids in own]
+    arrays = [
+        [[table[name] for name in ids] for table in tables] for tables, ids in zip(samples, names, strict=True) if ids
+    ]
+    found = mean_interval(arrays, shared=shared)
+    if paired and len(names[0]) < LEAST_ITEMS:
+        test = f"no interval: {len(names[0])} common items, {LEAST_ITEMS} are needed"
+        return Estimate(found.mean, None, None, len(samples), len(names[0]), spread, test)
+    over = "items of one seed" if len(samples) == 1 else "seeds and common items" if shared else "seeds"
+    test = ("paired " if paired else "") + ("two-way t over " if len(samples) > 1 and shared else "t over ") + over
+    return Estimate(found.mean, found.low, found.high, len(samples), len(names[0]), spread, test)
+
+
+def _items(row: Sequence[Cell]) -> list[Items]:
+    """Item -> score (or difference) of each of a seed's cells; empty where a figure is not its items' mean."""
+    tables = []
+    for x, y in row:
+        ours, theirs = _own_items(x), _own_items(y) if y else None
+        if not ours or theirs == {}:
+            return []
+        tables.append({k: v - theirs[k] for k, v in ours.items() if k in theirs} if theirs else ours)
+    return tables if set(tables[0]).intersection(*tables[1:]) else []
+
+
+def _own_items(figure: Figure) -> Items:
+    """The items that a figure is the mean of; none where they are of another kind, so that its own error counts."""
+    if not figure.items:
+        return {}
+    alike = abs(_mean(list(figure.items.values())) - figure.value) <= 1e-4 * max(1.0, abs(figure.value))
+    return figure.items if alike else {}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation between seeds."""
+    if len(values) < 2:
+        return None
+    mean = _mean(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5

@@ -1,0 +1,225 @@
+"""What the models said, to be read by people: some triples, pairs and answers with the judge's verdicts.
+
+The same few queries for every arm: ids are taken in the order of their digests, so the choice looks at no text.
+Of the first backbone and seed. Knows the record types and the grid's jobs, nothing of the page.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from eval.judging import read_references, references
+from report.collect import grid_of
+from sso.config import Experiment
+from sso.errors import InputError, first_problem
+from sso.records import Answer, Message, Pair, RecordT, Triple, iter_json_lines
+
+COUNT = 20
+LONGEST = 2000
+"""Characters of one text at most; less where there are many."""
+BUDGET = 2_000_000
+"""Characters of all texts together."""
+
+
+@dataclass
+class Text:
+    """One response: who said it, and what the judge made of it."""
+
+    label: str
+    text: str
+    note: str = ""
+
+
+@dataclass
+class Sample:
+    """A query with responses to it."""
+
+    id: str
+    prompt: str
+    texts: list[Text]
+
+
+@dataclass
+class Group:
+    """Samples of one file, and whose they are."""
+
+    title: str
+    source: str
+    samples: list[Sample]
+
+
+@dataclass
+class Samples:
+    """Everything to read, and of which backbone and seed."""
+
+    backbone: str
+    seed: int
+    triples: list[Group] = field(default_factory=list)
+    pairs: list[Group] = field(default_factory=list)
+    answers: list[Sample] = field(default_factory=list)
+    answer_source: str = ""
+
+    def texts(self) -> Iterable[Text]:
+        """Every response."""
+        groups = [*self.triples, *self.pairs]
+        return (text for s in [*(s for g in groups for s in g.samples), *self.answers] for text in s.texts)
+
+
+def order(name: str) -> str:
+    """What ids are sorted by."""
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()
+
+
+def some(path: Path, kind: type[RecordT], known: Iterable[str] | None = None) -> dict[str, RecordT]:
+    """Up to COUNT records of a file by id, of the ``known`` ids where they are given; {} where there is no file."""
+    if not path.is_file():
+        return {}
+    wanted = None if known is None else set(known)
+    rows = ({**row, "id": str(row.get("id", number - 1))} for number, row in iter_json_lines(path))
+    chosen = heapq.nsmallest(
+        COUNT, (row for row in rows if wanted is None or row["id"] in wanted), key=lambda row: order(row["id"])
+    )
+    try:
+        return {row["id"]: kind.model_validate(row) for row in chosen}
+    except ValidationError as error:
+        key, _ = first_problem(error)
+        raise InputError(f"{path}: holds a record whose `{key}` is broken; make the file again.") from error
+
+
+def prompt_text(messages: list[Message]) -> str:
+    """A prompt's turns; a single user turn stands without its role."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
+
+
+def collect(experiment: Experiment, results: Path) -> Samples:
+    """Triples, pairs and answers that lie under ``results``; what is not there yet is left out."""
+    grid = grid_of(experiment)
+    found = Samples(next(iter(experiment.backbones)), experiment.seeds[0])
+    at = {"backbone": found.backbone, "seed": str(found.seed)}
+    own = [job for job in grid.jobs.values() if at.items() <= job.wildcards.items()]
+    by_output = {job.output: job for job in own}
+
+    def place(path: str) -> Path:
+        return results / Path(path).relative_to(grid.root)
+
+    owners: dict[str, list[str]] = {}
+    last: dict[str, Any] = {}
+    for job in own:
+        reads = [path for path in job.reads() if path in by_output and by_output[path].rule == "sample"]
+        name = (job.wildcards.get("arm") or job.wildcards.get("run") or "").partition("/")[0]
+        for path in reads if name in experiment.arms else ():
+            owners.setdefault(path, [])
+            owners[path] += [] if experiment.arms[name].label in owners[path] else [experiment.arms[name].label]
+        if job.rule in ("pairs", "generated_pairs"):
+            group = _pairs(place(job.output), experiment.arms[name].label, results)
+            found.pairs += [group] if group.samples else []
+        if job.rule == "judge":
+            last[name] = job
+    for path, labels in owners.items():
+        group = _triples(place(path), ", ".join(labels), results)
+        found.triples += [group] if group.samples else []
+    runs = {experiment.arms[name].label: job for name, job in last.items()}
+    _answers(
+        found, place(grid.data_folder), {k: (place(j.inputs["answers"]), place(j.output)) for k, j in runs.items()}
+    )
+    return found
+
+
+def _triples(path: Path, title: str, results: Path) -> Group:
+    rows = some(path, Triple)
+    samples = [
+        Sample(
+            name,
+            prompt_text(row.prompt),
+            [
+                Text("y+, under the good principle", row.chosen, row.system_good),
+                Text("y-, under the bad principle", row.rejected, row.system_bad),
+                Text("yo, under none", row.original),
+            ],
+        )
+        for name, row in rows.items()
+    ]
+    return Group(title, path.relative_to(results).as_posix(), samples)
+
+
+def _pairs(path: Path, title: str, results: Path) -> Group:
+    judged = path.with_name("data_quality_pairs.jsonl")
+    verdicts = {str(row["id"]): row for _, row in iter_json_lines(judged)} if judged.is_file() else {}
+    samples = []
+    for name, row in some(path, Pair, verdicts or None).items():
+        verdict = _hit(verdicts[name]) if name in verdicts else "not judged"
+        chosen, rejected = (prompt_text(side) for side in (row.chosen, row.rejected))
+        samples.append(
+            Sample(name, prompt_text(row.prompt), [Text("chosen", chosen, verdict), Text("rejected", rejected)])
+        )
+    return Group(title, path.relative_to(results).as_posix(), samples)
+
+
+def _hit(row: dict[str, Any]) -> str:
+    """A verdict on a pair in words."""
+    said: dict[float | None, str] = {
+        1.0: "judge: prefers this one",
+        0.5: "judge: a tie",
+        0.0: "judge: prefers the rejected one",
+    }
+    text = said.get(row.get("hit"), "judge: unreadable")
+    return text if row.get("agree") in (True, None) else f"{text}; the two orders disagree"
+
+
+def _answers(found: Samples, data: Path, runs: dict[str, tuple[Path, Path]]) -> None:
+    """Every arm's answer to the same queries, with the judge's preference over the reference."""
+    names: list[str] | None = None
+    for label, (answers, judged) in runs.items():
+        rows = some(answers / "answers.jsonl", Answer, names)
+        if not rows:
+            continue
+        if names is None:
+            names, found.answer_source = list(rows), "answers.jsonl and pairwise.jsonl of each arm's eval folder"
+            found.answers = [Sample(name, prompt_text(row.prompt), []) for name, row in rows.items()]
+            known = _reference_texts(data)
+            for sample in found.answers:
+                sample.texts += [Text("reference", known[sample.id])] if sample.id in known else []
+        path = judged / "pairwise.jsonl"
+        verdicts = {str(row["id"]): row for _, row in iter_json_lines(path)} if path.is_file() else {}
+        for sample in found.answers:
+            if sample.id in rows:
+                sample.texts.append(Text(label, rows[sample.id].output, _preference(verdicts.get(sample.id, {}))))
+
+
+def _reference_texts(data: Path) -> dict[str, str]:
+    """id -> the reference answer, where the data folder has them."""
+    path = references(data)
+    return {row.id: row.output for row in read_references(path)} if path.is_file() else {}
+
+
+def _preference(row: dict[str, Any]) -> str:
+    """A verdict on an answer in words: how far the judge prefers it over the reference."""
+    preference = row.get("preference")
+    if preference is None:
+        return "not judged" if not row else "judge: unreadable"
+    if preference == 0.5:
+        return "judge: a tie with the reference"
+    return f"judge: {'over' if preference > 0.5 else 'below'} the reference ({preference:.2g})"
+
+
+def cut(samples: Samples) -> int:
+    """Cut all texts to a common length so that the page stays small; returns it."""
+    texts = list(samples.texts())
+    limit = min(LONGEST, max(200, BUDGET // max(len(texts), 1)))
+    groups = [s for g in (*samples.triples, *samples.pairs) for s in g.samples]
+    for text in texts:
+        text.text, text.note = _short(text.text, limit), _short(text.note, limit)
+    for sample in (*groups, *samples.answers):
+        sample.prompt = _short(sample.prompt, limit)
+    return limit
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit} more characters]"

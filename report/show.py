@@ -1,0 +1,56 @@
+"""One table of a run on the terminal, or as Markdown, LaTeX or CSV: what `sso table` prints."""
+
+import sys
+from pathlib import Path
+
+from report import render, tables
+from report.collect import collect
+from report.measured import Measured, specs
+from sso.config import Experiment, load
+from sso.errors import InputError
+
+FORMATS = {"markdown": render.markdown, "latex": render.latex, "csv": render.table_csv}
+
+
+def find(experiment: str | None, config: Path | None, results: Path | None) -> tuple[Experiment, Path]:
+    """An experiment and the folder of its results, from its name (in results/) or its config file.
+
+    Raises InputError where there is no such folder, or neither is given.
+    """
+    if (experiment is None) == (config is None):
+        raise InputError("sso table: give --experiment (a folder in results/) or --config (a file), not both.")
+    path = config or (results or Path("results", experiment or "")) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run the experiment first, or give --results or --config.")
+    made = load(path)
+    folder = results or Path("results", experiment or made.experiment)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; run the experiment first, or give --results.")
+    return made, folder
+
+
+def name_of(version: str, table: str) -> str:
+    """The name in tables.yaml of `3` or `figure3` of a version; InputError lists what there is."""
+    known = specs()["tables"]
+    for name in (f"{version}_table{table}", f"{version}_{table}"):
+        if name in known:
+            return name
+    there = [name.removeprefix(f"{version}_").removeprefix("table") for name in known if name.startswith(version)]
+    raise InputError(f"sso table: {version} has no table {table!r}; there are {', '.join(there)}.")
+
+
+def show(experiment: Experiment, results: Path, version: str, table: str, form: str = "terminal") -> None:
+    """Print one table of what lies under ``results``."""
+    name = name_of(version, table)
+    fitted = "alpaca_eval2_lc" in specs()["tables"][name]["columns"]
+    measured = Measured(collect(experiment, results, fitted))
+    made = tables.table(measured, name)
+    if form != "terminal":
+        sys.stdout.write(FORMATS[form](measured, made))
+        return
+    from rich.console import Console
+
+    # Piped, rich would cut the table to 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for part in render.terminal(measured, made):
+        console.print(part)

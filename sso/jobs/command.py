@@ -1,0 +1,64 @@
+"""What all command lines share: settings as arguments, start-up, and bad input told in a sentence."""
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sso.errors import InputError, of_machine
+from sso.jobs import gpus, lifeline, warm
+from sso.settings import read_yaml, sentence
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """An argparse type: a JSON object or a YAML file."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--settings: neither JSON ({error.msg}) nor a file: {text[:80]!r}.") from error
+
+
+def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
+    """An argparse type: JSON text or the path of a YAML file, checked as ``kind``."""
+
+    def convert(text: str) -> SettingsT:
+        try:
+            return kind.model_validate(mapping(text))
+        except ValidationError as error:
+            raise InputError(sentence(f"{kind.__name__} settings", error, kind)) from error
+
+    return convert
+
+
+def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
+    lifeline.follow()
+    code = warm.forward(parser.prog, argv)
+    if code is not None:
+        return code
+    # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
+    gc.disable()
+    try:
+        gpus.claim_for_job()
+        args = parser.parse_args(argv)
+        args.argv = sys.argv[1:] if argv is None else argv
+        args.func(args)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def end_start_up() -> None:
+    """Call after the heavy imports: what was loaded is never collected, the rest as usual."""
+    gc.freeze()
+    gc.enable()

@@ -1,0 +1,150 @@
+"""The base of all settings, how they are read and told, and those of what everything reads: models and data sets.
+
+Each room has its own in its settings.py; sso/config.py gathers them into an experiment.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sso.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preferences(Settings):
+    """A preference set: a data set of the hub or a local copy of its folder, or a JSON Lines, JSON or Parquet file."""
+
+    path: str
+    subset: str | None = None
+    """Its configuration on the hub, where it has several."""
+    split: str = "train"
+    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    revision: str | None = None
+    """A commit of the hub."""
+    limit: int | None = Field(None, ge=1)
+    """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
+    seed: int = 0
+
+    @property
+    def place(self) -> str | None:
+        """`path`, with its revision as PATH@REVISION."""
+        return f"{self.path}@{self.revision}" if self.path and self.revision else self.path
+
+
+class Data(Settings):
+    """Real input in the micro-world's place."""
+
+    queries: str | None = None
+    """A JSON Lines file with `prompt`, or a data set's name on the hub."""
+    split: str = "train"
+    column: str = "prompt"
+    """Of a data set on the hub."""
+    limit: int | None = Field(None, ge=1)
+    tune: str | None = None
+    generator_queries: int | None = Field(None, ge=1)
+    """Generators train on the triples of so many first queries; None: of all. The paper: 8,000 of 60,000."""
+    preferences: Preferences | None = None
+    """Annotated pairs for arms with `data: annotated`."""
+
+
+class Backbone(Settings):
+    """A checkpoint on disk or the hub, or a tiny model trained from scratch."""
+
+    path: str | None = None
+    revision: str | None = None
+    architecture: Literal["qwen2", "llama"] | None = None
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 2
+    kv_heads: int = 1
+    max_length: int = 2048
+    sft: bool = False
+    """Fine-tune `path`, a base model, on `sft.data` first."""
+    chat_template: str | None = None
+    """For that: this backbone's, in place of `sft.chat_template`."""
+    paper: dict[str, str] = {}
+    """The paper's backbone whose figures stand beside ours, by version: {v2: Qwen2-7B-SFT}."""
+    evaluation: dict[str, Any] = {}
+    """Laid over the experiment's `evaluation` for this backbone; an arm's own is laid over both."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Backbone":
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
+        if self.path and "@" in self.path and self.revision and not Path(self.path).exists():
+            raise ValueError("`path` names a revision, and `revision` another; give one")
+        return self
+
+    @property
+    def checkpoint(self) -> str | None:
+        """`path`, with its revision as PATH@REVISION; None for a model from scratch."""
+        return f"{self.path}@{self.revision}" if self.path and self.revision else self.path
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, mapping by mapping; a key set to None removes the base's."""
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping with its ``extends:`` (a file beside it) resolved; ``children`` are the files that extend it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file.")
+    if path.resolve() in children:
+        raise InputError(f"{path}: `extends` leads back to the file itself.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a YAML mapping.")
+    parent = values.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: `extends`: the name of a file beside it.")
+    return merge(read_yaml(path.parent / parent, (*children, path.resolve())), values) if parent else values
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings that a field's type holds, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """One sentence for the first problem in settings of ``model``; an unknown key gets the nearest known one."""
+    problems = error.errors()
+    # A misspelt key can leave another one missing: it is the cause.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        end = "" if message.endswith((".", "?")) else "."
+        return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}{end}"
+    within: type[BaseModel] | None = model
+    for part in first["loc"][:-1]:
+        if within and part in within.model_fields:  # else the name of an entry, or its number
+            within = next(iter(_models(within.model_fields[str(part)].annotation)), None)
+    known = list(within.model_fields) if within else []
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}."
+    return f"{source}: unknown key `{key}`; {hint}"

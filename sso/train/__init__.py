@@ -1,0 +1,1 @@
+"""How models are trained: every training starts, resumes and ends the same way (run.py)."""

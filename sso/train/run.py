@@ -1,0 +1,159 @@
+"""What every training shares: its arguments, where it resumes, that the engine is the one asked for, and how it saves.
+
+A training keeps whole checkpoints beside its output (checkpoints.py) and goes on from the last that has its key.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from sso.chat import save_tokenizer, stop_ids
+from sso.errors import InputError
+from sso.jobs.distributed import engine_arguments, from_main, is_main, world_size
+from sso.jobs.progress import show_steps
+from sso.records import whole_folder
+from sso.train import checkpoints
+from sso.train.checkpoints import SAVED
+from sso.train.settings import Optimization, Spread
+
+
+def order(seed: int, epoch: int) -> torch.Generator:
+    """What an epoch's order is drawn from: seed and epoch alone."""
+    return torch.Generator().manual_seed((seed << 20) + epoch)
+
+
+class MarkingTrainer(Trainer):
+    """Marks a checkpoint once it is whole (sso/train/checkpoints.py)."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+
+
+def arguments(out: Path, seed: int, **settings: Any) -> Any:
+    """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports."""
+    shared = {
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "steps",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,  # sso.jobs.progress shows the steps
+    }
+    return TrainingArguments(output_dir=str(out), **{**shared, **settings})
+
+
+def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> Any:
+    """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
+    how = arguments(
+        workspace,
+        seed,
+        max_steps=training.max_steps,
+        num_train_epochs=training.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup_ratio,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optimizer,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        bf16=training.dtype == "bfloat16",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if training.save_steps else "no",
+        save_steps=training.save_steps or 500,
+        save_total_limit=2,
+        **engine_arguments(training),
+    )
+    how._n_gpu = min(how.n_gpu, 1)  # one process a device, never DataParallel
+    return how
+
+
+ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}
+"""What accelerate calls each engine; all others are DEEPSPEED."""
+
+
+@contextmanager
+def kept(work: Path) -> Iterator[None]:
+    """`checkpoints.kept` of the main process, in which the others take part."""
+    with checkpoints.kept(work) if is_main() else nullcontext():
+        yield
+
+
+def last_checkpoint(folder: Path, key: Callable[[], Mapping[str, Any]], what: str) -> Path | None:
+    """The checkpoint that all processes go on from: the main one looks, and makes the ``key`` that it must have."""
+    found = from_main(checkpoints.resume_from(folder, key()) if is_main() else None)
+    if found and is_main():
+        print(f"{what}: goes on from {found}", flush=True)
+    return found
+
+
+def check_engine(trainer: Trainer, engine: str) -> None:
+    """Raise InputError where another engine, or fewer processes, would run than were asked for.
+
+    transformers and accelerate fall back on plain or lone processes without a word: on CPU, for FSDP.
+    """
+    runs = trainer.accelerator.distributed_type.value
+    if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
+        raise InputError(
+            f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "
+            "FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
+        )
+
+
+def go(trainer: Trainer, engine: str, checkpoint: str | Path | None, what: str = "train") -> Any:
+    """Train, from a checkpoint if there is one, with the steps shown as those of ``what``; returns Trainer's result.
+
+    Raises:
+        InputError: another engine would run than was asked for, or the checkpoint holds more than tensors.
+    """
+    check_engine(trainer, engine)
+    show_steps(trainer, what)
+    try:
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:
+        raise InputError(
+            f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."
+        ) from error
+
+
+def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None = None) -> None:
+    """A plain Hugging Face checkpoint, safetensors, whole or not at all; ``weights`` in place of the model's own.
+
+    Its generation config ends a response where this suite does, so that any engine stops at the end of a turn.
+    """
+    if model.can_generate():
+        stop = stop_ids(tokenizer, model.generation_config.eos_token_id)
+        model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder, state_dict=weights)
+        save_tokenizer(tokenizer, folder)
+
+
+def save_trained(trainer: Any, settings: Spread, tokenizer: Any, out: Path) -> None:
+    """Save what was trained as a plain checkpoint: shards gathered, adapters merged, in the precision that
+    ``settings`` compute in, which is half the disk of float32 masters. Call on every device."""
+    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.dtype)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.shards_weights else None
+    if is_main():
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        if weights is None:
+            model = model.to(dtype)
+        else:
+            weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model.config.dtype = dtype
+        save(model, tokenizer, out, weights)
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,129 @@
+"""Settings of every training: how it is spread over devices, how weights are optimized, and on which loss."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sso.settings import Settings
+
+
+class Spread(Settings):
+    """How a training is spread over devices, and in which precision it computes."""
+
+    batch_size: int = Field(32, ge=1)
+    """Samples an optimizer step, over all devices and micro-batches."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+    devices: int = Field(1, ge=1)
+    """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
+    nodes: int = Field(1, ge=1)
+    """Machines, in a SLURM allocation of so many."""
+    engine: Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"] = "ddp"
+    """What splits the work between devices: DeepSpeed ZeRO, FSDP2, or plain data parallelism."""
+    save_steps: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints for resuming; 0: none."""
+
+    @property
+    def numerics(self) -> Literal["float32", "bfloat16", "bfloat16 weights"]:
+        """What a forward pass of the training computes in: with bfloat16 plain data parallelism keeps float32 weights
+        under autocast, while DeepSpeed and FSDP2 cast the weights themselves. Reference scores must be made alike."""
+        if self.dtype == "float32":
+            return "float32"
+        return "bfloat16" if self.engine == "ddp" else "bfloat16 weights"
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each device holds a part of the weights only."""
+        return self.engine in ("zero3", "zero3_offload", "fsdp2")
+
+
+class Sft(Spread):
+    """Supervised fine-tuning: of a tiny model on the world's corpus, or of a base model on `data`."""
+
+    steps: int = 3300
+    """-1: as many as `epochs` make."""
+    epochs: float = Field(1, gt=0)
+    learning_rate: float = 5e-3
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    data: str | None = None
+    """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus, on one device in float32:
+    what stands below, and how to spread the training, is for `data` alone."""
+    split: str = "train"
+    limit: int | None = Field(None, ge=1)
+    chat_template: str | None = None
+    """For base models that have none: a checkpoint whose template and end-of-turn token are taken."""
+    max_length: int = Field(2048, ge=8)
+    """Tokens of a dialogue; longer ones are cut at the end."""
+    micro_batch_size: int = Field(1, ge=1)
+    gradient_checkpointing: bool = True
+
+
+class Lora(Settings):
+    """Low-rank adapters (peft)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Optimization(Spread):
+    """How weights are trained on global batches, whatever the loss."""
+
+    epochs: float = Field(1, gt=0)
+    max_steps: int = -1
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
+    scheduler: str = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch"
+    weight_decay: float = Field(0.0, ge=0)
+    """Of all weights but norms and biases; DeepSpeed's own optimizer, which the offload engines need, spares none."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    end_cut_responses: bool = False
+    """Teach an end of turn after responses that never ended: those that were cut when they were drawn."""
+    max_length: int = Field(4096, ge=8)
+    """Tokens of a context with a response. Responses are cut; a record whose contexts leave no room is left out."""
+
+
+class Training(Optimization):
+    """One preference training of a generator or a policy. Defaults are the paper's where it states them."""
+
+    use: str | None = None
+    """A named setting of `trainings` that this one starts from."""
+    objective: str = "pairs"
+    base_loss: Literal["dpo", "ipo", "hinge", "orpo", "simpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of preferences taken to be wrong (DPO only)."""
+    simpo_margin: float = Field(0.5, ge=0)
+    gamma: float = Field(0.1, ge=0)
+    """Weight of L_sft in (2) and (4)."""
+    lambda_minus: float = Field(1.0, ge=0)
+    """Weight of L- beside L+; the paper's (1) has 1."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """W's share of the chosen response (v1)."""
+    detach_weight: bool = False
+    """Keep gradients out of W; the paper's formula and the released code let them through."""
+    beta_g: float = Field(0.1, ge=0)
+    """Weight of G (v1)."""
+    learning_rates: list[float] = Field([5e-7], min_length=1)
+    """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
+    layout: Literal["auto", "forest", "padded"] = "auto"
+    """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
+    lora: Lora | None = None
+    """Train adapters and merge them; None: all weights."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Training":
+        if self.label_smoothing and self.base_loss != "dpo":
+            raise ValueError("label_smoothing belongs to base_loss dpo")
+        if len(self.learning_rates) > 1 and (self.devices * self.nodes > 1 or self.engine != "ddp"):
+            raise ValueError("several learning_rates are tried on one device only; give one")
+        if self.lora and self.shards_weights:
+            raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
+        return self

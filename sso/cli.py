@@ -1,6 +1,6 @@
 """`sso`: one plain command a stage. The workflow calls these; they work as well without it.
 
-`--settings` takes the JSON (or a YAML file) of the settings class of sso/config.py that the stage reads.
+`--settings` takes the JSON (or a YAML file) of the settings class that the stage reads.
 """
 
 import argparse

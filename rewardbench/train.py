@@ -121,7 +121,8 @@ def train(
     from rewardbench.trainer import RewardTrainer, Sides
     from sso.chat import context_limit, load_tokenizer
     from sso.jobs import distributed
-    from sso.records import digest, file_digest
+    from sso.records import digest
+    from sso.reference import weights_digest
     from sso.train.run import go, kept, last_checkpoint, save_trained, training_arguments
 
     distributed.start(settings)
@@ -145,7 +146,7 @@ def train(
 
     def key() -> dict[str, Any]:
         texts = digest([[s.id, s.chosen, s.rejected] for s in trained])
-        weights = file_digest(Path(model_path))
+        weights = weights_digest(model_path)
         return {"settings": settings.model_dump(), "weights": weights, "seed": seed, "pairs": texts}
 
     with kept(work):

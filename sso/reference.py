@@ -44,14 +44,19 @@ class Reference:
         return self.nodes.index(node)
 
 
+def weights_digest(model: str | Path) -> str:
+    """What tells a checkpoint's weights from others: the digest of its safetensors, or the name of one that is not
+    here."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    return digest([file_digest(file) for file in files]) if files else str(model)
+
+
 def make_key(
     model: str | Path, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], training: Training
 ) -> dict[str, str]:
     """What reference scores depend on, as digests by name; ``samples`` are what the tokenizer made of the records."""
-    weights = Path(model)
-    files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
     return {
-        "weights": digest([file_digest(f) for f in files]) if files else str(model),
+        "weights": weights_digest(model),
         "records": digest(list(records)),
         "template": digest([tokenizer.chat_template, len(tokenizer)]),
         "tokens": _tokens_digest(samples),

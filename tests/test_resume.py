@@ -16,7 +16,7 @@ from sso.errors import InputError
 from sso.objective import build
 from sso.packing import tokenize
 from sso.records import file_digest, write
-from sso.reference import score
+from sso.reference import score, weights_digest
 from sso.settings import Backbone
 from sso.train import checkpoints
 from sso.train.global_batch import Batches
@@ -180,3 +180,13 @@ def test_a_fine_tuning_goes_on_from_its_own_checkpoints_alone(tiny_checkpoint, t
         tuned(other, **({"learning_rate": 2e-3} if other == "rate" else {}))
         assert "goes on from" not in capsys.readouterr().out
         assert not (tmp_path / f".{other}.checkpoints").exists()
+
+
+def test_weights_that_are_not_here_are_told_apart_by_their_name(tmp_path):
+    assert weights_digest("org/one") == "org/one" != weights_digest("org/other")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    first = weights_digest(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert weights_digest(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert weights_digest(tmp_path) != first

@@ -18,7 +18,6 @@ from sso.jobs.distributed import engine_arguments, from_main, is_main, world_siz
 from sso.jobs.progress import show_steps
 from sso.records import whole_folder
 from sso.train import checkpoints
-from sso.train.checkpoints import SAVED
 from sso.train.settings import Optimization, Spread
 
 
@@ -34,7 +33,7 @@ class MarkingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / SAVED).touch()
+            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / checkpoints.SAVED).touch()
 
 
 def arguments(out: Path, seed: int, **settings: Any) -> Any:

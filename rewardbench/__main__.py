@@ -1,8 +1,7 @@
 """`python -m rewardbench`."""
 
-import sys
-
 from rewardbench.cli import main
+from sso.jobs.command import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

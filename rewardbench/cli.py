@@ -11,7 +11,7 @@ from rewardbench.settings import Mixture, Reward
 from sso import dialogues, preferences, records
 from sso.hub import checkpoint
 from sso.jobs import tracking
-from sso.jobs.command import end_start_up, run_cli, settings
+from sso.jobs.command import end_start_up, leave, run_cli, settings
 from sso.jobs.progress import progress
 from sso.sampling.settings import Sampling
 from sso.worlds.settings import World
@@ -186,4 +186,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

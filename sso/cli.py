@@ -17,7 +17,7 @@ from sso.config import load, schema
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint
 from sso.jobs import tracking
-from sso.jobs.command import end_start_up, mapping, run_cli, settings
+from sso.jobs.command import end_start_up, leave, mapping, run_cli, settings
 from sso.jobs.progress import progress
 from sso.records import Pair, Principles, Query, Triple, read, write, write_text
 from sso.sampling.settings import Sampling, Writer
@@ -529,4 +529,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,14 +3,15 @@
 import argparse
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sso.errors import InputError, of_machine
-from sso.jobs import gpus, lifeline, warm
+from sso.jobs import distributed, gpus, lifeline, warm
 from sso.settings import read_yaml, sentence
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -56,6 +57,19 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with ``code``; at once, where this is one of several processes.
+
+    The threads of gloo, NCCL and DeepSpeed outlive their group, and an interpreter that is taken down under them now
+    and then aborts: a training that has written all it had to is then told as failed.
+    """
+    if os.environ.keys() >= set(distributed.LAUNCHED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def end_start_up() -> None:

@@ -3,6 +3,7 @@
 DeepSpeed and FSDP come through transformers.Trainer; here stand their settings and nothing of training.
 """
 
+import faulthandler
 import os
 import shutil
 import sys
@@ -119,6 +120,7 @@ def start(training: Spread) -> None:
         return
     import torch
 
+    faulthandler.enable()  # of an abort in a library's thread the launcher tells nothing but its number
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
     if cuda:

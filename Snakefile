@@ -17,8 +17,11 @@ from snakemake.settings.types import DeploymentMethod
 from sso.jobs import lifeline
 from sso.jobs import warm
 from sso.errors import InputError
+from workflow import experiment as experiments
 from workflow import failures
-from workflow import grid as grids
+from workflow.check import check
+from workflow.hub_names import hub_names
+from workflow.rules import Rules
 
 # A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
@@ -34,13 +37,13 @@ if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("cond
 
 try:
     files = workflow.config_settings.configfiles or [Path(workflow.basedir, "config", "micro.yaml")]
-    experiment = grids.load(files, workflow.config_settings.config)
-    grids.check(experiment)
-    grid = grids.Grid(experiment)
+    experiment = experiments.load(files, workflow.config_settings.config)
+    check(experiment)
+    ask = Rules(experiment)
     # Where all models and data are local, a look-up on the hub could only cost time.
-    if not grids.hub_names(experiment):
+    if not hub_names(experiment):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if locked := lifeline.explain_lock(Path(grid.root), sys.argv[1:]):
+    if locked := lifeline.explain_lock(Path(ask.root), sys.argv[1:]):
         print(f"note: {locked}", file=sys.stderr)
 except InputError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -71,7 +74,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        grid.targets,
+        ask.targets,
 
 
 started = time.time()
@@ -79,16 +82,16 @@ started = time.time()
 
 # One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
-    lifeline.hold(Path(grid.root))
+    lifeline.hold(Path(ask.root))
     if experiment.hardware is None and workflow.local_exec:
         warm.start()
 
 
 onsuccess:
-    if (page := Path(grid.root, "report", "report.html")).is_file():
+    if (page := Path(ask.root, "report", "report.html")).is_file():
         print(f"done: {page}")
 
 
 onerror:
-    for line in failures.told(grid, started):
+    for line in failures.told(ask.grid, started):
         print(line, file=sys.stderr)

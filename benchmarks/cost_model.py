@@ -19,12 +19,14 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.train_step import clock, run_ours, timer, tokenizer, triples
-from sso.config import Hardware, load
+from sso.objective import build
 from sso.records import Message
 from sso.sampling.settings import Decoding
 from sso.sampling.transformers_engine import TransformersEngine
 from sso.train.settings import Training
-from workflow.costs import Costs, Shape, shape
+from workflow.arithmetic import Arithmetic
+from workflow.machine import this_machine
+from workflow.shapes import Shape, shape
 
 SHAPES = {
     "3m": (256, 768, 4),
@@ -33,20 +35,6 @@ SHAPES = {
 }
 """Width, width of the MLP, layers; 4 heads, 2 of keys."""
 VOCABULARY, PROMPT, PRINCIPLE, RESPONSE, NEW = 4096, 40, 120, 120, 64
-
-
-def rates() -> tuple[float, float]:
-    """FLOP/s of a large matmul and bytes/s read in a large product of a matrix with a vector."""
-    a, x = torch.randn(1024, 1024), torch.randn(8192)
-    large = torch.randn(8192, 8192)
-    found = []
-    for work, amount in ((lambda: a @ a, 2 * 1024**3), (lambda: large @ x, 4 * 8192**2)):
-        work()
-        start = clock("cpu")
-        for _ in range(20):
-            work()
-        found.append(20 * amount / (clock("cpu") - start))
-    return found[0], found[1]
 
 
 def measure(model: Qwen2ForCausalLM, words: object, samples: int) -> dict[str, float]:
@@ -69,15 +57,15 @@ def measure(model: Qwen2ForCausalLM, words: object, samples: int) -> dict[str, f
     return took
 
 
-def predict(costs: Costs, size: Shape) -> dict[str, float]:
+def predict(work: Arithmetic, size: Shape) -> dict[str, float]:
     """Seconds by the cost model."""
-    tokens = 4 * costs._sample_tokens("sso_v2")
-    rate = costs.hardware.tflops * 1e12
-    found = {"reference scores": 2 * size.parameters * tokens / rate}
-    found["training step"] = 3600 * costs._fit(size, Training(objective="sso_v2"), tokens, 8192).hours
+    training = Training(objective="sso_v2")
+    tokens = 4 * work.sample_tokens(build(training).nodes)
+    found = {"reference scores": 3600 * work.score(size, tokens, 1).hours}
+    found["training step"] = 3600 * work.fit(size, training, tokens, 8192).hours
     for rows in (1, 32):
         how = Decoding(batch_size=rows)
-        found[f"{rows} answers at once"] = 3600 * costs._decode(size, how, rows, PROMPT + PRINCIPLE, NEW).hours
+        found[f"{rows} answers at once"] = 3600 * work.decode(size, how, rows, PROMPT + PRINCIPLE, NEW).hours
     return found
 
 
@@ -88,12 +76,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="4 a step; the first step is not counted")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    matmul, read = rates()
-    hardware = Hardware(
-        tflops=matmul / 1e12, bandwidth_gbs=read / 2e9, training_mfu=1, decoding_mbu=1,
-        prompt_tokens=PROMPT, principle_tokens=PRINCIPLE, response_tokens=RESPONSE,
-    )  # fmt: skip
-    costs = Costs(load("config/smoke.yaml"), hardware)
+    lengths = {"prompt_tokens": PROMPT, "principle_tokens": PRINCIPLE, "response_tokens": RESPONSE}
+    machine = this_machine(False).model_copy(update=lengths)
     rows = []
     for name in args.shapes:
         width, mlp, layers = SHAPES[name]
@@ -112,11 +96,11 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             model.config.save_pretrained(folder)
-            predicted = predict(costs, shape(folder, {}))
+            predicted = predict(Arithmetic(machine), shape(folder, {}))
         for what, seconds in measure(model, tokenizer(VOCABULARY), args.samples).items():
             numbers = (predicted[what], seconds, seconds / predicted[what])
             rows.append(f"| {name} | {what} | {' | '.join(f'{number:.3g}' for number in numbers)} |")
-    print(f"\nmatmul {matmul / 1e9:.0f} GFLOP/s, reading {read / 1e9:.1f} GB/s\n")
+    print(f"\nmatmul {1e3 * machine.tflops:.0f} GFLOP/s, reading {2 * machine.bandwidth_gbs:.1f} GB/s\n")
     print("| model | what | predicted, s | measured, CPU-s | measured / predicted |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

@@ -96,6 +96,11 @@ KNOWN = sorted([f"micro_{name}" for name in MICRO] + [f"real_{name}" for name in
 """Every task's name."""
 
 
+def file_name(name: str) -> str:
+    """The name in the data folder of a judged benchmark's file (docs/evaluation_judges.md)."""
+    return {"reference": "reference.json", "difficulty": "difficulty.csv"}.get(name, f"{name}.jsonl")
+
+
 @dataclass(frozen=True)
 class Source:
     """A task with what it runs on."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from sso import records
 from sso.config import Experiment
+from sso.jobs.job import Jobs
 
 
-def build(experiment: Experiment, results: Path, out: Path) -> None:
-    """Write the report of what lies under ``results`` (the experiment's folder) to ``out``, whole or not at all.
+def build(jobs: Jobs, results: Path, out: Path) -> None:
+    """Write the report of an experiment's jobs to ``out``, whole or not at all, from what lies under ``results``.
 
     results.csv, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
     provenance.json, report.md and report.html only.
@@ -21,8 +22,8 @@ def build(experiment: Experiment, results: Path, out: Path) -> None:
     from report.collect import collect
     from report.measured import Measured
 
-    results, out = Path(results), Path(out)
-    measured = Measured(collect(experiment, results))
+    results, out, experiment = Path(results), Path(out), jobs.experiment
+    measured = Measured(collect(jobs, results))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "report"
@@ -48,7 +49,7 @@ def build(experiment: Experiment, results: Path, out: Path) -> None:
         shown = {name: text for name, text in pages.items() if name not in made or made[name].applies}
         records.write_text(folder / "report.md", _page(experiment, shown, drawn, provenance))
         charts = {name: (folder / f"figures/{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        read = samples.collect(experiment, results)
+        read = samples.collect(jobs, results)
         html = page.html(measured, made, claimed, found, charts, read, provenance)
         records.write_text(folder / "report.html", html)
         shutil.rmtree(out, ignore_errors=True)
@@ -58,7 +59,7 @@ def build(experiment: Experiment, results: Path, out: Path) -> None:
 def _provenance(collected: Any) -> dict[str, Any]:
     """Config, commits, versions and seeds, and per stage the jobs, times (s) and peak memory (MB)."""
     stages: dict[str, dict[str, float]] = {}
-    for job in collected.jobs:
+    for job in collected.records:
         row = stages.setdefault(job.get("stage", "?"), {"jobs": 0, "wall_s": 0.0, "cpu_s": 0.0, "peak_rss_mb": 0.0})
         row["jobs"] += 1
         row["wall_s"] += job.get("wall_s") or 0.0
@@ -69,9 +70,9 @@ def _provenance(collected: Any) -> dict[str, Any]:
         "experiment": experiment.experiment,
         "config_digest": records.digest(experiment.model_dump()),
         "seeds": experiment.seeds,
-        "git_commits": sorted({str(job.get("git_commit")) for job in collected.jobs if job.get("git_commit")}),
-        "git_dirty": any(job.get("git_dirty") for job in collected.jobs),
-        "versions": {k: v for job in collected.jobs for k, v in (job.get("versions") or {}).items()},
+        "git_commits": sorted({str(job.get("git_commit")) for job in collected.records if job.get("git_commit")}),
+        "git_dirty": any(job.get("git_dirty") for job in collected.records),
+        "versions": {k: v for job in collected.records for k, v in (job.get("versions") or {}).items()},
         "stages": stages,
     }
 

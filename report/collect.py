@@ -1,12 +1,11 @@
 """Every figure that an experiment has so far, as one long table, and the items behind them.
 
-Walks the grid and reads what judges and scorers wrote. A file that is not there yet is passed over; one that
+Walks the jobs and reads what judges and scorers wrote. A file that is not there yet is passed over; one that
 is there but broken is an InputError. Knows the result schemas, nothing of tables or figures.
 """
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sso.config import Experiment
 from sso.errors import InputError
+from sso.jobs.job import Jobs
 from sso.records import iter_json_lines
-from sso.settings import ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,13 +51,14 @@ class Figure:
 
 @dataclass
 class Collected:
-    """All figures of an experiment; ``jobs`` holds the *.run.json records (times, versions, commit)."""
+    """All figures of an experiment, and its jobs' records."""
 
     experiment: Experiment
     figures: dict[Key, Figure] = field(default_factory=dict)
     iterations: dict[str, list[int]] = field(default_factory=dict)
     """Arm -> its iterations, [0] for an arm without."""
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """The *.run.json files (times, versions, commit), each with its ``path``."""
     categories: dict[Key, dict[str, float]] = field(default_factory=dict)
     """Means by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise queries."""
     parameters: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Collected:
         return arms[own[0]].version if own else next(iter(arms.values())).version
 
     def frame(self) -> "pd.DataFrame":
-        """One row a figure, columns COLUMNS, in the grid's order."""
+        """One row a figure, columns COLUMNS, in the jobs' order."""
         import pandas as pd
 
         arms, rewards = self.experiment.arms, self.experiment.rewards
@@ -108,51 +108,37 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); remove it and run its job again.") from error
 
 
-def grid_of(experiment: Experiment) -> Any:
-    """workflow/grid.py's Grid, the only one who knows the paths; a console script has to be shown where it lies."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
-    from workflow.grid import Grid
-
-    return Grid(experiment)
-
-
-def collect(experiment: Experiment, results: Path, length_controlled: bool = True) -> Collected:
+def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collected:
     """All figures under ``results``, the folder of this experiment; length-controlled ones take seconds to fit."""
-    grid, found = grid_of(experiment), Collected(experiment)
+    found = Collected(jobs.experiment)
 
     def place(path: str) -> Path:
-        return results / Path(path).relative_to(grid.root)
+        return results / Path(path).relative_to(jobs.root)
 
-    for job in grid.jobs.values():
-        if job.rule not in ("judge", "data_quality", "rewardbench"):
-            continue
-        path, at = place(job.output), job.wildcards
-        name = at.get("run") or at.get("arm") or at["reward"]
-        arm, _, iteration = name.partition("/it")
+    for job in jobs.of("judge", "data_quality", "rewardbench"):
+        path, name = place(job.output), str(job.arm or job.reward)
+        at = (str(job.backbone), int(job.wildcards["seed"]), name, job.iteration)
         if job.rule == "judge":
-            known = found.iterations.setdefault(arm, [])
-            known += [int(iteration or 0)] if int(iteration or 0) not in known else []
-            figures = _judged(path, place(job.inputs["answers"]))
-            for metric, means in _categories(path, place(grid.data_files.get("eval", grid.root))):
-                found.categories[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = means
+            known = found.iterations.setdefault(name, [])
+            known += [job.iteration] if job.iteration not in known else []
+            figures = _judged(path, place(str(job.inputs["answers"])))
+            for metric, means in _categories(path, place(jobs.data_files.get("eval", jobs.root))):
+                found.categories[Key(*at, metric)] = means
         elif job.rule == "data_quality":
-            figures = _data_quality(path, place(job.inputs["reference"]))
+            figures = _data_quality(path, place(str(job.inputs["reference"])))
         else:
             figures = _rewardbench(path)
         for metric, figure in figures:
             figure.source = Path(figure.source).relative_to(results).as_posix()
-            found.figures[Key(at["backbone"], int(at["seed"]), arm, int(iteration or 0), metric)] = figure
+            found.figures[Key(*at, metric)] = figure
     if length_controlled:
-        hard = grid.data_files.get("difficulty")
+        hard = jobs.data_files.get("difficulty")
         _length_controlled(found, results, place(hard) if hard else None)
-    for job in grid.jobs.values():
-        if job.rule == "sft" and job.wildcards["backbone"] not in found.parameters:
-            count = parameter_count(place(job.output))
-            if count:
-                found.parameters[job.wildcards["backbone"]] = count
+    for job in jobs.of("sft"):
+        if str(job.backbone) not in found.parameters and (count := parameter_count(place(job.output))):
+            found.parameters[str(job.backbone)] = count
     records = sorted(path for path in results.rglob("*.run.json") if "mlartifacts" not in path.parts)
-    found.jobs = [{**read_json(path), "path": path.relative_to(results).as_posix()} for path in records]
+    found.records = [{**read_json(path), "path": path.relative_to(results).as_posix()} for path in records]
     return found
 
 

@@ -27,13 +27,12 @@ LEVELS = {"mt_bench": (10, "MT-Bench grade"), "oracle_score": (1, "oracle score"
 
 def _curves(measured: Measured, backbone: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Panel -> arm (or "") -> (step, value) points; an arm's iterations one after another."""
-    cell = f"{backbone}/s{measured.experiment.seeds[0]}/"
+    cell = {"backbone": backbone, "seed": str(measured.experiment.seeds[0])}
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for job in measured.collected.jobs:
-        if not job["path"].startswith(cell) or not job.get("metrics"):
+    for record in measured.collected.records:
+        if not cell.items() <= record.get("wildcards", {}).items() or not record.get("metrics"):
             continue
-        stage, _, rest = job["path"].removeprefix(cell).removesuffix(".run.json").partition("/")
-        arm = rest.partition("/")[0]
+        stage, arm = record["rule"], record["arm"] or ""
         if stage not in ("sft", "generator", "policy") or (arm and arm not in measured.experiment.arms):
             continue
         version = measured.experiment.arms[arm].version if arm else ""
@@ -41,7 +40,7 @@ def _curves(measured: Measured, backbone: str) -> dict[str, dict[str, list[tuple
             line = found.setdefault(panel, {}).setdefault(arm, [])
             before = line[-1][0] if line else 0
             key = PANELS[panel][1]
-            line += [(before + step, row[key]) for step, row in job["metrics"] if row.get(key) is not None]
+            line += [(before + step, row[key]) for step, row in record["metrics"] if row.get(key) is not None]
     return found
 
 

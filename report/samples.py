@@ -1,7 +1,7 @@
 """What the models said, to be read by people: some triples, pairs and answers with the judge's verdicts.
 
 The same few queries for every arm: ids are taken in the order of their digests, so the choice looks at no text.
-Of the first backbone and seed. Knows the record types and the grid's jobs, nothing of the page.
+Of the first backbone and seed. Knows the record types and the experiment's jobs, nothing of the page.
 """
 
 import hashlib
@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from eval.judging import read_references, references
-from report.collect import grid_of
-from sso.config import Experiment
 from sso.errors import InputError, first_problem
+from sso.jobs.job import Job, Jobs
 from sso.records import Answer, Message, Pair, RecordT, Triple, iter_json_lines
 
 COUNT = 20
@@ -98,37 +97,34 @@ def prompt_text(messages: list[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
-def collect(experiment: Experiment, results: Path) -> Samples:
+def collect(jobs: Jobs, results: Path) -> Samples:
     """Triples, pairs and answers that lie under ``results``; what is not there yet is left out."""
-    grid = grid_of(experiment)
+    experiment = jobs.experiment
     found = Samples(next(iter(experiment.backbones)), experiment.seeds[0])
-    at = {"backbone": found.backbone, "seed": str(found.seed)}
-    own = [job for job in grid.jobs.values() if at.items() <= job.wildcards.items()]
-    by_output = {job.output: job for job in own}
+    own = {job.output: job for job in jobs if (job.backbone, job.seed) == (found.backbone, found.seed)}
 
     def place(path: str) -> Path:
-        return results / Path(path).relative_to(grid.root)
+        return results / Path(path).relative_to(jobs.root)
 
     owners: dict[str, list[str]] = {}
-    last: dict[str, Any] = {}
-    for job in own:
-        reads = [path for path in job.reads() if path in by_output and by_output[path].rule == "sample"]
-        name = (job.wildcards.get("arm") or job.wildcards.get("run") or "").partition("/")[0]
-        for path in reads if name in experiment.arms else ():
-            owners.setdefault(path, [])
-            owners[path] += [] if experiment.arms[name].label in owners[path] else [experiment.arms[name].label]
+    last: dict[str, Job] = {}
+    for job in own.values():
+        if job.arm is None:
+            continue
+        label = experiment.arms[job.arm].label
+        for path in job.reads():
+            if path in own and own[path].rule == "sample" and label not in owners.setdefault(path, []):
+                owners[path].append(label)
         if job.rule in ("pairs", "generated_pairs"):
-            group = _pairs(place(job.output), experiment.arms[name].label, results)
+            group = _pairs(place(job.output), label, results)
             found.pairs += [group] if group.samples else []
         if job.rule == "judge":
-            last[name] = job
+            last[label] = job
     for path, labels in owners.items():
         group = _triples(place(path), ", ".join(labels), results)
         found.triples += [group] if group.samples else []
-    runs = {experiment.arms[name].label: job for name, job in last.items()}
-    _answers(
-        found, place(grid.data_folder), {k: (place(j.inputs["answers"]), place(j.output)) for k, j in runs.items()}
-    )
+    runs = {label: (place(str(job.inputs["answers"])), place(job.output)) for label, job in last.items()}
+    _answers(found, place(jobs.data_folder), runs)
     return found
 
 

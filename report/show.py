@@ -8,6 +8,7 @@ from report.collect import collect
 from report.measured import Measured, specs
 from sso.config import Experiment, load
 from sso.errors import InputError
+from sso.jobs.job import Jobs
 
 FORMATS = {"markdown": render.markdown, "latex": render.latex, "csv": render.table_csv}
 
@@ -39,11 +40,11 @@ def name_of(version: str, table: str) -> str:
     raise InputError(f"sso table: {version} has no table {table!r}; there are {', '.join(there)}.")
 
 
-def show(experiment: Experiment, results: Path, version: str, table: str, form: str = "terminal") -> None:
+def show(jobs: Jobs, results: Path, version: str, table: str, form: str = "terminal") -> None:
     """Print one table of what lies under ``results``."""
     name = name_of(version, table)
     fitted = "alpaca_eval2_lc" in specs()["tables"][name]["columns"]
-    measured = Measured(collect(experiment, results, fitted))
+    measured = Measured(collect(jobs, results, fitted))
     made = tables.table(measured, name)
     if form != "terminal":
         sys.stdout.write(FORMATS[form](measured, made))

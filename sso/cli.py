@@ -291,31 +291,28 @@ def loss(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Tables and figures."""
     from report import build
+    from workflow.experiment import Grid
 
     experiment = load(args.config)
     with tracking.run(args.out, "report", {"experiment": experiment.experiment}, {"config": args.config}):
         end_start_up()
-        build(experiment, args.results, args.out)
+        build(Grid(experiment), args.results, args.out)
 
 
 def plan(args: argparse.Namespace) -> None:
     """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
-    from report.collect import grid_of
-
-    grid = grid_of(load(args.configfile))
+    from workflow.experiment import Grid
     from workflow.plan import show
 
-    show(grid, args.measured)
+    show(Grid(load(args.configfile)), args.measured)
 
 
 def doctor(args: argparse.Namespace) -> None:
     """What is missing for a run, a line a problem; exit code 1 where there is one."""
-    from report.collect import grid_of
-
-    grid = grid_of(load(args.configfile))
     from workflow.doctor import problems
+    from workflow.experiment import Grid
 
-    found = list(problems(grid))
+    found = list(problems(Grid(load(args.configfile))))
     for problem in found:
         print(problem)
     if found:
@@ -327,12 +324,10 @@ def pin(args: argparse.Namespace) -> None:
     """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
     import yaml
 
-    from report.collect import grid_of
     from sso import hub
+    from workflow.hub_names import hub_names, repositories, unpinned
 
-    experiment = grid_of(load(args.configfile)).experiment
-    from workflow.grid import hub_names, repositories, unpinned
-
+    experiment = load(args.configfile)
     if args.update:
         wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
     else:
@@ -344,8 +339,10 @@ def pin(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     """One table of a run."""
     from report.show import find, show
+    from workflow.experiment import Grid
 
-    show(*find(args.experiment, args.config, args.results), args.version, args.table, args.format)
+    experiment, results = find(args.experiment, args.config, args.results)
+    show(Grid(experiment), results, args.version, args.table, args.format)
 
 
 def sync(args: argparse.Namespace) -> None:

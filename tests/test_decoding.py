@@ -20,7 +20,11 @@ from sso.packing import tokenize
 from sso.records import Message, Pair
 from sso.sampling.transformers_engine import TransformersEngine
 from tests.conftest import REPOSITORY
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.check import check
+from workflow.costs import Costs
+from workflow.experiment import Grid
+from workflow.hub_names import hub_names
 from workflow.plan import show
 
 SPECIAL = ["<s>", "<doc_end>", "<turn>", "<turn_end>"]
@@ -208,15 +212,15 @@ def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
     file = REPOSITORY / "config" / f"paper_{version}.yaml"
     named = [task["name"] for task in yaml.safe_load(file.read_text())["evaluation"]["tasks"]]
     assert len(named) == 4 and "real_gsm8k" in named
-    grid = grids.Grid(grids.load([file], {}))
-    jobs = [job for job in grid.jobs.values() if job.rule == "evaluate" and "/base/" in job.output]
+    grid = Grid(experiments.load([file], {}))
+    jobs = [job for job in grid if job.rule == "evaluate" and "/base/" in job.output]
     assert len(jobs) == len(grid.experiment.backbones)
     full = [job for job in jobs if json.loads(job.params["settings"])["tasks"]]
     assert full and all([t["name"] for t in json.loads(j.params["settings"])["tasks"]] == named for j in full)
     columns = yaml.safe_load((REPOSITORY / "report" / "tables.yaml").read_text())["tables"][table]["columns"]
     assert {name.removeprefix("real_") for name in named} <= set(columns)
     assert set(named) <= set(BENCHMARKS)
-    cost = grid.cost(full[0])
+    cost = Costs(grid.experiment).of(full[0])
     without = json.loads(full[0].params["settings"])
     assert cost.tokens > 0 and len(without["tasks"]) == 4
     assert capsys.readouterr().err == ""
@@ -227,15 +231,15 @@ def test_a_benchmark_that_is_not_known_stops_the_run_before_it_starts():
         ([{"name": "real_gsm9k"}], "unknown task 'real_gsm9k'; known: "),
         ([{"name": "real_gsm8k"}, {"name": "real_gsm8k"}], "real_gsm8k is named twice"),
     ):
-        experiment = grids.load([REPOSITORY / "config" / "paper_v2.yaml"], {"evaluation": {"tasks": tasks}})
+        experiment = experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], {"evaluation": {"tasks": tasks}})
         with pytest.raises(InputError, match=sentence):
-            grids.check(experiment)
+            check(experiment)
     one_arm = {"arms": {"sso": {"evaluation": {"tasks": [{"name": "real_nothing"}]}}}}
     with pytest.raises(InputError, match="unknown task 'real_nothing'"):
-        grids.check(grids.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm))
+        check(experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm))
     # The plan would have no price for it.
     with pytest.raises(InputError, match="unknown task 'real_nothing'"):
-        show(grids.Grid(grids.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm)))
+        show(Grid(experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], one_arm)))
 
 
 class Echo:
@@ -253,7 +257,7 @@ class Echo:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_open_benchmarks_are_asked_and_judged_as_their_owners_do(version, tmp_path):
-    settings = grids.load([REPOSITORY / "config" / f"paper_{version}.yaml"], {}).evaluation
+    settings = experiments.load([REPOSITORY / "config" / f"paper_{version}.yaml"], {}).evaluation
     settings = settings.model_copy(update={"mt_bench": True, "arena_hard": True})
     (tmp_path / "reference.json").write_text('[{"instruction": "a", "output": "b", "generator": "g"}]')
     turns = [{"question_id": i, "category": c, "turns": ["a", "b"]} for i, c in enumerate(("writing", "math", "stem"))]
@@ -279,15 +283,15 @@ def test_open_benchmarks_are_asked_and_judged_as_their_owners_do(version, tmp_pa
 
 
 def test_a_judge_of_one_benchmark_is_no_setting_of_answers_and_has_its_price():
-    def build(judges: dict) -> grids.Grid:
+    def build(judges: dict) -> Grid:
         given = {"evaluation": {"judges": judges}}
-        return grids.Grid(grids.load([REPOSITORY / "config" / "paper_v2.yaml"], given))
+        return Grid(experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], given))
 
     dear, other = build({"mt_bench": {"price_output": 600}}), build({"mt_bench": {"model": "another"}})
     for rule, same in (("evaluate", True), ("data_quality", True), ("judge", False)):
-        jobs = [[job.params["settings"] for job in grid.jobs.values() if job.rule == rule] for grid in (dear, other)]
+        jobs = [[job.params["settings"] for job in grid if job.rule == rule] for grid in (dear, other)]
         assert (jobs[0] == jobs[1]) is same, rule
-    money = [sum(grid.cost(job).money for job in grid.jobs.values() if job.rule == "judge") for grid in (dear, other)]
+    money = [sum(Costs(grid.experiment).of(job).money for job in grid if job.rule == "judge") for grid in (dear, other)]
     assert money[0] > money[1] > 0
 
 
@@ -303,17 +307,17 @@ def test_a_misspelt_judge_of_one_benchmark_is_told_at_once():
         ({"tasks": [{"nmae": "f"}]}, "unknown key `evaluation.tasks.0.nmae`; did you mean `name`?"),
     ):
         with pytest.raises(InputError) as told:
-            grids.load(file, {"evaluation": own})
+            experiments.load(file, {"evaluation": own})
         assert said in str(told.value)
 
 
 def test_llama_bases_have_the_llama3_template():
-    grid = grids.Grid(grids.load([REPOSITORY / "config" / "paper_v1.yaml"], {}))
+    grid = Grid(experiments.load([REPOSITORY / "config" / "paper_v1.yaml"], {}))
     templates = {
         job.wildcards["backbone"]: json.loads(job.params["settings"])["chat_template"].partition("@")[0]
-        for job in grid.jobs.values()
+        for job in grid
         if job.rule == "sft"
     }
     llama = "meta-llama/Meta-Llama-3-8B-Instruct"
     assert templates == {"llama31_sft": llama, "llama3_sft": llama, "qwen2_sft": "Qwen/Qwen2-7B-Instruct"}
-    assert llama in {name.partition("@")[0] for name in grids.hub_names(grid.experiment)}
+    assert llama in {name.partition("@")[0] for name in hub_names(grid.experiment)}

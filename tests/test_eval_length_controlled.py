@@ -18,7 +18,8 @@ from eval.length_controlled import fit_difficulty, read_annotations, read_table,
 from eval.length_controlled import length_controlled as controlled
 from sso.config import OFFICIAL_DIFFICULTY, load
 from sso.errors import InputError
-from workflow import grid as grids
+from workflow.check import check
+from workflow.experiment import Grid
 
 
 def length_controlled(rows, table=None):
@@ -237,13 +238,13 @@ def test_an_experiments_difficulties_are_fetched_by_its_data_job_and_checked_bef
     for version in ("v1", "v2"):
         named = load(f"config/paper_{version}.yaml").evaluation.difficulty
         assert re.sub("@[0-9a-f]{40}", "", named) == OFFICIAL_DIFFICULTY != named  # pinned
-    made = grids.Grid(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "hub"}}))
-    assert made.benchmark_files["difficulty"] == named
+    made = Grid(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "hub"}}))
+    assert json.loads(made.find("data", {}).params["settings"])["files"]["difficulty.csv"] == named
     assert made.data_files["difficulty"].endswith("difficulty.csv")
     none = load("config/paper_v2.yaml", {"evaluation": {"difficulty": None}})
-    assert "difficulty" not in grids.Grid(none).data_files
+    assert "difficulty" not in Grid(none).data_files
     with pytest.raises(InputError, match=r"evaluation\.difficulty: nowhere\.csv: no such file"):
-        grids.check(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "nowhere.csv"}}))
+        check(load("config/paper_v2.yaml", {"evaluation": {"difficulty": "nowhere.csv"}}))
     with pytest.raises(InputError, match=r"evaluation\.difficulty: one for all"):
         load("config/paper_v2.yaml", {"arms": {"sso": {"evaluation": {"difficulty": "own.csv"}}}})
     with pytest.raises(InputError, match=r"evaluation\.difficulty"):

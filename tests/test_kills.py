@@ -11,18 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from sso.jobs.job import Job
 from tests import processes
 from tests.conftest import REPOSITORY
 from tests.processes import until
 from tests.test_smoke import CONFIG, ROOT, run, tables
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.experiment import Grid
 
 KILLS_A_RULE = 2
 TARGETS = {"group": 4, "snakemake": 4, "shell": 1, "command": 1, "warm": 1}
 """What is killed, and how often beside the others."""
 
 
-GRID = grids.Grid(grids.load([CONFIG], {}))
+GRID = Grid(experiments.load([CONFIG], {}))
 
 
 def snakemake(folder: Path, *arguments: str) -> list[str]:
@@ -30,21 +32,21 @@ def snakemake(folder: Path, *arguments: str) -> list[str]:
     return [*command, "--configfile", str(CONFIG), "--cores", "all", *arguments]
 
 
-def stages() -> list[list[grids.Job]]:
+def stages() -> list[list[Job]]:
     """All jobs that run a command, by rule, in the order in which rules can first run."""
-    rules: dict[str, list[grids.Job]] = {}
-    for job in GRID._in_order({path: maker for maker in GRID.jobs.values() for path in GRID.makes(maker)}):
+    rules: dict[str, list[Job]] = {}
+    for job in GRID.in_order():
         if job.rule != "config":
             rules.setdefault(job.rule, []).append(job)
     return list(rules.values())
 
 
-def log_of(job: grids.Job) -> str:
+def log_of(job: Job) -> str:
     """The log of a job, which tells its shell from the others'; the data's are one folder's."""
     return f"logs/{job.output.removeprefix(f'{ROOT}/')}.log"
 
 
-def victims(target: str, main: int, job: grids.Job, environment: dict[str, str]) -> list[int]:
+def victims(target: str, main: int, job: Job, environment: dict[str, str]) -> list[int]:
     """Processes to kill, main ones first."""
     alive = processes.marked(environment)
     if target == "group":
@@ -58,11 +60,11 @@ def victims(target: str, main: int, job: grids.Job, environment: dict[str, str])
     return [pid for pid, line in alive.items() if f"--out {job.output}" in line and "-c" not in line.split()][:1]
 
 
-def strike(folder: Path, job: grids.Job, target: str, delay: float, environment: dict[str, str]) -> bool:
+def strike(folder: Path, job: Job, target: str, delay: float, environment: dict[str, str]) -> bool:
     """Start the workflow and kill ``target`` when ``job`` has run for ``delay`` s; whether it was there to be hit."""
     # A job that an earlier attempt has finished runs again, as after a change.
     again = ["--forcerun", job.rule] if (folder / job.output).exists() else []
-    command = snakemake(folder, *again, "--", GRID.makes(job)[0])
+    command = snakemake(folder, *again, "--", job.outputs[0])
     with (folder / "snakemake.log").open("a") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 

@@ -23,22 +23,26 @@ from sso.train.settings import Training
 from tests.conftest import REPOSITORY
 from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
-from workflow import grid as grids
-from workflow.costs import OVERHEAD_H, Costs, Shape, this_machine
+from workflow.arithmetic import OVERHEAD_H, Arithmetic
+from workflow.experiment import Grid
+from workflow.hub_names import hub_names, repositories
+from workflow.machine import this_machine
 from workflow.plan import show, totals, warnings
+from workflow.rules import Rules
+from workflow.shapes import Shape
 
 CONFIG = REPOSITORY / "config"
 
 
-def paper(version: str) -> grids.Grid:
-    return grids.Grid(load(CONFIG / f"paper_{version}.yaml"))
+def paper(version: str) -> Grid:
+    return Grid(load(CONFIG / f"paper_{version}.yaml"))
 
 
-def judged(grid: grids.Grid, arms: set[str], backbones: set[str]) -> int:
+def judged(grid: Grid, arms: set[str], backbones: set[str]) -> int:
     """Judge jobs of a table: its arms (all their iterations) on its backbones."""
     return sum(
         job.rule == "judge" and job.wildcards["run"].split("/")[0] in arms and job.wildcards["backbone"] in backbones
-        for job in grid.jobs.values()
+        for job in grid
     )
 
 
@@ -73,14 +77,14 @@ def test_each_table_has_its_jobs(version, table, arms, backbones, expected):
 )
 def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expected):
     grid = paper(version)
-    jobs = [job for job in grid.jobs.values() if job.rule in ("mixture", "reward_model", "rewardbench")]
+    jobs = [job for job in grid if job.rule in ("mixture", "reward_model", "rewardbench")]
     assert {job.wildcards["backbone"] for job in jobs} == {backbone} and len(jobs) == 3 * expected
     mixed = next(j for j in jobs if j.rule == "mixture" and j.wildcards["reward"] == "skywork_sso")
     sources = json.loads(mixed.params["settings"])["sources"]
     assert sources[0]["path"] == "Skywork/Skywork-Reward-Preference-80K-v0.2" and sources[0]["limit"] == 80_000
     # v1's SSO has pairs in the triples of three iterations.
     assert sum(source["limit"] for source in sources[1:]) == 60_000 and len(sources) == {"v2": 2, "v1": 4}[version]
-    names = grids.repositories(grids.hub_names(grid.experiment))
+    names = repositories(hub_names(grid.experiment))
     assert names["Skywork/Skywork-Reward-Preference-80K-v0.2"][0] == names["allenai/reward-bench"][0] == "dataset"
 
 
@@ -91,23 +95,23 @@ def test_reward_tables_have_their_models(version, expected):
 
 def test_generators_train_on_8k_queries_and_policies_on_60k():
     grid = paper("v2")
-    drawn = grid.jobs["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
+    drawn = grid.by_output["results/paper_v2/llama3_sft/s0/triples/v2/triples.jsonl"]
     assert drawn.params["options"] == ["--limit", "8000"]
-    pbaa = grid.jobs["results/paper_v2/llama3_sft/s0/pairs/pbaa/pairs.jsonl"]
+    pbaa = grid.by_output["results/paper_v2/llama3_sft/s0/pairs/pbaa/pairs.jsonl"]
     assert pbaa.rule == "generated_pairs" and pbaa.params["generator"] == "BAAI/Infinity-Instruct-3M-0625-Llama3-8B"
-    sso = grid.jobs["results/paper_v2/llama3_sft/s0/pairs/sso/pairs.jsonl"]
+    sso = grid.by_output["results/paper_v2/llama3_sft/s0/pairs/sso/pairs.jsonl"]
     assert sso.params["generator"] == "results/paper_v2/llama3_sft/s0/generator/sso"
-    weak = grid.jobs["results/paper_v2/llama3_sft/s0/generator/sso_weak"]
+    weak = grid.by_output["results/paper_v2/llama3_sft/s0/generator/sso_weak"]
     assert weak.inputs["data"].endswith("triples/v2_weak/triples.jsonl")
 
 
 def test_v1_iterations_of_ultrafeedback_read_a_third_each():
     grid = paper("v1")
-    second = grid.jobs["results/paper_v1/llama31_sft/s0/policy/ultrafeedback/it2"]
+    second = grid.by_output["results/paper_v1/llama31_sft/s0/policy/ultrafeedback/it2"]
     assert second.inputs["data"] == "results/paper_v1/data/preferences2of3.jsonl"
     assert second.inputs["model"].endswith("policy/ultrafeedback/it1")
-    offline = grid.jobs["results/paper_v1/llama31_sft/s0/policy/sso_offline"]
-    principles = grid.jobs[grid.jobs[offline.inputs["data"]].inputs["principles"]]
+    offline = grid.by_output["results/paper_v1/llama31_sft/s0/policy/sso_offline"]
+    principles = grid.by_output[grid.by_output[offline.inputs["data"]].inputs["principles"]]
     assert principles.inputs["queries"] == "results/paper_v1/data/queries_all.jsonl"
 
 
@@ -128,50 +132,50 @@ def test_every_assumed_value_is_a_key_of_the_config():
 
 
 def test_what_vllm_draws_runs_in_its_own_environment():
-    grid = paper("v2")
+    ask = Rules(paper("v2").experiment)
     at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
     keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
     for rule, names in keys.items():
         cell = [] if rule == "principles" else ["backbone", "seed"]
         wildcards = {name: at[name] for name in [*cell, *names]}
-        assert grid.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
-        assert grid.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+        assert ask.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
+        assert ask.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
 
 
 # Costs.
 
 
 def test_training_memory_and_hours_by_hand():
-    costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(tflops=1000, training_mfu=0.5))
+    work = Arithmetic(Hardware(tflops=1000, training_mfu=0.5))
     size = Shape(8e9, 32, 4096, 1024, 128_000)
     how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
-    cost = costs._fit(size, how, 1e9, 4096)
+    cost = work.fit(size, how, 1e9, 4096)
     assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
     assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
     # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
     states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
-    assert costs._fit(size, how.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
+    assert work.fit(size, how.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
 
 
 def test_decoding_reads_the_weights_once_a_step():
-    costs = Costs(load(CONFIG / "paper_v2.yaml"), Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
+    work = Arithmetic(Hardware(bandwidth_gbs=1000, decoding_mbu=0.5, sequences=1))
     size = Shape(8e9, 32, 4096, 0, 128_000)
-    cost = costs._decode(size, Decoding(engine="vllm"), 10, 0, 100)
+    cost = work.decode(size, Decoding(engine="vllm"), 10, 0, 100)
     assert cost.hours == pytest.approx(10 * 100 * 16e9 / 0.5e12 / 3600)
 
 
 def test_plan_warns_of_what_cannot_fit():
     values = read_yaml(CONFIG / "paper_v2.yaml")
-    whole = grids.Grid(parse(values, "c"))
+    whole = Grid(parse(values, "c"))
     assert list(warnings(whole)) == []
     principles = {**values["principles"], "tensor_parallel": 1, "devices": 8}
     assert any(
         line.startswith("principles: about")
-        for line in warnings(grids.Grid(parse({**values, "principles": principles}, "c")))
+        for line in warnings(Grid(parse({**values, "principles": principles}, "c")))
     )
     few = {**values, "hardware": {**values["hardware"], "gpus": 4}}
-    assert any("wants 8 GPUs of 4" in line for line in warnings(grids.Grid(parse(few, "c"))))
+    assert any("wants 8 GPUs of 4" in line for line in warnings(Grid(parse(few, "c"))))
 
 
 def test_a_config_that_names_no_hardware_is_planned_for_a_core_of_this_machine(capsys):
@@ -182,20 +186,20 @@ def test_a_config_that_names_no_hardware_is_planned_for_a_core_of_this_machine(c
     assert 0 < minutes < 500
     # Lengths are the micro-world's there, and a checkpoint's prompts are as long as the paper's.
     assert this_machine(True).prompt_tokens < this_machine(False).prompt_tokens
-    assert not [*warnings(grids.Grid(load("config/micro.yaml")))]
+    assert not [*warnings(Grid(load("config/micro.yaml")))]
 
 
 def test_fewer_arms_cost_less():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     arms = {name: values["arms"][name] for name in ("base", "pbaa", "sso")}
-    some = totals(grids.Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
+    some = totals(Grid(parse({**values, "arms": arms, "rewards": {}, "assumed": {}}, "c")))
     assert 0 < some["gpu_hours"] < totals(paper("v2"))["gpu_hours"]
 
 
 def test_requests_of_a_served_writer_are_a_whole_number(capsys):
     values = read_yaml(CONFIG / "paper_v2.yaml")
     writer = {"kind": "endpoint", "endpoint": {"model": "m"}}
-    served = grids.Grid(parse({**values, "principles": writer, "assumed": {}}, "c"))
+    served = Grid(parse({**values, "principles": writer, "assumed": {}}, "c"))
     assert totals(served)["requests"] > totals(paper("v2"))["requests"]
     show(served)
     assert re.search(r" \d[\d,]* judge requests", " ".join(capsys.readouterr().out.split()))
@@ -238,10 +242,9 @@ def test_a_profile_keeps_what_it_says_beside_the_default_one(name, tmp_path, mon
 
 def test_a_retry_asks_for_more_time():
     grid = paper("v2")
-    at = next(job.wildcards for job in grid.jobs.values() if job.rule == "policy")
-    ask = grid.resource("policy", "runtime")
-    assert ask(at, attempt=2) >= 2 * ask(at, attempt=1) - 1 > 30
-    assert grid.resource("policy", "gpu")(at, attempt=2) == grid.resource("policy", "gpu")(at)
+    at, ask = grid.of("policy")[0].wildcards, Rules(grid.experiment).resources("policy")
+    assert ask["runtime"](at, attempt=2) >= 2 * ask["runtime"](at, attempt=1) - 1 > 30
+    assert ask["gpu"](at, attempt=2) == ask["gpu"](at)
 
 
 # GPUs of one machine.
@@ -556,7 +559,7 @@ def test_the_papers_grid_runs_to_its_tables_on_stand_ins_without_a_network(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with serving(tmp_path / "server") as server:
         values = stand_ins(version, tmp_path, tiny_checkpoint, server.url)
-        assert grids.hub_names(parse(values, "c")) == {}
+        assert hub_names(parse(values, "c")) == {}
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
         done = snakemake("--cores", "2", "--configfile", str(tmp_path / "c.yaml"), cwd=tmp_path, timeout=3000)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

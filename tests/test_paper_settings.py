@@ -22,7 +22,8 @@ from sso.settings import Backbone, read_yaml
 from sso.train.settings import Optimization, Training
 from tests.conftest import REPOSITORY
 from workflow import doctor
-from workflow import grid as grids
+from workflow.experiment import Grid
+from workflow.hub_names import hub_names, repositories, unpinned
 
 CONFIG = REPOSITORY / "config"
 VERSIONS = ("v1", "v2")
@@ -170,23 +171,23 @@ def test_betas_and_decay_reach_deepspeeds_own_optimizer(tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_papers_configs_take_from_the_hub_is_pinned(version):
     experiment = load(CONFIG / f"paper_{version}.yaml")
-    free = grids.unpinned(experiment)
+    free = unpinned(experiment)
     # No public file told a commit of these; `sso pin` asks the hub.
     assert {name.partition("/")[0] for name in free} == {"BAAI", "Skywork"}
-    known = grids.repositories(grids.hub_names(experiment))
+    known = repositories(hub_names(experiment))
     assert len(known) > 9 and all(re.fullmatch("[0-9a-f]{40}", of[1]) for name, of in known.items() if name not in free)
-    told = [line for line in doctor.problems(grids.Grid(experiment)) if line.startswith("revisions: ")]
+    told = [line for line in doctor.problems(Grid(experiment)) if line.startswith("revisions: ")]
     assert len(told) == 1 and all(name in told[0] for name in free) and "sso pin" in told[0]
 
 
 def test_a_branch_is_no_pin():
     over = {"backbones": {"qwen2_instruct": {"path": "Qwen/Qwen2-7B-Instruct", "revision": "main"}}}
-    assert grids.unpinned(load(CONFIG / "paper_v2.yaml", over))["Qwen/Qwen2-7B-Instruct"] == "model"
+    assert unpinned(load(CONFIG / "paper_v2.yaml", over))["Qwen/Qwen2-7B-Instruct"] == "model"
 
 
 def test_revisions_reach_the_jobs():
     given = {"BAAI/Infinity-Instruct-3M-0625-Llama3-8B": COMMIT, "Skywork/Skywork-Reward-Preference-80K-v0.2": OTHER}
-    jobs = grids.Grid(load(CONFIG / "paper_v2.yaml", {"revisions": given})).jobs
+    jobs = Grid(load(CONFIG / "paper_v2.yaml", {"revisions": given})).by_output
     cell = "results/paper_v2/llama3_sft/s0"
     assert jobs[f"{cell}/triples/v2/triples.jsonl"].params["model"].endswith(f"Llama3-8B@{COMMIT}")
     principles = jobs["results/paper_v2/principles/v2_1.jsonl"].params["options"]
@@ -323,7 +324,7 @@ def test_pin_tells_the_commits_of_today(monkeypatch, tmp_path, capsys):
     assert dict(asked) == free and made == {"revisions": {**before, **dict.fromkeys(free, OTHER)}}
     # It is what a config takes.
     (tmp_path / "pinned.yaml").write_text(yaml.safe_dump({"extends": file, **made}))
-    assert grids.unpinned(load(tmp_path / "pinned.yaml")) == {}
+    assert unpinned(load(tmp_path / "pinned.yaml")) == {}
     asked.clear()
     assert main(["pin", "--configfile", file, "--update", "--out", str(tmp_path / "new.yaml")]) == 0
     assert ("lmsys/mt-bench", "space") in asked and len(asked) == len(set(asked)) == len(before) + 2

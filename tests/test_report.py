@@ -15,10 +15,11 @@ from rich.console import Console
 
 import report
 from report import claims, measured, render, tables
-from report.collect import Collected, Figure, Key, collect, grid_of
+from report.collect import Collected, Figure, Key, collect
 from report.measured import Measured
 from sso.config import load
 from sso.errors import InputError
+from workflow.experiment import Grid
 
 ITEMS = 200
 CHARTS = ("figure3", "ablation", "ablation_v1", "v1_iterations")
@@ -44,12 +45,12 @@ def experiment(**over):
 
 def tree(made, results: Path, skip: tuple[str, ...] = ()) -> Path:
     """Fill ``results`` with synthetic outputs of every job that the report reads, except of arms in ``skip``."""
-    grid = grid_of(made)
+    grid = Grid(made)
     if made.evaluation.difficulty:
         path = results / "data/difficulty.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("index,instruction_difficulty\n" + "".join(f"{i},{i % 7 - 3}\n" for i in range(ITEMS)))
-    for job in grid.jobs.values():
+    for job in grid:
         at = job.wildcards
         name = at.get("run") or at.get("arm") or at.get("reward") or ""
         arm, _, iteration = name.partition("/it")
@@ -152,7 +153,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def built(tmp_path_factory):
     made = experiment()
     results = tree(made, tmp_path_factory.mktemp("r") / "micro")
-    report.build(made, results, results / "report")
+    report.build(Grid(made), results, results / "report")
     return made, results, results / "report"
 
 
@@ -201,7 +202,7 @@ def test_length_controlled_win_rates_are_filled_in(tmp_path):
     for arm in ("base", "pbaa"):
         path = results / f"qwen2/s0/eval/{arm}/judged/scores.json"
         dump(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "alpaca_eval2_lc"})
-    found = collect(made, results).figures
+    found = collect(Grid(made), results).figures
     raw, fitted = (found[Key("qwen2", 0, "pbaa", 0, f"alpaca_eval2_{kind}")] for kind in ("wr", "lc"))
     assert 0 < fitted.value < 100 and fitted.value != raw.value and fitted.stderr > 0
     assert fitted.source == "qwen2/s0/eval/pbaa/judged/pairwise.jsonl"
@@ -212,7 +213,7 @@ def test_a_length_controlled_rate_says_which_fit_it_is_of_and_a_raw_one_is_marke
     results = tree(made, tmp_path / "micro")
     path = results / "qwen2/s0/eval/base/judged/pairwise.jsonl"
     jsonl(path, [{**json.loads(line), "preference": 0.0} for line in path.read_text().splitlines()])
-    known = Measured(collect(made, results))
+    known = Measured(collect(Grid(made), results))
     shown = tables.table(known, "v2_table1")
     why = "† The raw win rate, which is not length-controlled (all preferences are equal)."
     column = "AlpacaEval 2 LC, no difficulties (%)"
@@ -225,7 +226,7 @@ def test_a_length_controlled_rate_says_which_fit_it_is_of_and_a_raw_one_is_marke
     assert rows["base"]["alpaca_eval2_lc_fit"] == "raw: all preferences are equal"
     assert rows["sso"]["alpaca_eval2_lc_fit"] == "no difficulties"
     # The raw rate is told in a difference from it too, and on the page.
-    report.build(made, results, results / "report")
+    report.build(Grid(made), results, results / "report")
     page = (results / "report/report.html").read_text()
     assert column in page and ">0.0†<" in page and why in page
     said = {r["arm"]: r["measure"] for r in rows_of(results / "report/results.csv") if r["metric"].endswith("lc")}
@@ -290,7 +291,7 @@ def test_reward_models_have_binomial_errors(built):
     made, results, out = built
     rows = rows_of(out / "tables/v2_table2.csv")
     assert {r["paper_backbone"] for r in rows} == {"Llama3-8B-Instruct"}
-    figure = collect(made, results).figures[Key("qwen2", 0, "sso", 0, "rewardbench_avg")]
+    figure = collect(Grid(made), results).figures[Key("qwen2", 0, "sso", 0, "rewardbench_avg")]
     # sqrt(.9*.1 + .6*.4 + .8*.2 + .5*.5) / sqrt(100) / 4, in percent
     assert figure.stderr == pytest.approx(100 * math.sqrt(0.74) / 10 / 4)
     assert {r["arm"] for r in rows} == set(made.rewards)
@@ -388,7 +389,7 @@ def test_equal_results_give_equal_bytes(built, tmp_path):
     made, _, out = built
     other = tree(made, tmp_path / "elsewhere" / "micro")
     dump(other / "qwen2/s0/sft.run.json", {"stage": "sft", "wall_s": 99.0, "git_commit": "other"})
-    report.build(made, other, tmp_path / "report")
+    report.build(Grid(made), other, tmp_path / "report")
     first, second = files_of(out), files_of(tmp_path / "report")
     timed = {"report.md", "report.html", "provenance.json"}
     assert first.keys() == second.keys()
@@ -399,7 +400,7 @@ def test_equal_results_give_equal_bytes(built, tmp_path):
 def test_missing_arms_are_named_and_nothing_is_invented(tmp_path):
     made = experiment(arms={"l_plus": None, "sso_v1": None}, seeds=[0])
     results = tree(made, tmp_path / "micro", skip=("l_minus", "pbaa_v1"))
-    report.build(made, results, tmp_path / "out")
+    report.build(Grid(made), results, tmp_path / "out")
     text = (tmp_path / "out/tables/v2_table3.md").read_text()
     assert "no such arm in this experiment: l_plus" in text and "no results yet: L- only" in text
     assert {r["arm"] for r in rows_of(tmp_path / "out/tables/v2_table3.csv")} == {"base", "pbaa", "sso"}
@@ -413,16 +414,16 @@ def test_a_missing_seed_shows_in_the_cell(tmp_path):
     made = experiment()
     results = tree(made, tmp_path / "micro")
     (results / "qwen2/s1/eval/sso/judged/scores.json").unlink()
-    report.build(made, results, tmp_path / "out")
+    report.build(Grid(made), results, tmp_path / "out")
     line = next(x for x in (tmp_path / "out/tables/v2_table1.md").read_text().splitlines() if x.startswith("| SSO |"))
     assert "70.0" in line and "(1 of 2 seeds)" in line
 
 
 def test_smoke_and_empty_folders_do_not_crash(tmp_path):
     made = load("config/smoke.yaml")
-    report.build(made, tmp_path / "nothing", tmp_path / "out")
+    report.build(Grid(made), tmp_path / "nothing", tmp_path / "out")
     assert "No results of this table yet." in (tmp_path / "out/report.md").read_text()
-    report.build(made, tree(made, tmp_path / "smoke"), tmp_path / "out")
+    report.build(Grid(made), tree(made, tmp_path / "smoke"), tmp_path / "out")
     assert "iteration 1" in (tmp_path / "out/tables/v1_table1.md").read_text()
 
 
@@ -431,7 +432,7 @@ def test_a_broken_file_is_named(tmp_path):
     results = tree(made, tmp_path / "micro")
     (results / "qwen2/s0/eval/base/judged/scores.json").write_text("{")
     with pytest.raises(InputError, match=r"eval/base/judged/scores.json: not valid JSON"):
-        report.build(made, results, tmp_path / "out")
+        report.build(Grid(made), results, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -450,7 +451,7 @@ def test_a_checkpoint_and_its_data_are_named(tmp_path):
         },
         "test",
     )
-    report.build(made, tmp_path / "local", tmp_path / "out")
+    report.build(Grid(made), tmp_path / "local", tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "data: prompts.jsonl" in text and "checkpoint some-0.5B" in text and "micro" not in text.lower()
 
@@ -460,7 +461,7 @@ def paper(request, tmp_path_factory):
     """Tables of a config of the paper's size over made-up figures: ours are invented, the paper's are not."""
     made = load(f"config/{request.param}.yaml")
     results = tree(made, tmp_path_factory.mktemp("p") / request.param)
-    known = measured.Measured(collect(made, results))
+    known = measured.Measured(collect(Grid(made), results))
     return known, {name: tables.table(known, name) for name in known.content["tables"]}
 
 
@@ -544,16 +545,16 @@ def test_an_arm_is_found_by_method_and_loss(paper):
 
 def test_another_loss_than_the_versions_is_said(tmp_path):
     made = load("config/micro.yaml", {"trainings": {"policy": {"base_loss": "ipo"}}})
-    known = measured.Measured(collect(made, tree(made, tmp_path / "micro")))
+    known = measured.Measured(collect(Grid(made), tree(made, tmp_path / "micro")))
     assert [row.label for row in tables.table(known, "v2_table6").rows["qwen2"]][-1] == "SSO (IPO)"
-    assert not tables.table(measured.Measured(collect(experiment(), tmp_path / "micro")), "v2_table6").applies
+    assert not tables.table(measured.Measured(collect(Grid(experiment()), tmp_path / "micro")), "v2_table6").applies
 
 
 def test_an_arm_named_as_its_method_goes_before_others_of_that_method(tmp_path):
     made = load("config/micro.yaml")
     other = made.arms["sso"].model_copy(update={"label": "another SSO"})
     known = measured.Measured(
-        collect(made.model_copy(update={"arms": {"another": other, **made.arms}}), tree(made, tmp_path / "micro"))
+        collect(Grid(made.model_copy(update={"arms": {"another": other, **made.arms}})), tree(made, tmp_path / "micro"))
     )
     assert known.arm("sso", "v2") == "sso"
     assert "another SSO" not in [row.label for row in tables.table(known, "v2_table1").rows["qwen2"]]
@@ -561,7 +562,7 @@ def test_an_arm_named_as_its_method_goes_before_others_of_that_method(tmp_path):
 
 def test_arena_hard_has_the_papers_interval(tmp_path):
     made = load("config/paper_v2.yaml")
-    known = measured.Measured(collect(made, tree(made, tmp_path / "paper_v2")))
+    known = measured.Measured(collect(Grid(made), tree(made, tmp_path / "paper_v2")))
     text = render.markdown(known, tables.table(known, "v2_table3"))
     # Printed: 20.5 (-1.9, 1.8).
     assert "| 20.5 [18.6, 22.3] |" in text
@@ -569,7 +570,7 @@ def test_arena_hard_has_the_papers_interval(tmp_path):
 
 def test_latex_is_balanced_and_escaped(tmp_path):
     made = load("config/micro.yaml", {"arms": {"sso": {"label": "SSO & 50% of_it {x} $y$ \\input{z} ~^#"}}})
-    known = measured.Measured(collect(made, tree(made, tmp_path / "micro")))
+    known = measured.Measured(collect(Grid(made), tree(made, tmp_path / "micro")))
     text = render.latex(known, tables.table(known, "v2_table1"))
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body.count(r"\toprule") == body.count(r"\bottomrule") == text.count(r"\begin{tabular}") == 2

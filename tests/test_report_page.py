@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,9 +13,9 @@ import pytest
 
 import report
 from report import page, samples
-from report.collect import grid_of
 from tests.browser import Browser, missing
 from tests.test_report import dump, experiment, jsonl, rows_of, tree
+from workflow.experiment import Grid
 
 HOSTILE = "</div></script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 """What a model, a query or an id might say."""
@@ -61,10 +62,10 @@ class Page(HTMLParser):
 
 def texts(made, results: Path) -> None:
     """Triples, pairs and answers for every job that makes some, with hostile text in the first."""
-    grid = grid_of(made)
+    grid = Grid(made)
     prompt = [{"role": "user", "content": f"{HOSTILE} {STRANGE}"}]
     names = [f"q{i}" for i in range(40)]
-    for job in grid.jobs.values():
+    for job in grid:
         path = results / Path(job.output).relative_to(grid.root)
         if job.rule == "sample":
             said = {"chosen": HOSTILE, "rejected": STRANGE, "original": "yo", "system_good": HOSTILE, "system_bad": "b"}
@@ -77,7 +78,8 @@ def texts(made, results: Path) -> None:
             jsonl(path / "answers.jsonl", rows)
     steps = [[step, {"loss": 1 / step, "x:y+>y-/margin": 0.1 * step}] for step in range(1, 400)]
     record = {"wall_s": 1.0, "cpu_s": 1.0, "peak_rss_mb": 1.0, "git_commit": "abc", "metrics": steps}
-    dump(results / "qwen2/s0/policy/sso.run.json", {"stage": "train", **record})
+    job = grid.find("policy", {"backbone": "qwen2", "seed": 0, "run": "sso"})
+    dump(results / "qwen2/s0/policy/sso.run.json", {"stage": "train", **json.loads(job.mark), **record})
 
 
 def hostile():
@@ -90,7 +92,7 @@ def built(tmp_path_factory):
     made = hostile()
     results = tree(made, tmp_path_factory.mktemp("page") / "micro")
     texts(made, results)
-    report.build(made, results, results / "report")
+    report.build(Grid(made), results, results / "report")
     return results / "report" / "report.html"
 
 
@@ -176,7 +178,7 @@ def test_it_says_what_it_is(built):
 
 def test_samples_are_the_same_queries_for_every_arm(built):
     made = experiment()
-    read = samples.collect(made, built.parent.parent)
+    read = samples.collect(Grid(made), built.parent.parent)
     assert {group.title for group in read.pairs} == {a.label for a in made.arms.values() if a.version == "v2"} - {"SFT"}
     ids = [[s.id for s in group.samples] for group in read.pairs]
     assert len(ids[0]) == 20 and all(other == ids[0] for other in ids)
@@ -190,7 +192,7 @@ def test_samples_are_the_same_queries_for_every_arm(built):
 
 
 def test_the_same_results_give_the_same_page(built, tmp_path):
-    report.build(hostile(), built.parent.parent, tmp_path / "again")
+    report.build(Grid(hostile()), built.parent.parent, tmp_path / "again")
     assert (tmp_path / "again/report.html").read_bytes() == built.read_bytes()
 
 
@@ -211,7 +213,7 @@ def test_visible_leaves_text_alone():
 def test_passwords_in_addresses_stay_out(tmp_path):
     made = experiment(tracking_uri="http://user:hunter2@server:5000", seeds=[0])
     results = tree(made, tmp_path / "micro")
-    report.build(made, results, results / "report")
+    report.build(Grid(made), results, results / "report")
     assert "hunter2" not in (results / "report/report.html").read_text()
 
 

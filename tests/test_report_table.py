@@ -6,6 +6,7 @@ import report
 from sso.cli import main
 from sso.records import write_text
 from tests.test_report import experiment, tree
+from workflow.experiment import Grid
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,7 @@ def results(tmp_path_factory):
     made = experiment(seeds=[0])
     folder = tree(made, tmp_path_factory.mktemp("t") / "results/micro")
     write_text(folder / "config.json", made.model_dump_json())
-    report.build(made, folder, folder / "report")
+    report.build(Grid(made), folder, folder / "report")
     return folder
 
 

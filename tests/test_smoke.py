@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.experiment import Grid
 
 CONFIG = REPOSITORY / "config" / "smoke.yaml"
 ROOT = Path("results") / "smoke"
@@ -44,13 +45,15 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_job_left_its_output_and_a_record_of_success(smoke: Path):
-    grid = grids.Grid(grids.load([CONFIG], {}))
-    for job in grid.jobs.values():
+    grid = Grid(experiments.load([CONFIG], {}))
+    for job in grid:
         assert (smoke / job.output).exists(), job.output
     records = {p: json.loads(p.read_text()) for p in (smoke / ROOT).rglob("*.run.json")}
     assert {record["status"] for record in records.values()} == {"finished"}
-    recorded = {job.output for job in grid.jobs.values() if (smoke / f"{job.output}.run.json").is_file()}
-    assert {job.rule for job in grid.jobs.values() if job.output not in recorded} <= {"config", "report", "mlflow"}
+    told = {(record["rule"], frozenset(record["wildcards"].items())) for record in records.values()}
+    assert told == {(job.rule, frozenset(job.wildcards.items())) for job in grid} - {("config", frozenset())}
+    recorded = {job.output for job in grid if (smoke / f"{job.output}.run.json").is_file()}
+    assert {job.rule for job in grid if job.output not in recorded} <= {"config", "report", "mlflow"}
 
 
 def test_a_table_of_ours_is_there(smoke: Path):

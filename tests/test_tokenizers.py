@@ -25,7 +25,8 @@ from sso.settings import read_yaml
 from sso.train.run import save
 from sso.train.settings import Training
 from tests.conftest import REPOSITORY
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.check import check, guided
 
 CLASSES = [
     "GPT2Tokenizer",
@@ -295,13 +296,13 @@ def test_an_experiment_under_principles_asks_for_a_system_turn(tmp_path, strict)
     for template, message in ((STRICT, f"strict: .*{SYSTEM} .*in which arms"), (TEMPLATE, None)):
         (strict / "chat_template.jinja").write_text(template)
         given = {"model": str(strict), "queries": str(tmp_path / "queries.jsonl")}
-        experiment = grids.load([REPOSITORY / "config" / "local_model.yaml"], given)
-        assert values["arms"] and list(grids.guided(experiment))
+        experiment = experiments.load([REPOSITORY / "config" / "local_model.yaml"], given)
+        assert values["arms"] and list(guided(experiment))
         if message:
             with pytest.raises(InputError, match=message):
-                grids.check(experiment)
+                check(experiment)
         else:
-            grids.check(experiment)
+            check(experiment)
 
 
 # Tokens without embeddings, adapters, no records.

@@ -9,22 +9,36 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from sso.jobs import tracking
+from sso.jobs.job import MARK, Job
 from sso.records import file_digest
 from sso.train.settings import Sft
 from tests.conftest import REPOSITORY
 from tests.processes import until
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.experiment import Grid
+from workflow.shared import text
 
 
-def work(path: Path, seed: int = 0, steps: int = 3) -> None:
+@contextmanager
+def recorded(rule: str, out: Path, stage: str, *given, arm: str | None = None, iteration: int = 0, **wildcards):
+    """A run of a job of the workflow's."""
+    at = {"backbone": "qwen2", "seed": "0", **wildcards}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, Job(rule, at, str(out), (str(out),), arm=arm, iteration=iteration).mark)
+        with tracking.run(out, stage, *given) as run:
+            yield run
+
+
+def work(path: Path, arm: str, seed: int = 0, steps: int = 3) -> None:
     """A job that writes a file and logs a few rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tracking.run(path, "policy", Sft(steps=steps), {}, seed) as run:
+    with recorded("policy", path, "policy", Sft(steps=steps), {}, seed, arm=arm) as run:
         for step in range(steps):
             run.log(step, {"loss": 1 / (step + 1), "x+:y+>y-/margin": 2.0})
         run.summary["score"] = 0.5
@@ -85,37 +99,56 @@ def test_no_secret_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("path", "tags"),
+    ("job", "tags"),
     [
-        ("data.run.json", {}),
-        ("qwen2/s1/sft.run.json", {"backbone": "qwen2", "seed": "1"}),
-        ("qwen2/s0/policy/sso.run.json", {"backbone": "qwen2", "seed": "0", "arm": "sso"}),
-        ("qwen2/s0/pairs/sso/pairs.jsonl.run.json", {"backbone": "qwen2", "seed": "0", "arm": "sso"}),
-        ("l/s0/eval/v/it2/answers.run.json", {"backbone": "l", "seed": "0", "arm": "v", "iteration": "2"}),
-        ("l/s0/policy/v/it2.run.json", {"backbone": "l", "seed": "0", "arm": "v", "iteration": "2"}),
+        (None, {}),
+        (Job("data", {}, "o", ("o",)), {}),
+        (Job("sft", {"backbone": "qwen2", "seed": "1"}, "o", ("o",)), {"backbone": "qwen2", "seed": "1"}),
+        (
+            Job("policy", {"backbone": "l", "seed": "0", "run": "odd/name"}, "o", ("o",), arm="v", iteration=2),
+            {"backbone": "l", "seed": "0", "arm": "v", "iteration": "2"},
+        ),
+        (
+            Job("sample", {"backbone": "l", "seed": "0", "set": "v2"}, "o", ("o",), iteration=1),
+            {"backbone": "l", "seed": "0"},
+        ),
+        (
+            Job("rewardbench", {"backbone": "l", "seed": "0", "reward": "mixed"}, "o", ("o",)),
+            {"backbone": "l", "seed": "0", "arm": "mixed", "method": "M"},
+        ),
     ],
 )
-def test_tags_come_from_the_path(path: str, tags: dict[str, str]):
-    assert tracking.place(Path(path), {}) == {"path": path.removesuffix(".run.json"), **tags}
+def test_tags_come_from_the_job_and_not_from_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job, tags):
+    """By way of a record, as a rule's command writes it."""
+    monkeypatch.setenv(MARK, job.mark if job else "")
+    with tracking.run(tmp_path / "out", "stage", {}, {}):
+        pass
+    record = json.loads(tracking.record_path(tmp_path / "out").read_text())
+    assert record.get("rule") == (job.rule if job else None)
+    path = Path("llama/s7/policy/other/it3.run.json")
+    found = tracking.place(path, record, {"reward/mixed": {"method": "M"}, "mixed": {"method": "another"}})
+    assert found == {"path": "llama/s7/policy/other/it3", **tags}
 
 
-def test_every_job_of_the_grid_has_its_tags():
-    grid = grids.Grid(grids.load([REPOSITORY / "config" / "micro.yaml"], {}))
-    for job in grid.jobs.values():
-        tags = tracking.place(tracking.record_path(Path(job.output).relative_to(grid.root)), {})
-        for name in ("backbone", "seed", "arm"):
-            assert job.wildcards.get(name, tags.get(name)) == tags.get(name)
-        assert tags.get("iteration") == (job.wildcards.get("run", "").partition("/it")[2] or tags.get("iteration"))
+def test_every_mark_of_a_job_is_its_own_and_does_not_hang_on_other_arms():
+    """Two jobs with one mark would be one line in MLflow; one that changes with other arms would rerun jobs."""
+    experiment = experiments.load([REPOSITORY / "config" / "micro.yaml"], {})
+    grid = Grid(experiment)
+    assert len({job.mark for job in grid}) == len(grid)
+    for job in grid:
+        assert json.loads(job.mark)["wildcards"] == job.wildcards and job.arm in (None, *experiment.arms)
+    turned = experiment.model_copy(update={"arms": dict(reversed(experiment.arms.items()))})
+    assert {job.output: job.mark for job in Grid(turned)} == {job.output: job.mark for job in grid}
 
 
 def test_sync_uploads_each_record_once(tmp_path: Path):
     results = tmp_path / "micro"
-    work(results / "qwen2" / "s0" / "policy" / "sso")
-    work(results / "qwen2" / "s0" / "eval" / "sso" / "scores.json")
+    work(results / "qwen2" / "s0" / "policy" / "sso", "sso")
+    work(results / "qwen2" / "s0" / "eval" / "sso" / "scores.json", "sso")
     assert tracking.sync(results) == 2
     assert tracking.sync(results) == 0
-    work(results / "qwen2" / "s0" / "policy" / "sso")  # ran again
-    work(results / "qwen2" / "s0" / "policy" / "pbaa")
+    work(results / "qwen2" / "s0" / "policy" / "sso", "sso")  # ran again
+    work(results / "qwen2" / "s0" / "policy" / "pbaa", "pbaa")
     assert tracking.sync(results) == 2
     found = jobs(results)
     assert len(found) == 4
@@ -137,7 +170,8 @@ def test_an_arms_run_spans_its_jobs_and_has_their_scores_by_iteration(tmp_path: 
     results = tmp_path / "micro"
     for iteration in (2, 1):
         for part, stage in (("policy/v/it{}", "policy"), ("eval/v/it{}/judged", "judge")):
-            with tracking.run(results / "l/s0" / part.format(iteration), stage, {}, {}) as run:
+            out = results / "l/s0" / part.format(iteration)
+            with recorded(stage, out, stage, {}, {}, arm="v", iteration=iteration) as run:
                 run.summary.update(score=iteration / 2, unscored=float("nan"))
                 time.sleep(0.01)
     assert tracking.sync(results) == 4
@@ -151,19 +185,20 @@ def test_an_arms_run_spans_its_jobs_and_has_their_scores_by_iteration(tmp_path: 
 
 
 def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
-    experiment = grids.load([REPOSITORY / "config" / "micro.yaml"], {})
+    experiment = experiments.load([REPOSITORY / "config" / "micro.yaml"], {})
     results = tmp_path / "micro"
     results.mkdir()
-    (results / "config.json").write_text(grids.text(experiment))
+    (results / "config.json").write_text(text(experiment))
     source = tmp_path / "pairs.jsonl"
     source.write_text("x")
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
     for arm in ("sso", "l_plus", "l_minus", "pbaa", "sso_v1"):
-        with tracking.run(results / f"qwen2/s0/eval/{arm}/judged", "judge", {}, {"pairs": source, "model": model}):
+        inputs = {"pairs": source, "model": model}
+        with recorded("judge", results / f"qwen2/s0/eval/{arm}/judged", "judge", {}, inputs, arm=arm):
             pass
-    with tracking.run(results / "qwen2/s0/reward/pbaa/model", "reward", {}, {}):
+    with recorded("reward_model", results / "qwen2/s0/reward/pbaa/model", "reward", {}, {}, reward="pbaa"):
         pass
     assert tracking.sync(results) == 6
     store = client(results)
@@ -192,7 +227,7 @@ def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     for arm in ("sso", "pbaa"):
-        work(tmp_path / "micro" / "qwen2" / "s0" / "policy" / arm)
+        work(tmp_path / "micro" / "qwen2" / "s0" / "policy" / arm, arm)
     assert tracking.sync(tmp_path / "micro", uri) is None
     assert "`sso mlflow-sync" in capsys.readouterr().err
     command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -221,7 +256,7 @@ def test_a_failed_job_is_a_failed_run(tmp_path: Path):
 
 
 def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    work(tmp_path / "sft")
+    work(tmp_path / "sft", "sso")
     with monkeypatch.context() as patch:
         patch.setattr(
             "mlflow.tracking.MlflowClient.log_batch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -235,7 +270,7 @@ def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytes
 
 def _work_in(folder: str) -> None:
     for name in range(5):
-        work(Path(folder) / "qwen2" / "s0" / "policy" / f"arm{name}", steps=500)
+        work(Path(folder) / "qwen2" / "s0" / "policy" / f"arm{name}", f"arm{name}", steps=500)
 
 
 def _sync_in(folder: str) -> int:
@@ -261,7 +296,7 @@ def test_eight_processes_record_and_upload_at_once(tmp_path: Path):
 
 
 def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
-    work(tmp_path / "sft")
+    work(tmp_path / "sft", "sso")
     with socket.socket() as taken:  # a port on which nobody answers
         taken.bind(("127.0.0.1", 0))
         uri = f"http://user:hunter2@127.0.0.1:{taken.getsockname()[1]}"
@@ -274,6 +309,6 @@ def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
 def test_the_environments_address_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other = f"sqlite:///{tmp_path}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
-    work(tmp_path / "micro" / "sft")
+    work(tmp_path / "micro" / "sft", "sso")
     assert tracking.sync(tmp_path / "micro") == 1
     assert (tmp_path / "other.db").is_file() and not (tmp_path / "micro" / "mlflow.db").exists()

@@ -17,17 +17,25 @@ import pytest
 from sso.config import load, schema
 from sso.errors import InputError
 from tests.conftest import REPOSITORY
-from workflow import grid as grids
+from workflow import experiment as experiments
+from workflow.check import check
+from workflow.experiment import Grid
+from workflow.rules import Rules
 
 CONFIG = REPOSITORY / "config"
 
 
-def build(name: str, **given) -> grids.Grid:
-    return grids.Grid(grids.load([CONFIG / name], given))
+def build(name: str, **given) -> Grid:
+    return Grid(experiments.load([CONFIG / name], given))
 
 
-def count(grid: grids.Grid) -> Counter:
-    return Counter(job.rule for job in grid.jobs.values())
+def seen(grid: Grid) -> dict[str, tuple]:
+    """What Snakemake sees of each job, by its output: a job runs again where that changes."""
+    return {job.output: (job.rule, job.inputs, job.params, job.mark) for job in grid}
+
+
+def count(grid: Grid) -> Counter:
+    return Counter(job.rule for job in grid)
 
 
 def snakemake(
@@ -80,15 +88,15 @@ def test_micro_has_the_jobs_that_its_arms_ask_for():
 
 def test_every_input_is_made_by_a_job_or_is_there():
     grid = build("micro.yaml")
-    made = {path for job in grid.jobs.values() for path in grid.makes(job)}
-    for job in grid.jobs.values():
+    made = {path for job in grid for path in job.outputs}
+    for job in grid:
         for path in job.reads():
             assert path in made or Path(path).exists(), f"{job.rule} needs {path}"
 
 
 def test_beta_of_an_arm_is_in_that_arms_training_alone():
-    before = build("micro.yaml").jobs
-    after = build("micro.yaml", arms={"sso": {"policy": {"beta": "0.2"}}}).jobs
+    before = seen(build("micro.yaml"))
+    after = seen(build("micro.yaml", arms={"sso": {"policy": {"beta": "0.2"}}}))
     assert before.keys() == after.keys()
     changed = {path for path in before if before[path] != after[path]}
     policies = {f"results/micro/{backbone}/s0/policy/sso" for backbone in ("qwen2", "llama")}
@@ -96,19 +104,19 @@ def test_beta_of_an_arm_is_in_that_arms_training_alone():
 
 
 def test_names_and_labels_are_no_settings():
-    before = build("micro.yaml").jobs
-    after = build("micro.yaml", arms={"sso": {"label": "renamed"}}, rewards={"sso": {"label": "renamed"}}).jobs
+    before = seen(build("micro.yaml"))
+    after = seen(build("micro.yaml", arms={"sso": {"label": "renamed"}}, rewards={"sso": {"label": "renamed"}}))
     assert {path for path in before if before[path] != after[path]} == {"results/micro/config.json"}
 
 
 def test_judge_is_no_setting_of_the_answers():
-    before = build("micro.yaml").jobs
-    after = build("micro.yaml", evaluation={"judge": {"kind": "openai", "model": "m"}}).jobs
-    assert {before[path].rule for path in before if before[path] != after[path]} == {"config", "judge", "data_quality"}
+    before = seen(build("micro.yaml"))
+    after = seen(build("micro.yaml", evaluation={"judge": {"kind": "openai", "model": "m"}}))
+    assert {before[path][0] for path in before if before[path] != after[path]} == {"config", "judge", "data_quality"}
 
 
 def test_later_seeds_and_iterations_take_the_first_ones_learning_rate():
-    jobs = build("micro_full.yaml").jobs
+    jobs = build("micro_full.yaml").by_output
     first = jobs["results/micro_full/qwen2/s0/policy/sso_v1/it1"]
     assert "--tune" in first.params["options"] and "rate_from" not in first.inputs
     for path in ("s0/policy/sso_v1/it2", "s3/policy/sso_v1/it1", "s3/policy/sso_v1/it3"):
@@ -119,7 +127,7 @@ def test_later_seeds_and_iterations_take_the_first_ones_learning_rate():
 
 
 def test_each_iteration_samples_with_the_policy_before_it():
-    jobs, cell = build("micro.yaml").jobs, "results/micro/qwen2/s0"
+    jobs, cell = build("micro.yaml").by_output, "results/micro/qwen2/s0"
     assert jobs[f"{cell}/policy/sso_v1/it1"].inputs["data"] == f"{cell}/triples/v1/triples.jsonl"
     second = jobs[f"{cell}/triples/sso_v1/it2/triples.jsonl"]
     assert second.params["model"] == second.inputs["model"] == f"{cell}/policy/sso_v1/it1"
@@ -129,7 +137,7 @@ def test_each_iteration_samples_with_the_policy_before_it():
 
 
 def test_only_v1_leaves_out_triples_with_equal_responses():
-    jobs = [job for job in build("micro.yaml").jobs.values() if job.rule in ("sample", "generated_pairs")]
+    jobs = [job for job in build("micro.yaml") if job.rule in ("sample", "generated_pairs")]
     given = {job.output: "--distinct" in job.params.get("options", []) for job in jobs}
     assert any(given.values()) and not all(given.values())
     assert given == {path: "v1" in path for path in given}
@@ -138,15 +146,15 @@ def test_only_v1_leaves_out_triples_with_equal_responses():
 def test_v1_has_its_own_wrapper_and_each_policy_names_its_own_features():
     grid = build("paper_v1.yaml")
     cell = "results/paper_v1/qwen2_instruct/s0"
-    drawn = {job.output: job for job in grid.jobs.values() if job.rule == "sample"}
+    drawn = {job.output: job for job in grid if job.rule == "sample"}
     assert {job.params["wrapper"] for job in drawn.values()} == {"paper_v1"}
-    assert {job.params["wrapper"] for job in build("paper_v2.yaml").jobs.values() if job.rule == "sample"} == {"paper"}
+    assert {job.params["wrapper"] for job in build("paper_v2.yaml") if job.rule == "sample"} == {"paper"}
     for arm in ("sso", "pbaa"):
-        first = grid.jobs[grid.jobs[f"{cell}/policy/{arm}/it1"].inputs["data"]]
+        first = grid.by_output[grid.by_output[f"{cell}/policy/{arm}/it1"].inputs["data"]]
         assert first.inputs["principles"] == f"{cell}/principles/v1_1.jsonl"
         for t in (2, 3):
             sample = drawn[f"{cell}/triples/{arm}/it{t}/triples.jsonl"]
-            principles = grid.jobs[sample.inputs["principles"]]
+            principles = grid.by_output[sample.inputs["principles"]]
             before = f"{cell}/policy/{arm}/it{t - 1}"
             assert principles.output == f"{cell}/principles/{arm}/it{t}.jsonl"
             assert principles.inputs["model"] == sample.inputs["model"] == before
@@ -154,13 +162,13 @@ def test_v1_has_its_own_wrapper_and_each_policy_names_its_own_features():
             assert principles.inputs["queries"].endswith(f"queries{t}.jsonl")
     # Another writer writes the same for every policy.
     other = build("paper_v1.yaml", principles={"kind": "checkpoint", "path": "org/name"})
-    sample = other.jobs[f"{cell}/triples/sso/it2/triples.jsonl"]
+    sample = other.by_output[f"{cell}/triples/sso/it2/triples.jsonl"]
     assert sample.inputs["principles"] == "results/paper_v1/principles/v1_2.jsonl"
 
 
 def test_an_arms_wrapper_is_its_writers():
     weak = {"kind": "checkpoint", "path": "org/weak", "wrapper": "micro"}
-    jobs = build("paper_v2.yaml", writers={"weak": weak}).jobs
+    jobs = build("paper_v2.yaml", writers={"weak": weak}).by_output
     assert jobs["results/paper_v2/llama3_sft/s0/triples/v2_weak/triples.jsonl"].params["wrapper"] == "micro"
     assert jobs["results/paper_v2/llama3_sft/s0/pairs/sso_weak/pairs.jsonl"].params["wrapper"] == "micro"
     assert jobs["results/paper_v2/llama3_sft/s0/pairs/sso/pairs.jsonl"].params["wrapper"] == "paper"
@@ -170,14 +178,14 @@ def test_long_chains_start_first():
     grid = build("micro.yaml")
 
     def priority(rule, **wildcards):
-        return grid.priority(rule)({"backbone": "qwen2", "seed": 0, **wildcards})
+        return Rules(grid.experiment).priority(rule)({"backbone": "qwen2", "seed": 0, **wildcards})
 
     assert priority("policy", run="sso_v1/it1") > priority("policy", run="sso")
     assert priority("sft") > priority("sample", set="v1") > priority("evaluate", run="base")
 
 
 def test_order_of_jobs_is_the_same_each_time():
-    assert list(build("micro.yaml").jobs.items()) == list(build("micro.yaml").jobs.items())
+    assert list(build("micro.yaml")) == list(build("micro.yaml"))
 
 
 @pytest.fixture
@@ -194,19 +202,20 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_checkpoint_writes_its_own_principles(checkpoint: Path, tmp_path: Path):
     queries = tmp_path / "queries.jsonl"
     queries.write_text('{"prompt": "Hello"}\n')
-    experiment = grids.load([CONFIG / "local_model.yaml"], {"model": str(checkpoint), "queries": str(queries)})
-    grids.check(experiment)
-    grid = grids.Grid(experiment)
+    experiment = experiments.load([CONFIG / "local_model.yaml"], {"model": str(checkpoint), "queries": str(queries)})
+    check(experiment)
+    grid = Grid(experiment)
     assert "sft" not in count(grid)
-    principles = grid.jobs["results/local_model/local/s0/principles/v2_1.jsonl"]
+    principles = grid.by_output["results/local_model/local/s0/principles/v2_1.jsonl"]
     assert principles.params["options"] == ["--model", str(checkpoint)]
-    assert grid.jobs[grid.pattern("data")].inputs["queries"] == [str(queries)]
+    assert grid.by_output[grid.data_folder].inputs["queries"] == [str(queries)]
 
 
 def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Path, capsys):
     def tasks(**more) -> list:
         given = {"model": str(checkpoint), "queries": "q.jsonl", **more}
-        return [(t.name, t.file, t.limit) for t in grids.load([CONFIG / "local_model.yaml"], given).evaluation.tasks]
+        made = experiments.load([CONFIG / "local_model.yaml"], given)
+        return [(task.name, task.file, task.limit) for task in made.evaluation.tasks]
 
     assert tasks() == []
     assert tasks(gsm8k="test.jsonl") == [("real_gsm8k", "test.jsonl", 8)]
@@ -229,7 +238,7 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
 )
 def test_check_says_in_one_sentence_what_is_wrong(given, sentence):
     with pytest.raises(InputError, match=sentence) as error:
-        grids.check(grids.load([CONFIG / "micro.yaml"], given))
+        check(experiments.load([CONFIG / "micro.yaml"], given))
     assert "\n" not in str(error.value)
 
 
@@ -252,7 +261,7 @@ def test_configs_of_the_micro_world_fit_the_schema(file: Path):
 def test_dry_run_plans_every_job_of_the_grid(name: str, tmp_path: Path):
     result = snakemake("-n", "--quiet", "host", "--configfile", str(CONFIG / name), cwd=tmp_path)
     grid = build(name)
-    assert planned(result) == {*(path for path in grid.jobs if path != grid.data_folder), grid.data_files["sft"]}
+    assert planned(result) == {*(path for path in grid.by_output if path != grid.data_folder), grid.data_files["sft"]}
 
 
 @pytest.mark.parametrize(
@@ -344,7 +353,7 @@ def test_every_job_ran_once(stage):
     # The config is written without a command, and pairs made of triples take two.
     jobs = count(build("smoke.yaml"))
     assert len(calls) == sum(jobs.values()) - jobs["config"] + jobs["pairs"]
-    for job in build("smoke.yaml").jobs.values():
+    for job in build("smoke.yaml"):
         assert (root / job.output).exists()
 
 
@@ -391,7 +400,7 @@ def test_a_reward_model_reads_what_its_sources_are(tmp_path):
     sources.append({"path": str(own), "weight": 1})
     reward = {"label": "mixed", "sources": sources, "base": "org/base", "backbones": ["llama"]}
     grid = build("micro.yaml", rewards={"mixed": reward})
-    jobs = {job.rule: job for job in grid.jobs.values() if job.wildcards.get("reward") == "mixed"}
+    jobs = {job.rule: job for job in grid if job.wildcards.get("reward") == "mixed"}
     cell = "results/micro/llama/s0"
     drawn = [f"{cell}/triples/{part}/triples.jsonl" for part in ("v1", "sso_v1/it2", "sso_v1/it3")]
     expected = [f"{cell}/pairs/sso/pairs.jsonl", *drawn, "results/micro/data/annotated.jsonl", str(own)]
@@ -400,7 +409,7 @@ def test_a_reward_model_reads_what_its_sources_are(tmp_path):
     assert [source["weight"] for source in settings["sources"]] == [1, 1, 1, 1, 1, 1]
     assert jobs["mixture"].inputs["data"] == ["results/micro/data/rewardbench.jsonl", *expected]
     assert jobs["reward_model"].params["model"] == "org/base" and "model" not in jobs["reward_model"].inputs
-    assert len([j for j in grid.jobs.values() if j.wildcards.get("reward") == "mixed"]) == 3
+    assert len([j for j in grid if j.wildcards.get("reward") == "mixed"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -417,7 +426,7 @@ def test_a_reward_model_reads_what_its_sources_are(tmp_path):
 )
 def test_bad_rewards_are_named(reward, message):
     with pytest.raises(InputError, match=message):
-        grids.check(grids.load([CONFIG / "micro.yaml"], {"rewards": {"new": {"label": "new", **reward}}}))
+        check(experiments.load([CONFIG / "micro.yaml"], {"rewards": {"new": {"label": "new", **reward}}}))
 
 
 # A job that fails.

@@ -9,29 +9,33 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sso.chat import check_system
+from sso.config import Experiment
 from sso.errors import InputError
 from sso.jobs.distributed import no_compiler
 from sso.sampling.settings import Endpoint
 from sso.train.settings import Spread
-from workflow import grid as grids
 from workflow import plan
+from workflow.check import check, evaluations, guided
+from workflow.costs import Costs
+from workflow.experiment import Grid
+from workflow.hub_names import hub_names, is_hub_name, unpinned
 
 
-def problems(grid: grids.Grid) -> Iterator[str]:
+def problems(grid: Grid) -> Iterator[str]:
     """All of them, none where everything is there."""
     experiment = grid.experiment
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
         yield f"Python {sys.version.split()[0]}: 3.11 or 3.12 is needed."
     yield from _packages(experiment)
     try:
-        grids.check(experiment)
+        check(experiment)
     except InputError as error:
         yield str(error)
     yield from _gpus(grid)
     yield from _disk(grid)
-    yield from _hub(grids.hub_names(experiment))
+    yield from _hub(hub_names(experiment))
     yield from _templates(experiment)
-    if free := grids.unpinned(experiment):
+    if free := unpinned(experiment):
         yield f"revisions: no commit is given for {', '.join(free)}; `sso pin --configfile F` tells those of today."
     for name in sorted(set(experiment.local.values())):
         if not Path(name).exists():
@@ -39,7 +43,7 @@ def problems(grid: grids.Grid) -> Iterator[str]:
     yield from _keys(grid)
 
 
-def _packages(experiment: grids.Experiment) -> Iterator[str]:
+def _packages(experiment: Experiment) -> Iterator[str]:
     """What the config's engines need beside the default installation."""
     needed = {"torch": "make install", "transformers": "make install", "lm_eval": "make install"}
     trainings: list[Spread] = [t for arm in experiment.arms.values() for t in (arm.generator, arm.policy) if t]
@@ -57,10 +61,11 @@ def _packages(experiment: grids.Experiment) -> Iterator[str]:
             yield f"package {name}: not installed; {way}."
 
 
-def _gpus(grid: grids.Grid) -> Iterator[str]:
+def _gpus(grid: Grid) -> Iterator[str]:
     if grid.experiment.hardware is None:
         return
-    wanted = max((grid.cost(job).gpus for job in grid.jobs.values()), default=0)
+    costs = Costs(grid.experiment)
+    wanted = max((costs.of(job).gpus for job in grid), default=0)
     if not wanted:
         return
     import torch
@@ -80,7 +85,7 @@ def _gpus(grid: grids.Grid) -> Iterator[str]:
         yield f"plan: {warning}"
 
 
-def _disk(grid: grids.Grid) -> Iterator[str]:
+def _disk(grid: Grid) -> Iterator[str]:
     if grid.experiment.hardware is None:
         return
     need = plan.totals(grid)["disk_gb"]
@@ -116,13 +121,13 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
                 yield f"hub: {kind} {name} can't be reached either."
 
 
-def _templates(experiment: grids.Experiment) -> Iterator[str]:
-    """Hub checkpoints whose chat template has no system turn; `grid.check` looks at local ones."""
+def _templates(experiment: Experiment) -> Iterator[str]:
+    """Hub checkpoints whose chat template has no system turn; `check` looks at local ones."""
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", "tokenizer*", "special_tokens_map.json", "*.jinja"]
-    for source, arm in grids.guided(experiment):
-        if not grids.is_hub_name(source):
+    for source, arm in guided(experiment):
+        if not is_hub_name(source):
             continue
         repository, _, revision = source.partition("@")
         try:
@@ -135,9 +140,9 @@ def _templates(experiment: grids.Experiment) -> Iterator[str]:
             yield f"hub: {source}: {error}"
 
 
-def _keys(grid: grids.Grid) -> Iterator[str]:
+def _keys(grid: Grid) -> Iterator[str]:
     experiment = grid.experiment
-    asked = grids.evaluations(experiment)
+    asked = evaluations(experiment)
     judges = [judge for evaluation in asked for judge in (evaluation.judge, *map(evaluation.judge_of, evaluation.open))]
     different = {judge.model_dump_json(): judge for judge in judges}
     endpoints: list[Endpoint] = [judge for judge in different.values() if judge.kind == "openai"]

@@ -8,21 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sso.errors import printable
-from workflow.grid import Grid, Job
+from workflow.experiment import Grid
 
 
 def told(grid: Grid, since: float) -> Iterator[str]:
     """A line for each job that has written to its log after ``since`` (seconds since the epoch), but made no output."""
-    for job in grid.jobs.values():
-        log = Path(grid.log_of(job))
-        made = all(Path(path).exists() for path in grid.makes(job))
+    for job in grid:
+        log = Path(grid.log(job))
+        made = all(Path(path).exists() for path in job.outputs)
         if not made and log.is_file() and log.stat().st_mtime >= since:
-            yield f"failed: {name(job)}: {last_words(log)} [{log}]"
-
-
-def name(job: Job) -> str:
-    """A job's rule and wildcards, as `policy backbone=qwen2 seed=0 run=sso`."""
-    return " ".join([job.rule, *(f"{key}={value}" for key, value in job.wildcards.items())])
+            yield f"failed: {job.name}: {last_words(log)} [{log}]"
 
 
 def last_words(log: Path) -> str:

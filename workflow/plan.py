@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workflow.costs import Cost
-from workflow.grid import Grid, check_tasks
+from workflow.arithmetic import Cost
+from workflow.check import check_tasks
+from workflow.costs import Costs
+from workflow.experiment import Grid
 
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
@@ -17,9 +19,10 @@ MODEL_RULES = (
 
 def by_rule(grid: Grid) -> dict[str, list[Cost]]:
     """Costs of all jobs, in the order of the stages."""
+    costs = Costs(grid.experiment)
     found: dict[str, list[Cost]] = {rule: [] for rule in ("config", "data", "preferences", *MODEL_RULES)}
-    for job in grid.jobs.values():
-        found.setdefault(job.rule, []).append(grid.cost(job))
+    for job in grid:
+        found.setdefault(job.rule, []).append(costs.of(job))
     return {rule: costs for rule, costs in found.items() if costs}
 
 
@@ -51,14 +54,14 @@ def totals(grid: Grid) -> dict[str, float]:
     costs = [cost for rule in by_rule(grid).values() for cost in rule]
     hours = sum(cost.gpu_hours for cost in costs)
     return {
-        "jobs": len(grid.jobs),
+        "jobs": len(grid),
         "tokens": sum(cost.tokens for cost in costs),
         "hours": sum(cost.hours for cost in costs),
         "gpu_hours": hours,
         "disk_gb": sum(cost.disk_gb for cost in costs),
         "requests": sum(cost.requests for cost in costs),
         "money": sum(cost.money for cost in costs),
-        "gpu_money": hours * grid.costs.hardware.price_per_gpu_hour,
+        "gpu_money": hours * Costs(grid.experiment).hardware.price_per_gpu_hour,
     }
 
 
@@ -94,7 +97,7 @@ def show(grid: Grid, measured: Path | None = None) -> None:
 
     check_tasks(grid.experiment)  # an unknown one would have no price
     console = Console(width=None if Console().is_terminal else 120)
-    device = grid.costs.hardware
+    device = Costs(grid.experiment).hardware
     here = grid.experiment.hardware is None
     where = device.name if here else f"{device.gpus} x {device.name}"
     table = Table(title=f"{grid.experiment.experiment}: estimates on {where}")
@@ -132,16 +135,12 @@ def show(grid: Grid, measured: Path | None = None) -> None:
 
 
 def seconds(results: Path) -> dict[str, float]:
-    """Wall seconds by rule of a finished run, from its records."""
+    """Wall seconds by rule of a finished run, from its records; one without a rule was not made by the workflow."""
     spent: dict[str, float] = defaultdict(float)
-    grid_rules = {"answer": "evaluate", "train": "policy", "reward": "reward_model", "mix": "mixture"}
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        stage = record["stage"]
-        part = path.relative_to(results).parts
-        rule = "generator" if "generator" in part else grid_rules.get(stage, stage)
-        rule = "generated_pairs" if stage == "sample" and "pairs" in part else rule
-        spent[rule] += record.get("wall_s") or 0
+        if rule := record.get("rule"):
+            spent[rule] += record.get("wall_s") or 0
     return spent
 
 

@@ -1,7 +1,7 @@
 """What every job leaves behind: a record beside its output, and MLflow runs made of the records.
 
 A job writes its record to disk and never talks to a server, so an unreachable MLflow costs no run; ``sync``
-uploads what is not there yet. Knows the shape of result paths (backbone, seed, stage, arm), nothing of models.
+uploads what is not there yet. A record holds the job that its rule told of (sso/jobs/job.py). Knows nothing of models.
 Records hold no environment variables, and addresses lose their user and password.
 """
 
@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from sso import cards
 from sso.errors import of_machine, printable
 from sso.jobs.distributed import is_main
+from sso.jobs.job import this_job
 from sso.records import digest, file_digest, write_text
 from sso.settings import ROOT
 
@@ -130,6 +131,7 @@ def run(
     finally:
         record = {
             "stage": stage,
+            **this_job(),
             **status,
             "settings": json.loads(without_passwords(json.dumps(values, default=str))),
             "seed": seed,
@@ -154,18 +156,15 @@ def run(
 # MLflow.
 
 
-def place(path: Path, arms: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Tags of a record: what its path from the experiment's folder gives (backbone, seed, arm, iteration), and what
-    the config says of the arm."""
-    parts = [part.removesuffix(SUFFIX) for part in path.parts]
-    if len(parts) < 3 or not re.fullmatch(r"s\d+", parts[1]):
-        return {"path": "/".join(parts)}
-    tags = {"path": "/".join(parts), "backbone": parts[0], "seed": parts[1][1:]}
-    if parts[2] in ("policy", "generator", "pairs", "eval", "reward", "triples") and len(parts) > 3:
-        tags["arm"] = parts[3]
-        tags |= arms.get(f"reward/{parts[3]}" if parts[2] == "reward" else parts[3], {})
-    iteration = next((part[2:] for part in parts[4:] if re.fullmatch(r"it\d+", part)), None)
-    return tags | ({"iteration": iteration} if iteration else {})
+def place(path: Path, record: Mapping[str, Any], arms: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Tags of a record: backbone, seed, arm (or reward model) and iteration of its job, and what the config says of
+    the arm. A record without a job has none but its path."""
+    at, iteration = record.get("wildcards", {}), record.get("iteration")
+    tags = {"path": "/".join(path.parts).removesuffix(SUFFIX)}
+    tags |= {key: at[key] for key in ("backbone", "seed") if key in at}
+    if name := record.get("arm") or at.get("reward"):
+        tags |= {"arm": name, **arms.get(f"reward/{name}" if "reward" in at else name, {})}
+    return tags | ({"iteration": str(iteration)} if iteration and record.get("arm") else {})
 
 
 def arm_tags(config: Path) -> dict[str, dict[str, str]]:
@@ -334,7 +333,7 @@ class _Uploader:
 
         start = int(datetime.fromisoformat(record["started"]).timestamp() * 1000)
         end = start + int(record["wall_s"] * 1000)
-        tags = place(path, self.arms)
+        tags = place(path, record, self.arms)
         parent = self._parent(tags, start, end)
         marks = {
             "mlflow.parentRunId": parent,

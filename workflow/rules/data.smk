@@ -3,52 +3,56 @@
 
 rule config:
     output:
-        grid.pattern("config"),
+        ask.output("config"),
     log:
-        grid.log("config"),
+        ask.log("config"),
     benchmark:
-        grid.benchmark("config")
+        ask.benchmark("config")
     conda:
-        grid.environment
+        ask.environment
     params:
-        experiment=grid.param("config", "experiment"),
+        experiment=ask.param("config", "experiment"),
     shell:
         "printf '%s\\n' {params.experiment:q} > {output:q} 2> {log:q}"
 
 
 rule data:
     input:
-        unpack(grid.inputs("data")),
+        unpack(ask.inputs("data")),
     output:
-        **grid.data_files,
+        **ask.data_files,
     log:
-        grid.log("data"),
+        ask.log("data"),
     benchmark:
-        grid.benchmark("data")
-    priority: grid.priority("data")
+        ask.benchmark("data")
+    priority: ask.priority("data")
     conda:
-        grid.environment
+        ask.environment
     params:
-        settings=grid.param("data", "settings"),
+        job=ask.mark("data"),
+        settings=ask.param("data", "settings"),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
+        "export SSO_JOB={params.job:q}; "
         "sso data --settings {params.settings:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule preferences:
     input:
-        unpack(grid.inputs("preferences")),
+        unpack(ask.inputs("preferences")),
     output:
-        grid.pattern("preferences"),
+        ask.output("preferences"),
     log:
-        grid.log("preferences"),
+        ask.log("preferences"),
     benchmark:
-        grid.benchmark("preferences")
-    priority: grid.priority("preferences")
+        ask.benchmark("preferences")
+    priority: ask.priority("preferences")
     conda:
-        grid.environment
+        ask.environment
     params:
-        settings=grid.param("preferences", "settings"),
-        part=grid.param("preferences", "part"),
+        job=ask.mark("preferences"),
+        settings=ask.param("preferences", "settings"),
+        part=ask.param("preferences", "part"),
     shell:
+        "export SSO_JOB={params.job:q}; "
         "sso preferences --settings {params.settings:q} --part {params.part} --out {output:q} > {log:q} 2>&1"

@@ -3,40 +3,37 @@
 
 rule evaluate:
     input:
-        unpack(grid.inputs("evaluate")),
+        unpack(ask.inputs("evaluate")),
     output:
-        directory(grid.pattern("evaluate")),
+        directory(ask.output("evaluate")),
     log:
-        grid.log("evaluate"),
+        ask.log("evaluate"),
     benchmark:
-        grid.benchmark("evaluate")
-    priority: grid.priority("evaluate")
+        ask.benchmark("evaluate")
+    priority: ask.priority("evaluate")
     conda:
-        grid.engine_environment("evaluate")
-    threads: grid.threads("evaluate")
+        ask.engine_environment("evaluate")
+    threads: ask.threads("evaluate")
     resources:
-        gpu=grid.resource("evaluate", "gpu"),
-        cpus_per_task=grid.resource("evaluate", "cpus_per_task"),
-        nodes=grid.resource("evaluate", "nodes"),
-        mem_mb=grid.resource("evaluate", "mem_mb"),
-        runtime=grid.resource("evaluate", "runtime"),
+        **ask.resources("evaluate"),
     params:
-        command=grid.command("evaluate", "eval"),
-        model=grid.param("evaluate", "model"),
-        folder=grid.param("evaluate", "folder"),
-        settings=grid.param("evaluate", "settings"),
+        job=ask.mark("evaluate"),
+        command=ask.command("evaluate", "eval"),
+        model=ask.param("evaluate", "model"),
+        folder=ask.param("evaluate", "folder"),
+        settings=ask.param("evaluate", "settings"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "{params.command} answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 
 rule judge:
     input:
-        unpack(grid.inputs("judge")),
+        unpack(ask.inputs("judge")),
     output:
         report(
-            directory(grid.pattern("judge")),
+            directory(ask.output("judge")),
             patterns=["{name}.json"],
             caption="../report/judge.rst",
             category="Scores",
@@ -44,58 +41,52 @@ rule judge:
             labels={"run": "{run}", "seed": "{seed}"},
         ),
     log:
-        grid.log("judge"),
+        ask.log("judge"),
     benchmark:
-        grid.benchmark("judge")
-    priority: grid.priority("judge")
+        ask.benchmark("judge")
+    priority: ask.priority("judge")
     conda:
-        grid.environment
-    threads: grid.threads("judge")
+        ask.environment
+    threads: ask.threads("judge")
     resources:
-        gpu=grid.resource("judge", "gpu"),
-        cpus_per_task=grid.resource("judge", "cpus_per_task"),
-        nodes=grid.resource("judge", "nodes"),
-        mem_mb=grid.resource("judge", "mem_mb"),
-        runtime=grid.resource("judge", "runtime"),
+        **ask.resources("judge"),
     params:
-        folder=grid.param("judge", "folder"),
-        settings=grid.param("judge", "settings"),
-        options=grid.param("judge", "options"),
+        job=ask.mark("judge"),
+        folder=ask.param("judge", "folder"),
+        settings=ask.param("judge", "settings"),
+        options=ask.param("judge", "options"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso-eval judge --answers {input.answers:q} --data {params.folder:q} --settings {params.settings:q}"
         " {params.options:q} --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 
 rule data_quality:
     input:
-        unpack(grid.inputs("data_quality")),
+        unpack(ask.inputs("data_quality")),
     output:
         report(
-            grid.pattern("data_quality"),
+            ask.output("data_quality"),
             caption="../report/data_quality.rst",
             category="Pairs",
             subcategory="{backbone}",
             labels={"arm": "{arm}", "seed": "{seed}"},
         ),
     log:
-        grid.log("data_quality"),
+        ask.log("data_quality"),
     benchmark:
-        grid.benchmark("data_quality")
-    priority: grid.priority("data_quality")
+        ask.benchmark("data_quality")
+    priority: ask.priority("data_quality")
     conda:
-        grid.environment
-    threads: grid.threads("data_quality")
+        ask.environment
+    threads: ask.threads("data_quality")
     resources:
-        gpu=grid.resource("data_quality", "gpu"),
-        cpus_per_task=grid.resource("data_quality", "cpus_per_task"),
-        nodes=grid.resource("data_quality", "nodes"),
-        mem_mb=grid.resource("data_quality", "mem_mb"),
-        runtime=grid.resource("data_quality", "runtime"),
+        **ask.resources("data_quality"),
     params:
-        settings=grid.param("data_quality", "settings"),
-        options=grid.param("data_quality", "options"),
+        job=ask.mark("data_quality"),
+        settings=ask.param("data_quality", "settings"),
+        options=ask.param("data_quality", "options"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso-eval pairs --pairs {input.pairs:q} --reference {input.reference:q} --settings {params.settings:q}"
         " {params.options:q} --out {output:q} > {log:q} 2>&1"

@@ -3,30 +3,27 @@
 
 rule principles:
     input:
-        unpack(grid.inputs("principles")),
+        unpack(ask.inputs("principles")),
     output:
-        grid.pattern("principles"),
+        ask.output("principles"),
     log:
-        grid.log("principles"),
+        ask.log("principles"),
     benchmark:
-        grid.benchmark("principles")
-    priority: grid.priority("principles")
+        ask.benchmark("principles")
+    priority: ask.priority("principles")
     conda:
-        grid.engine_environment("principles")
-    threads: grid.threads("principles")
+        ask.engine_environment("principles")
+    threads: ask.threads("principles")
     resources:
-        gpu=grid.resource("principles", "gpu"),
-        cpus_per_task=grid.resource("principles", "cpus_per_task"),
-        nodes=grid.resource("principles", "nodes"),
-        mem_mb=grid.resource("principles", "mem_mb"),
-        runtime=grid.resource("principles", "runtime"),
+        **ask.resources("principles"),
     params:
-        command=grid.command("principles", "sso.cli"),
-        version=grid.param("principles", "version"),
-        settings=grid.param("principles", "settings"),
-        options=grid.param("principles", "options"),
-        seed=grid.param("principles", "seed"),
+        job=ask.mark("principles"),
+        command=ask.command("principles", "sso.cli"),
+        version=ask.param("principles", "version"),
+        settings=ask.param("principles", "settings"),
+        options=ask.param("principles", "options"),
+        seed=ask.param("principles", "seed"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "{params.command} principles --queries {input.queries:q} --version {params.version} --settings {params.settings:q}"
         " {params.options:q} --seed {params.seed} --out {output:q} > {log:q} 2>&1"

@@ -6,40 +6,44 @@ report: "../report/workflow.rst"
 
 rule report:
     input:
-        unpack(grid.inputs("report")),
+        unpack(ask.inputs("report")),
     output:
         report(
-            directory(grid.pattern("report")),
+            directory(ask.output("report")),
             patterns=["{name}.html", "figures/{name}.svg", "tables/{name}.csv"],
             caption="../report/report.rst",
             category="Report",
             labels={"what": "{name}"},
         ),
     log:
-        grid.log("report"),
+        ask.log("report"),
     benchmark:
-        grid.benchmark("report")
+        ask.benchmark("report")
     conda:
-        grid.environment
+        ask.environment
     params:
-        results=grid.param("report", "results"),
+        job=ask.mark("report"),
+        results=ask.param("report", "results"),
     shell:
+        "export SSO_JOB={params.job:q}; "
         "sso report --config {input.config:q} --results {params.results:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule mlflow:
     input:
-        unpack(grid.inputs("mlflow")),
+        unpack(ask.inputs("mlflow")),
     output:
-        touch(grid.pattern("mlflow")),
+        touch(ask.output("mlflow")),
     log:
-        grid.log("mlflow"),
+        ask.log("mlflow"),
     benchmark:
-        grid.benchmark("mlflow")
+        ask.benchmark("mlflow")
     conda:
-        grid.environment
+        ask.environment
     params:
-        results=grid.param("mlflow", "results"),
-        options=grid.param("mlflow", "options"),
+        job=ask.mark("mlflow"),
+        results=ask.param("mlflow", "results"),
+        options=ask.param("mlflow", "options"),
     shell:
+        "export SSO_JOB={params.job:q}; "
         "sso mlflow-sync --results {params.results:q} {params.options:q} > {log:q} 2>&1"

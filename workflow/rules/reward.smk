@@ -3,82 +3,76 @@
 
 rule mixture:
     input:
-        unpack(grid.inputs("mixture")),
+        unpack(ask.inputs("mixture")),
     output:
-        grid.pattern("mixture"),
+        ask.output("mixture"),
     log:
-        grid.log("mixture"),
+        ask.log("mixture"),
     benchmark:
-        grid.benchmark("mixture")
-    priority: grid.priority("mixture")
+        ask.benchmark("mixture")
+    priority: ask.priority("mixture")
     conda:
-        grid.environment
+        ask.environment
     params:
-        settings=grid.param("mixture", "settings"),
-        bench=grid.param("mixture", "bench"),
+        job=ask.mark("mixture"),
+        settings=ask.param("mixture", "settings"),
+        bench=ask.param("mixture", "bench"),
     shell:
+        "export SSO_JOB={params.job:q}; "
         "sso-rewardbench mix --settings {params.settings:q} --bench {params.bench:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule reward_model:
     input:
-        unpack(grid.inputs("reward_model")),
+        unpack(ask.inputs("reward_model")),
     output:
-        directory(grid.pattern("reward_model")),
+        directory(ask.output("reward_model")),
     log:
-        grid.log("reward_model"),
+        ask.log("reward_model"),
     benchmark:
-        grid.benchmark("reward_model")
-    priority: grid.priority("reward_model")
+        ask.benchmark("reward_model")
+    priority: ask.priority("reward_model")
     conda:
-        grid.environment
-    threads: grid.threads("reward_model")
+        ask.environment
+    threads: ask.threads("reward_model")
     resources:
-        gpu=grid.resource("reward_model", "gpu"),
-        cpus_per_task=grid.resource("reward_model", "cpus_per_task"),
-        nodes=grid.resource("reward_model", "nodes"),
-        tasks=grid.resource("reward_model", "tasks"),
-        mpi=grid.resource("reward_model", "mpi"),
-        mem_mb=grid.resource("reward_model", "mem_mb"),
-        runtime=grid.resource("reward_model", "runtime"),
+        **ask.resources("reward_model"),
     params:
-        model=grid.param("reward_model", "model"),
-        settings=grid.param("reward_model", "settings"),
+        job=ask.mark("reward_model"),
+        model=ask.param("reward_model", "model"),
+        settings=ask.param("reward_model", "settings"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso-rewardbench train --model {params.model:q} --pairs {input.pairs:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 
 rule rewardbench:
     input:
-        unpack(grid.inputs("rewardbench")),
+        unpack(ask.inputs("rewardbench")),
     output:
         report(
-            grid.pattern("rewardbench"),
+            ask.output("rewardbench"),
             caption="../report/rewardbench.rst",
             category="Reward models",
             subcategory="{backbone}",
             labels={"model": "{reward}", "seed": "{seed}"},
         ),
     log:
-        grid.log("rewardbench"),
+        ask.log("rewardbench"),
     benchmark:
-        grid.benchmark("rewardbench")
-    priority: grid.priority("rewardbench")
+        ask.benchmark("rewardbench")
+    priority: ask.priority("rewardbench")
     conda:
-        grid.environment
-    threads: grid.threads("rewardbench")
+        ask.environment
+    threads: ask.threads("rewardbench")
     resources:
-        gpu=grid.resource("rewardbench", "gpu"),
-        cpus_per_task=grid.resource("rewardbench", "cpus_per_task"),
-        nodes=grid.resource("rewardbench", "nodes"),
-        mem_mb=grid.resource("rewardbench", "mem_mb"),
-        runtime=grid.resource("rewardbench", "runtime"),
+        **ask.resources("rewardbench"),
     params:
-        bench=grid.param("rewardbench", "bench"),
-        dtype=grid.param("rewardbench", "dtype"),
+        job=ask.mark("rewardbench"),
+        bench=ask.param("rewardbench", "bench"),
+        dtype=ask.param("rewardbench", "dtype"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso-rewardbench score --model {input.model:q} --data {params.bench:q} --dtype {params.dtype}"
         " --out {output:q} > {log:q} 2>&1"

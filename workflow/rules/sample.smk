@@ -3,32 +3,29 @@
 
 rule sample:
     input:
-        unpack(grid.inputs("sample")),
+        unpack(ask.inputs("sample")),
     output:
-        grid.pattern("sample"),
+        ask.output("sample"),
     log:
-        grid.log("sample"),
+        ask.log("sample"),
     benchmark:
-        grid.benchmark("sample")
-    priority: grid.priority("sample")
+        ask.benchmark("sample")
+    priority: ask.priority("sample")
     conda:
-        grid.engine_environment("sample")
-    threads: grid.threads("sample")
+        ask.engine_environment("sample")
+    threads: ask.threads("sample")
     resources:
-        gpu=grid.resource("sample", "gpu"),
-        cpus_per_task=grid.resource("sample", "cpus_per_task"),
-        nodes=grid.resource("sample", "nodes"),
-        mem_mb=grid.resource("sample", "mem_mb"),
-        runtime=grid.resource("sample", "runtime"),
+        **ask.resources("sample"),
     params:
-        command=grid.command("sample", "sso.cli"),
-        model=grid.param("sample", "model"),
-        settings=grid.param("sample", "settings"),
-        wrapper=grid.param("sample", "wrapper"),
-        responses=grid.param("sample", "responses"),
-        options=grid.param("sample", "options"),
+        job=ask.mark("sample"),
+        command=ask.command("sample", "sso.cli"),
+        model=ask.param("sample", "model"),
+        settings=ask.param("sample", "settings"),
+        wrapper=ask.param("sample", "wrapper"),
+        responses=ask.param("sample", "responses"),
+        options=ask.param("sample", "options"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "{params.command} sample --model {params.model:q} --principles {input.principles:q} --settings {params.settings:q}"
         " --wrapper {params.wrapper} --responses {params.responses} {params.options:q} --seed {wildcards.seed}"
         " --out {output:q} > {log:q} 2>&1"
@@ -37,33 +34,30 @@ rule sample:
 # Pairs made of the starting model's own triples.
 rule pairs:
     input:
-        unpack(grid.inputs("pairs")),
+        unpack(ask.inputs("pairs")),
     output:
-        pairs=grid.pattern("pairs"),
-        reference=grid.pattern("pairs_reference"),
+        pairs=ask.output("pairs"),
+        reference=ask.output("pairs_reference"),
     log:
-        grid.log("pairs"),
+        ask.log("pairs"),
     benchmark:
-        grid.benchmark("pairs")
+        ask.benchmark("pairs")
     wildcard_constraints:
-        arm=grid.names("pairs", "arm"),
-    priority: grid.priority("pairs")
+        arm=ask.names("pairs", "arm"),
+    priority: ask.priority("pairs")
     conda:
-        grid.environment
-    threads: grid.threads("pairs")
+        ask.environment
+    threads: ask.threads("pairs")
     resources:
-        gpu=grid.resource("pairs", "gpu"),
-        cpus_per_task=grid.resource("pairs", "cpus_per_task"),
-        nodes=grid.resource("pairs", "nodes"),
-        mem_mb=grid.resource("pairs", "mem_mb"),
-        runtime=grid.resource("pairs", "runtime"),
+        **ask.resources("pairs"),
     params:
-        model=grid.param("pairs", "model"),
-        kind=grid.param("pairs", "kind"),
-        options=grid.param("pairs", "options"),
-        scoring=grid.param("pairs", "scoring"),
+        job=ask.mark("pairs"),
+        model=ask.param("pairs", "model"),
+        kind=ask.param("pairs", "kind"),
+        options=ask.param("pairs", "options"),
+        scoring=ask.param("pairs", "scoring"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "(sso pairs --triples {input.triples:q} --kind {params.kind} {params.options:q} --out {output.pairs:q} &&"
         " sso reference --model {params.model:q} --data {output.pairs:q} --objectives pairs"
         " --settings {params.scoring:q} --out {output.reference:q}) > {log:q} 2>&1"
@@ -72,35 +66,32 @@ rule pairs:
 # Pairs that a generator (or the starting model, over more queries than it drew triples for) samples; scored in the same process under the model that the policy starts from.
 rule generated_pairs:
     input:
-        unpack(grid.inputs("generated_pairs")),
+        unpack(ask.inputs("generated_pairs")),
     output:
-        pairs=grid.pattern("pairs"),
-        reference=grid.pattern("pairs_reference"),
+        pairs=ask.output("pairs"),
+        reference=ask.output("pairs_reference"),
     log:
-        grid.log("pairs"),
+        ask.log("pairs"),
     benchmark:
-        grid.benchmark("pairs")
+        ask.benchmark("pairs")
     wildcard_constraints:
-        arm=grid.names("generated_pairs", "arm"),
-    priority: grid.priority("generated_pairs")
+        arm=ask.names("generated_pairs", "arm"),
+    priority: ask.priority("generated_pairs")
     conda:
-        grid.engine_environment("generated_pairs")
-    threads: grid.threads("generated_pairs")
+        ask.engine_environment("generated_pairs")
+    threads: ask.threads("generated_pairs")
     resources:
-        gpu=grid.resource("generated_pairs", "gpu"),
-        cpus_per_task=grid.resource("generated_pairs", "cpus_per_task"),
-        nodes=grid.resource("generated_pairs", "nodes"),
-        mem_mb=grid.resource("generated_pairs", "mem_mb"),
-        runtime=grid.resource("generated_pairs", "runtime"),
+        **ask.resources("generated_pairs"),
     params:
-        command=grid.command("generated_pairs", "sso.cli"),
-        generator=grid.param("generated_pairs", "generator"),
-        model=grid.param("generated_pairs", "model"),
-        settings=grid.param("generated_pairs", "settings"),
-        wrapper=grid.param("generated_pairs", "wrapper"),
-        scoring=grid.param("generated_pairs", "scoring"),
+        job=ask.mark("generated_pairs"),
+        command=ask.command("generated_pairs", "sso.cli"),
+        generator=ask.param("generated_pairs", "generator"),
+        model=ask.param("generated_pairs", "model"),
+        settings=ask.param("generated_pairs", "settings"),
+        wrapper=ask.param("generated_pairs", "wrapper"),
+        scoring=ask.param("generated_pairs", "scoring"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "{params.command} sample --model {params.generator:q} --principles {input.principles:q} --settings {params.settings:q}"
         " --wrapper {params.wrapper} --seed {wildcards.seed} --responses y+,y- --pairs good_bad"
         " --reference-model {params.model:q} --reference-settings {params.scoring:q}"

@@ -3,30 +3,25 @@
 
 rule sft:
     input:
-        unpack(grid.inputs("sft")),
+        unpack(ask.inputs("sft")),
     output:
-        directory(grid.pattern("sft")),
+        directory(ask.output("sft")),
     log:
-        grid.log("sft"),
+        ask.log("sft"),
     benchmark:
-        grid.benchmark("sft")
-    priority: grid.priority("sft")
+        ask.benchmark("sft")
+    priority: ask.priority("sft")
     conda:
-        grid.environment
-    threads: grid.threads("sft")
+        ask.environment
+    threads: ask.threads("sft")
     resources:
-        gpu=grid.resource("sft", "gpu"),
-        cpus_per_task=grid.resource("sft", "cpus_per_task"),
-        nodes=grid.resource("sft", "nodes"),
-        tasks=grid.resource("sft", "tasks"),
-        mpi=grid.resource("sft", "mpi"),
-        mem_mb=grid.resource("sft", "mem_mb"),
-        runtime=grid.resource("sft", "runtime"),
+        **ask.resources("sft"),
     params:
-        data=grid.param("sft", "data"),
-        backbone=grid.param("sft", "backbone"),
-        settings=grid.param("sft", "settings"),
+        job=ask.mark("sft"),
+        data=ask.param("sft", "data"),
+        backbone=ask.param("sft", "backbone"),
+        settings=ask.param("sft", "settings"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso sft --data {params.data:q} --backbone {params.backbone:q} --settings {params.settings:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"

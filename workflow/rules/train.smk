@@ -3,90 +3,77 @@
 
 rule reference:
     input:
-        unpack(grid.inputs("reference")),
+        unpack(ask.inputs("reference")),
     output:
-        grid.pattern("reference"),
+        ask.output("reference"),
     log:
-        grid.log("reference"),
+        ask.log("reference"),
     benchmark:
-        grid.benchmark("reference")
-    priority: grid.priority("reference")
+        ask.benchmark("reference")
+    priority: ask.priority("reference")
     conda:
-        grid.environment
-    threads: grid.threads("reference")
+        ask.environment
+    threads: ask.threads("reference")
     resources:
-        gpu=grid.resource("reference", "gpu"),
-        cpus_per_task=grid.resource("reference", "cpus_per_task"),
-        nodes=grid.resource("reference", "nodes"),
-        mem_mb=grid.resource("reference", "mem_mb"),
-        runtime=grid.resource("reference", "runtime"),
+        **ask.resources("reference"),
     params:
-        model=grid.param("reference", "model"),
-        objectives=grid.param("reference", "objectives"),
-        settings=grid.param("reference", "settings"),
+        job=ask.mark("reference"),
+        model=ask.param("reference", "model"),
+        objectives=ask.param("reference", "objectives"),
+        settings=ask.param("reference", "settings"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso reference --model {params.model:q} --data {input.data:q} --objectives {params.objectives}"
         " --settings {params.settings:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule generator:
     input:
-        unpack(grid.inputs("generator")),
+        unpack(ask.inputs("generator")),
     output:
-        directory(grid.pattern("generator")),
+        directory(ask.output("generator")),
     log:
-        grid.log("generator"),
+        ask.log("generator"),
     benchmark:
-        grid.benchmark("generator")
-    priority: grid.priority("generator")
+        ask.benchmark("generator")
+    priority: ask.priority("generator")
     conda:
-        grid.environment
-    threads: grid.threads("generator")
+        ask.environment
+    threads: ask.threads("generator")
     resources:
-        gpu=grid.resource("generator", "gpu"),
-        cpus_per_task=grid.resource("generator", "cpus_per_task"),
-        nodes=grid.resource("generator", "nodes"),
-        tasks=grid.resource("generator", "tasks"),
-        mpi=grid.resource("generator", "mpi"),
-        mem_mb=grid.resource("generator", "mem_mb"),
-        runtime=grid.resource("generator", "runtime"),
+        **ask.resources("generator"),
     params:
-        model=grid.param("generator", "model"),
-        settings=grid.param("generator", "settings"),
-        options=grid.param("generator", "options"),
+        job=ask.mark("generator"),
+        model=ask.param("generator", "model"),
+        settings=ask.param("generator", "settings"),
+        options=ask.param("generator", "options"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"
 
 
 rule policy:
     input:
-        unpack(grid.inputs("policy")),
+        unpack(ask.inputs("policy")),
     output:
-        directory(grid.pattern("policy")),
+        directory(ask.output("policy")),
     log:
-        grid.log("policy"),
+        ask.log("policy"),
     benchmark:
-        grid.benchmark("policy")
-    priority: grid.priority("policy")
+        ask.benchmark("policy")
+    priority: ask.priority("policy")
     conda:
-        grid.environment
-    threads: grid.threads("policy")
+        ask.environment
+    threads: ask.threads("policy")
     resources:
-        gpu=grid.resource("policy", "gpu"),
-        cpus_per_task=grid.resource("policy", "cpus_per_task"),
-        nodes=grid.resource("policy", "nodes"),
-        tasks=grid.resource("policy", "tasks"),
-        mpi=grid.resource("policy", "mpi"),
-        mem_mb=grid.resource("policy", "mem_mb"),
-        runtime=grid.resource("policy", "runtime"),
+        **ask.resources("policy"),
     params:
-        model=grid.param("policy", "model"),
-        settings=grid.param("policy", "settings"),
-        options=grid.param("policy", "options"),
+        job=ask.mark("policy"),
+        model=ask.param("policy", "model"),
+        settings=ask.param("policy", "settings"),
+        options=ask.param("policy", "options"),
     shell:
-        "export SSO_GPUS={resources.gpu}; "
+        "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "sso train --model {params.model:q} --data {input.data:q} --settings {params.settings:q} {params.options:q}"
         " --seed {wildcards.seed} --out {output:q} > {log:q} 2>&1"

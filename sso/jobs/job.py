@@ -1,0 +1,150 @@
+"""A job of an experiment: one command of the workflow, and what it is about, as fields.
+
+Rules, costs, plan, report and records read these fields; nobody parses a path or a settings' text back. Jobs are made
+by workflow/, from a config.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from sso.config import Experiment
+from sso.errors import InputError
+
+MARK = "SSO_JOB"
+"""The environment variable in which a rule tells its command which job it is; the command's record keeps it."""
+
+Portion = Literal["iteration", "all", "generator", "annotated"]
+"""Which queries a job works on: one iteration's, all, the first ones that a generator learns from, or the annotated
+pairs' own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of the workflow."""
+
+    rule: str
+    wildcards: Mapping[str, str]
+    output: str
+    """The first of its outputs, which names it."""
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, str | list[str]] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What its command line takes beside inputs and outputs: text, or lists of arguments."""
+    settings: BaseModel | None = None
+    """The settings that ``params`` state as text, as the model that checked them."""
+    arm: str | None = None
+    """None for a job that arms share."""
+    iteration: int = 0
+    """Of an arm that has several; else 0."""
+    version: str = ""
+    queries: Portion = "iteration"
+    responses: tuple[str, ...] = ()
+    """What is drawn for each query: y+, y-, yo, second."""
+    objectives: tuple[str, ...] = ()
+    """Whose nodes are scored."""
+
+    @property
+    def backbone(self) -> str | None:
+        """Of its cell; None for a job that all cells share."""
+        return self.wildcards.get("backbone")
+
+    @property
+    def seed(self) -> int | None:
+        """Of its cell."""
+        return int(self.wildcards["seed"]) if "seed" in self.wildcards else None
+
+    @property
+    def reward(self) -> str | None:
+        """The reward model that it makes, feeds or scores."""
+        return self.wildcards.get("reward")
+
+    @property
+    def name(self) -> str:
+        """Rule and wildcards, as `policy backbone=qwen2 seed=0 run=sso`."""
+        return " ".join([self.rule, *(f"{key}={value}" for key, value in self.wildcards.items())])
+
+    @property
+    def mark(self) -> str:
+        """What `MARK` holds while the job's command runs, and what its record keeps: JSON."""
+        about = {"rule": self.rule, "wildcards": dict(self.wildcards), "arm": self.arm, "iteration": self.iteration}
+        return json.dumps(about)
+
+    def reads(self, *names: str) -> list[str]:
+        """All input paths, or those of ``names``, flat."""
+        values = [value for name, value in self.inputs.items() if not names or name in names]
+        return [path for value in values for path in ([value] if isinstance(value, str) else value)]
+
+
+def this_job() -> dict[str, Any]:
+    """What the rule says of the job that this process runs: `rule`, `wildcards`, `arm`, `iteration`; {} without one."""
+    return json.loads(os.environ.get(MARK) or "{}")
+
+
+class Jobs:
+    """All jobs of an experiment, which lie under ``root``.
+
+    Args:
+        data_files: the files of the ``data_folder``, by name without suffix.
+    """
+
+    def __init__(
+        self, experiment: Experiment, root: str, jobs: Sequence[Job], data_folder: str, data_files: Mapping[str, str]
+    ):
+        self.experiment, self.root, self.data_folder, self.data_files = experiment, root, data_folder, data_files
+        self.by_output = {job.output: job for job in jobs}
+        self._by_name = {(job.rule, frozenset(job.wildcards.items())): job for job in jobs}
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.by_output.values())
+
+    def __len__(self) -> int:
+        return len(self.by_output)
+
+    def of(self, *rules: str) -> list[Job]:
+        """The jobs of some rules."""
+        return [job for job in self if job.rule in rules]
+
+    def find(self, rule: str, wildcards: Mapping[str, Any]) -> Job:
+        """The job of a rule; raises InputError for one that the config does not have."""
+        found = self._by_name.get((rule, frozenset((key, str(value)) for key, value in wildcards.items())))
+        if found is None:
+            raise InputError(f"{rule}: the config has no such job: {dict(wildcards)}.")
+        return found
+
+    @cached_property
+    def makers(self) -> dict[str, Job]:
+        """Every output -> the job that makes it."""
+        return {path: job for job in self for path in job.outputs}
+
+    @cached_property
+    def depth(self) -> dict[str, int]:
+        """Output -> the longest chain of jobs that waits for it."""
+        depth: dict[str, int] = {}
+        for job in reversed(list(self.in_order())):
+            depth.setdefault(job.output, 0)
+            for before in self._needed(job):
+                depth[before.output] = max(depth.get(before.output, 0), depth[job.output] + 1)
+        return depth
+
+    def _needed(self, job: Job) -> Iterable[Job]:
+        return (self.makers[path] for path in job.reads() if path in self.makers)
+
+    def in_order(self) -> Iterable[Job]:
+        """Jobs, each after those that it needs."""
+        ordered: dict[str, Job] = {}
+
+        def visit(job: Job) -> None:
+            if job.output not in ordered:
+                for before in self._needed(job):
+                    visit(before)
+                ordered[job.output] = job
+
+        for job in self:
+            visit(job)
+        return ordered.values()

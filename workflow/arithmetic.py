@@ -1,0 +1,109 @@
+"""What work takes on a GPU, by a model simple enough to check by hand: FLOPs, bytes read, memory.
+
+Training: 6 FLOPs a parameter and token, 8 with gradient checkpointing; scoring and prompts: 2. Decoding: every step
+reads the weights once and each sequence's keys and values, or computes 2 FLOPs a parameter and token, whichever takes
+longer. Memory of training: 16 bytes a parameter (weights and gradients in bfloat16, float32 master weights and Adam's
+two moments), split over devices as the engine does, and activations of one micro-batch. docs/paper_scale.md compares
+it with measured runs. Knows nothing of jobs.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sso.config import Hardware
+from sso.objective import Node
+from sso.sampling.settings import Decoding
+from sso.train.settings import Spread
+from workflow.shapes import Shape
+
+OVERHEAD_H = 0.05
+"""Start, loading and saving of a job on GPUs, in hours."""
+
+
+@dataclass
+class Cost:
+    """Of one job. ``gpu_hours`` counts every GPU that it holds."""
+
+    gpus: int = 0
+    nodes: int = 1
+    tokens: float = 0
+    hours: float = 0
+    """Of the work itself, on all its devices at once."""
+    memory_gb: float = 0
+    """Of one GPU, at its peak."""
+    host_gb: float = 2.5
+    disk_gb: float = 0
+    requests: int = 0
+    money: float = 0
+
+    @property
+    def wall_hours(self) -> float:
+        """With starting, loading and saving."""
+        return self.hours + (OVERHEAD_H if self.gpus else 0)
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs times wall time."""
+        return self.gpus * self.wall_hours
+
+
+class Arithmetic:
+    """The cost of decoding, training and scoring on some hardware."""
+
+    def __init__(self, hardware: Hardware):
+        self.hardware = hardware
+
+    def decode(self, size: Shape, how: Decoding, prompts: float, prompt: float, new: float, scored: float = 0) -> Cost:
+        """``prompts`` of ``prompt`` tokens, ``new`` tokens drawn for each; ``scored`` continuations instead."""
+        device = self.hardware
+        peak, bandwidth = device.tflops * 1e12, device.bandwidth_gbs * 1e9
+        split = how.tensor_parallel
+        together = device.sequences if how.engine == "vllm" else how.batch_size
+        cache_bytes = 2 * 2 * size.layers * size.kv * (prompt + new / 2)
+        if how.engine == "vllm" and cache_bytes:
+            # vLLM takes no more sequences than its memory holds.
+            room = (how.gpu_memory * device.memory_gb - 4) * 1e9 * split - 2 * size.parameters
+            together = int(max(1, min(together, room // cache_bytes)))
+        work = 2 * size.parameters * prompts * prompt * max(1, scored) / (peak * device.training_mfu * split)
+        step = (2 * size.parameters + together * cache_bytes) / (bandwidth * device.decoding_mbu * split)
+        step = max(step, 2 * size.parameters * together / (peak * device.training_mfu * split))
+        seconds = work + prompts * new / together * step
+        memory = (2 * size.parameters + together * cache_bytes) / split / 1e9 + 4
+        gpus = how.devices * split
+        tokens = prompts * (prompt * max(1, scored) + new)
+        hours = seconds / 3600 / how.devices
+        return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
+
+    def fit(self, size: Shape, how: Spread, tokens: float, micro: int) -> Cost:
+        """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
+        device, count = self.hardware, how.devices * how.nodes
+        flops = (8 if how.gradient_checkpointing else 6) * size.parameters * tokens
+        hours = flops / (device.tflops * 1e12 * device.training_mfu * count) / 3600
+        weights, moments = 4 * size.parameters, 12 * size.parameters
+        if how.engine.startswith("zero3") or how.engine == "fsdp2":
+            weights /= count
+        if how.engine != "ddp":
+            moments /= count
+        host = 2 * size.parameters * how.devices
+        if how.engine.endswith("offload"):
+            host, moments = host + moments * how.devices, 0
+        each = 34 if not how.gradient_checkpointing else 2
+        active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
+        memory = (weights + moments + active) / 1e9 + 4
+        disk = 2 * size.parameters / 1e9
+        return Cost(count, how.nodes, tokens, hours, memory, 16 + host / 1e9, disk)
+
+    def score(self, size: Shape, tokens: float, devices: int) -> Cost:
+        """A forward pass over ``tokens``, a model a device."""
+        device = self.hardware
+        seconds = 2 * size.parameters * tokens / (device.tflops * 1e12 * device.training_mfu * devices)
+        memory, host = 2 * size.parameters / 1e9 + 8, 16 + 2 * size.parameters / 1e9
+        return Cost(devices, 1, tokens, seconds / 3600, memory, host)
+
+    def sample_tokens(self, nodes: Collection[Node]) -> float:
+        """Tokens of one sample: each context once, each response behind it once."""
+        device = self.hardware
+        guided = len({context for context, _ in nodes} - {"x"})
+        contexts = len({context for context, _ in nodes})
+        prompts = contexts * device.prompt_tokens + guided * device.principle_tokens
+        return prompts + len(set(nodes)) * device.response_tokens

@@ -1,0 +1,109 @@
+"""What would fail only after work has started, found before: names, files, templates, benchmarks."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from eval import benchmarks
+from eval.settings import Evaluation
+from sso.chat import check_checkpoint, check_prompts, check_system
+from sso.config import Experiment
+from sso.errors import InputError
+from sso.records import Query, read
+from workflow.cell import chained
+from workflow.hub_names import is_hub_name
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError, one sentence, for what would fail only after work has started."""
+    for kind in ("arms", "backbones", "rewards"):
+        for name in getattr(experiment, kind):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise InputError(f"{kind}: {name!r} names a folder, so letters, digits and `_.-` only.")
+    for name, arm in experiment.arms.items():
+        for stage, training in (("generator", arm.generator), ("policy", arm.policy)):
+            if training and len(training.learning_rates) > 1 and experiment.world is None:
+                raise InputError(
+                    f"arms.{name}.{stage}.learning_rates: give one; only the micro-world's oracle can choose."
+                )
+    arms = experiment.arms.values()
+    annotated = [
+        a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not chained(a)
+    ]
+    for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
+        if len({(t.numerics, t.max_length, t.end_cut_responses) for t in trainings}) > 1:
+            raise InputError(
+                f"arms: {who} share their reference scores, so `max_length`, `end_cut_responses`, `dtype` and "
+                "what `engine` makes of it (float32 weights with ddp, else bfloat16 ones) must be the same."
+            )
+    for name, reward in experiment.rewards.items():
+        for source in reward.parts:
+            if source.arm and experiment.arms[source.arm].policy is None:
+                raise InputError(f"rewards.{name}.arm: arm {source.arm!r} makes no pairs; choose one that does.")
+            if source.path and not Path(source.path).exists() and not is_hub_name(source.path):
+                raise InputError(f"rewards.{name}.sources: {source.path}: no such file; give one or a hub name.")
+    bench = experiment.evaluation.rewardbench
+    if experiment.rewards and experiment.world is None and not Path(bench).exists() and not is_hub_name(bench):
+        raise InputError(f"evaluation.rewardbench: {bench}: no such file; give one, or its name on the hub.")
+    queries = []
+    if experiment.data.queries is not None and Path(experiment.data.queries).is_file():
+        queries = read(experiment.data.queries, Query)[: experiment.data.limit]
+    elif experiment.data.queries is not None and not is_hub_name(experiment.data.queries):
+        raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
+    if experiment.data.tune is not None:
+        read(experiment.data.tune, Query)
+    check_tasks(experiment)
+    hard = experiment.evaluation.difficulty
+    if hard is not None and not hard.startswith("hf://") and not Path(hard).is_file():
+        raise InputError(f"evaluation.difficulty: {hard}: no such file; give a CSV, `hub`, or leave it out.")
+    checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
+    writers = [writer.path for writer in experiment.all_writers if writer.path]
+    for path in [*checkpoints, *writers]:
+        if not Path(path).is_dir() and not is_hub_name(path):
+            raise InputError(f"{path}: no such folder; give a checkpoint's folder or its name on the hub.")
+        base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
+        check_checkpoint(path, template=not base)
+        check_prompts(path, queries, experiment.sampling.max_new_tokens)
+    for start, guide in guided(experiment):
+        if (Path(start) / "tokenizer.json").is_file():
+            check_system(start, f"arms.{guide}")
+
+
+def guided(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The checkpoint whose chat template each backbone uses, and an arm for which it is sampled under principles."""
+    for name, backbone in experiment.backbones.items():
+        given = (backbone.chat_template or experiment.sft.chat_template) if backbone.sft and experiment.sft else None
+        for key, arm in experiment.arms.items():
+            on = arm.backbones is None or name in arm.backbones
+            if backbone.path and on and arm.data in ("triples", "good_bad", "good_original"):
+                yield given or backbone.path, key
+                break
+
+
+def evaluations(experiment: Experiment) -> list[Evaluation]:
+    """The different evaluations of an experiment's arms and backbones, its own first."""
+    found = [experiment.evaluation]
+    found += [experiment.evaluation_of(b, arm) for b in experiment.backbones for arm in experiment.arms]
+    return list({one.model_dump_json(): one for one in found}.values())
+
+
+def check_tasks(experiment: Experiment) -> None:
+    """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, or without data."""
+    for evaluation in evaluations(experiment):
+        _check_tasks(evaluation, experiment.world is not None)
+
+
+def _check_tasks(evaluation: Evaluation, micro_world: bool) -> None:
+    for number, task in enumerate(evaluation.tasks):
+        if task.name not in benchmarks.KNOWN:
+            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(benchmarks.KNOWN)}.")
+        if task.name in [other.name for other in evaluation.tasks[:number]]:
+            raise InputError(f"evaluation.tasks: {task.name} is named twice; leave one out.")
+        if task.file is None and task.name.startswith("micro_") and not micro_world:
+            raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
+        if task.file is not None and not Path(task.file).is_file():
+            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
+    for name, mirror in evaluation.mirrors.items():
+        for file in filter(None, [mirror.test, mirror.shots]):
+            if not Path(file).is_file():
+                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")

@@ -1,0 +1,104 @@
+"""The jobs that say how good a cell's models and pairs are: answers, their judgement, pairs' quality, reward models."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sso.jobs.job import Job
+from workflow.shared import text
+from workflow.stages import Model, Stages
+
+
+def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) -> Job:
+    """All benchmarks of one model."""
+    settings = make.experiment.evaluation_of(make.name, name)
+    asked = ["eval" if make.world else "reference"] if settings.pairwise else []
+    asked += [bench for bench in ("mt_bench", "arena_hard") if getattr(settings, bench)]
+    asked += [task.name.removeprefix("micro_") for task in settings.tasks if task.file is None]
+    mirrors = [file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file]
+    return make.add(
+        "evaluate",
+        {
+            **model.input(),
+            "data": [make.data[name] for name in asked if name in make.data],
+            "mirrors": [*[task.file for task in settings.tasks if task.file], *mirrors],
+        },
+        at={"run": run},
+        params={
+            "model": model.path,
+            "folder": make.draft.data_folder,
+            "settings": text(settings, without=("judge", "judges", "files", "rewardbench", "difficulty")),
+        },
+        settings=settings,
+        arm=name,
+        iteration=iteration,
+    )
+
+
+def judge(make: Stages, answers: Job) -> Job:
+    """The judgement of a model's open answers."""
+    settings = make.experiment.evaluation_of(make.name, str(answers.arm))
+    fixed = ["eval", "reference"] if settings.pairwise else []
+    fixed += ["mt_bench", "mt_bench_reference"] if settings.mt_bench else []
+    fixed += ["arena_hard", "arena_hard_baseline"] if settings.arena_hard else []
+    return make.add(
+        "judge",
+        {"answers": answers.output, "data": [make.data[name] for name in fixed if name in make.data]},
+        at={"run": answers.wildcards["run"]},
+        params={
+            "folder": make.draft.data_folder,
+            "settings": text(settings, "judge", "judges", "pairwise", "mt_bench", "arena_hard"),
+            "options": make.oracle,
+        },
+        settings=settings,
+        arm=answers.arm,
+        iteration=answers.iteration,
+    )
+
+
+def data_quality(make: Stages, name: str, pairs: Job) -> Job:
+    """How good an arm's pairs are, by the judge and by the starting model's scores."""
+    judge = make.experiment.evaluation_of(make.name, name).judge
+    return make.add(
+        "data_quality",
+        dict(zip(("pairs", "reference"), pairs.outputs, strict=True)),
+        at={"arm": name},
+        params={"settings": text(judge), "options": make.oracle},
+        settings=judge,
+        arm=name,
+    )
+
+
+def reward(make: Stages, name: str, trained_on: Mapping[str, list[str]]) -> Job:
+    """The pairs of a reward model, itself, and its scores; ``trained_on``: arm -> the pairs of its policies."""
+    reward, at = make.experiment.rewards[name], {"reward": name}
+    bench = make.data["rewardbench"] if make.world else make.experiment.evaluation.rewardbench
+    sources: list[dict[str, Any]] = []
+    for source in reward.parts:
+        paths = trained_on[source.arm] if source.arm else [source.path or make.data["annotated"]]
+        limit = source.limit and math.ceil(source.limit / len(paths))
+        weight = source.weight and source.weight / len(paths)
+        own = {**source.model_dump(), "arm": None, "world": False, "limit": limit, "weight": weight}
+        sources += [{**own, "path": path} for path in paths]
+    files = [source["path"] for source in sources]
+    made = {path for job in make.draft.jobs.values() for path in job.outputs}
+    local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
+    mixture = {"sources": sources, "dedupe": reward.dedupe, "ngram": reward.ngram}
+    pairs = make.add("mixture", {"data": local}, at=at, params={"settings": text(mixture), "bench": bench})
+    about = ("label", "version", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones")
+    start = Model(reward.base, made=False) if reward.base else make.start
+    model = make.add(
+        "reward_model",
+        {**start.input(), "pairs": pairs.output},
+        at=at,
+        params={"model": start.path, "settings": text(reward, without=about)},
+        settings=reward,
+    )
+    return make.add(
+        "rewardbench",
+        {"model": model.output, "data": [path for path in local if path == bench]},
+        at=at,
+        params={"bench": bench, "dtype": reward.dtype},
+        settings=reward,
+    )

@@ -1,0 +1,77 @@
+"""The one door to an experiment: its config files, merged and checked, and the jobs that it takes.
+
+Plain Python: knows nothing of Snakemake, models or files' contents.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sso.config import Experiment, parse
+from sso.errors import InputError
+from sso.jobs.job import Job, Jobs
+from sso.settings import merge, read_yaml
+from workflow.cell import Cell
+from workflow.shared import Draft
+
+TRY_ROWS = 8
+"""Rows of GSM8K where `--config gsm8k=FILE` adds it to a config that has no such task."""
+
+
+class Grid(Jobs):
+    """All jobs of an experiment under ``<results>/<experiment>``."""
+
+    def __init__(self, experiment: Experiment, results: str = "results"):
+        draft = Draft(experiment, results)
+        config = draft.config()
+        draft.data()
+        ends: list[str] = []
+        for seed in experiment.seeds:
+            for backbone in experiment.backbones:
+                ends += Cell(draft, backbone, seed).build()
+        last = draft.report(config, ends)
+        self.targets = [last.output, draft.mlflow(last).output]
+        """What `rule all` asks for: the last jobs."""
+        self.paths = draft.paths
+        super().__init__(experiment, draft.paths.root, [*draft.jobs.values()], draft.data_folder, draft.data_files)
+
+    def log(self, job: Job) -> str:
+        """Where a job's messages go."""
+        return self.paths.log(job.rule).format(**job.wildcards)
+
+
+def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
+    """The experiment of the config files, later ones on top, then of what ``--config`` gave.
+
+    ``model``, ``queries`` and ``gsm8k`` are short for the places that `config/local_model.yaml` leaves open.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        values = merge(values, read_yaml(file))
+    given = dict(_with_nulls(given))
+    arms = given.get("arms")
+    for name, arm in arms.items() if isinstance(arms, dict) else ():
+        if name not in values.get("arms", {}) and "label" not in (arm or {}):
+            raise InputError(f"--config arms: unknown arm {name!r}; known: {', '.join(values.get('arms', {}))}.")
+    if "model" in given:
+        values = merge(values, {"backbones": {"local": {"path": str(given.pop("model"))}}})
+    if "queries" in given:
+        values = merge(values, {"data": {"queries": str(given.pop("queries"))}})
+    if "gsm8k" in given:
+        values = merge(values, {"evaluation": {"tasks": _with_gsm8k(values, str(given.pop("gsm8k")))}})
+    return parse(merge(values, given), " + ".join(map(str, files)))
+
+
+def _with_gsm8k(values: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """A config's tasks with real GSM8K on ``file``: the one that is among them, else its first rows."""
+    tasks = (values.get("evaluation") or {}).get("tasks") or []
+    if any(task.get("name") == "real_gsm8k" for task in tasks):
+        return [{**task, "file": file} if task.get("name") == "real_gsm8k" else task for task in tasks]
+    return [*tasks, {"name": "real_gsm8k", "file": file, "limit": TRY_ROWS}]
+
+
+def _with_nulls(value: Any) -> Any:
+    """Snakemake reads the scalars inside ``--config a='{b: null}'`` as text; numbers are the schema's to convert."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value == "null" else value

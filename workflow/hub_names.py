@@ -1,0 +1,56 @@
+"""What an experiment takes from the Hugging Face hub, by name."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sso.config import HUB_FILE, Experiment
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text that is no path here can be OWNER/NAME or OWNER/NAME@REVISION on the hub."""
+    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", name)
+    return known is not None and not Path(name).exists()
+
+
+def hub_names(experiment: Experiment) -> dict[str, str]:
+    """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
+    data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
+    models = [backbone.checkpoint for backbone in experiment.backbones.values()]
+    models += [writer.path for writer in experiment.all_writers]
+    sets = [data.queries, data.preferences and data.preferences.place]
+    tuned = [backbone for backbone in experiment.backbones.values() if backbone.sft]
+    if sft and tuned:
+        models, sets = [*models, *(b.chat_template or sft.chat_template for b in tuned)], [*sets, sft.data]
+    for reward in experiment.rewards.values():
+        models.append(reward.base)
+        sets += [source.place for source in reward.sources]
+        sets.append(evaluation.rewardbench if experiment.world is None else None)
+    found = {name: "model" for name in models if name and is_hub_name(name)}
+    found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
+    files = [*evaluation.files.values(), *([evaluation.difficulty] if evaluation.difficulty else [])]
+    found |= {name: "file" for name in files if name.startswith("hf://")}
+    for task in evaluation.tasks:
+        name = task.name.removeprefix("real_")
+        if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
+            found[task.name] = "benchmark"
+    return found
+
+
+def repositories(names: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """The hub's repositories behind `hub_names`: name -> (`model`, `dataset` or `space`, revision or None)."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, kind in names.items():
+        if kind == "file" and (file := HUB_FILE.fullmatch(name)):
+            of = {"hf://datasets/": "dataset", "hf://spaces/": "space"}.get(file[1], "model")
+            found[file[2]] = (of, file[3])
+        elif kind in ("model", "dataset"):
+            repository, _, revision = name.partition("@")
+            found[repository] = (kind, revision or None)
+    return found
+
+
+def unpinned(experiment: Experiment) -> dict[str, str]:
+    """Repositories that the experiment takes from the hub at no commit, but at a branch or a tag: name -> kind."""
+    found = repositories(hub_names(experiment))
+    return {name: kind for name, (kind, at) in found.items() if not re.fullmatch("[0-9a-f]{7,40}", at or "")}

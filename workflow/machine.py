@@ -1,0 +1,33 @@
+"""What this machine can do, for experiments that name no hardware: one core's two rates, measured."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from sso.config import Hardware
+
+
+@cache
+def this_machine(micro: bool) -> Hardware:
+    """One core of this machine in float32: two rates, measured in half a second and taken as reached in full, so that
+    what follows is a floor. The model counts bfloat16's 2 bytes a parameter, so half the bandwidth. ``micro``: with the
+    micro-world's mean lengths.
+    """
+    import numpy as np
+
+    def rate(work: Callable[[], Any], amount: float) -> float:
+        work()
+        start, count = time.process_time(), 0
+        while time.process_time() - start < 0.2:
+            work()
+            count += 1
+        return count * amount / (time.process_time() - start)
+
+    rng = np.random.default_rng(0)
+    a, large = rng.normal(size=(512, 512)).astype("float32"), rng.normal(size=(4096, 4096)).astype("float32")
+    x = rng.normal(size=4096).astype("float32")
+    flops, read = rate(lambda: a @ a, 2 * 512**3), rate(lambda: large @ x, 4 * 4096**2)
+    own = {"tflops": flops / 1e12, "bandwidth_gbs": read / 2e9, "training_mfu": 1, "decoding_mbu": 1}
+    lengths = {"prompt_tokens": 26, "principle_tokens": 25, "response_tokens": 18} if micro else {}
+    return Hardware(name="one core of this machine", gpus=1, **own, **lengths)

@@ -1,0 +1,60 @@
+"""Sizes of models, from their folder, the config that trains them from scratch, or workflow/models.yaml."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sso.errors import InputError
+from sso.settings import ROOT, Backbone
+
+MODELS = ROOT / "workflow" / "models.yaml"
+FROM_SCRATCH_VOCABULARY = 512
+"""Rough, of the micro-world's tokenizer."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's size."""
+
+    parameters: float
+    layers: int
+    hidden: int
+    kv: int
+    """Width of one layer's keys."""
+    vocabulary: int
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(MODELS.read_text(encoding="utf-8"))
+
+
+def shape(name: str, names: Mapping[str, str]) -> Shape:
+    """A model's shape, from its folder or from workflow/models.yaml; ``names`` maps local paths back to hub names."""
+    config = Path(name) / "config.json"
+    if config.is_file():
+        about = json.loads(config.read_text(encoding="utf-8"))
+        hidden, layers, vocabulary = about["hidden_size"], about["num_hidden_layers"], about["vocab_size"]
+        heads = about["num_attention_heads"]
+        width = about.get("head_dim") or hidden // heads
+        kv = width * about.get("num_key_value_heads", heads)
+        layer = 2 * hidden * (heads * width + kv) + 3 * hidden * about["intermediate_size"]
+        ends = (1 if about.get("tie_word_embeddings") else 2) * vocabulary * hidden
+        return Shape(layers * layer + ends, layers, hidden, kv, vocabulary)
+    known = _table().get(name.partition("@")[0]) or _table().get(names.get(name, ""))
+    if known is None:
+        raise InputError(f"{name}: its size is unknown; add it to {MODELS.relative_to(ROOT)}.")
+    return Shape(**{**known, "parameters": known["parameters"] * 1e9})
+
+
+def from_scratch(about: Backbone) -> Shape:
+    """Of a backbone that is trained from scratch."""
+    hidden, kv = about.hidden_size, about.hidden_size // about.heads * about.kv_heads
+    layer = hidden**2 * 2 * (1 + about.kv_heads / about.heads) + 3 * hidden * (4 * hidden)
+    vocabulary = FROM_SCRATCH_VOCABULARY
+    return Shape(about.layers * layer + vocabulary * hidden, about.layers, hidden, kv, vocabulary)

@@ -136,6 +136,9 @@ class Experiment(Settings):
             keep = {key: values[key] for key in ("revisions", "local", "assumed") if key in values}
             values = {**_pinned(values, revisions), **keep}
         named, arms, objectives = values.get("trainings") or {}, values.get("arms"), values.get("objectives")
+        if isinstance(named, dict) and named:
+            made = {name: _with_contrasts(own, objectives, f"trainings.{name}") for name, own in named.items()}
+            values = {**values, "trainings": made}
         for name, arm in arms.items() if isinstance(arms, dict) and isinstance(named, dict) else ():
             for stage in ("generator", "policy"):
                 own = arm.get(stage) if isinstance(arm, dict) else None
@@ -149,9 +152,6 @@ class Experiment(Settings):
                         )
                     own = {**named[own["use"]], **own}
                 arm[stage] = _with_contrasts(own, objectives, f"arms.{name}.{stage}")
-        if isinstance(named, dict) and named:
-            made = {name: _with_contrasts(own, objectives, f"trainings.{name}") for name, own in named.items()}
-            values = {**values, "trainings": made}
         return values
 
     @model_validator(mode="after")
@@ -224,13 +224,16 @@ class Experiment(Settings):
 def _with_contrasts(training: Any, objectives: Any, key: str) -> Any:
     """A training with the contrasts of the own objective that it names and of no other: its result depends on no more.
 
-    Raises ValueError where it brings contrasts that are not the experiment's.
+    Raises ValueError where it names an objective that nobody knows, or brings contrasts that are not the experiment's.
     """
     own = objectives if isinstance(objectives, dict) else {}
     given = training.get("objectives") if isinstance(training, dict) else None
     if isinstance(given, dict) and any(name not in own or own[name] != given[name] for name in given):
         raise ValueError(f"{key}.objectives: an experiment's own objectives stand at its top, in `objectives`")
     name = training.get("objective") if isinstance(training, dict) else None
+    known = [*load_objectives(), *own]
+    if isinstance(name, str) and name not in known:
+        raise ValueError(f"`{key}.objective`: unknown objective {name!r}; {hint(name, known)}")
     if isinstance(name, str) and name in own:
         return {**training, "objectives": {name: own[name]}}
     return {k: v for k, v in training.items() if k != "objectives"} if isinstance(given, dict) else training

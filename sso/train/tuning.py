@@ -76,8 +76,9 @@ def train_best(
     objective, tokenizer, main = build(training), load_tokenizer(model_path), distributed.is_main()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
-    if len(tries) > 1 and tuning:
-        queries = read(tuning.queries, Query)
+    judged_by = tuning if len(tries) > 1 else None
+    if judged_by:
+        queries = read(judged_by.queries, Query)
         with naming([q.id for q in queries], "query"):
             check_conversations(tokenizer, [q.prompt for q in queries])
     distributed.start(training)
@@ -104,8 +105,8 @@ def train_best(
             trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
             steps = [row for row in trainer.state.log_history if "loss" in row]
             result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
-            if len(tries) > 1 and tuning:
-                result["win_rate"] = win_rate(model, tokenizer, tuning, seed)
+            if judged_by:
+                result["win_rate"] = win_rate(model, tokenizer, judged_by, seed)
             results.append(result)
             if main:
                 print(f"train: {json.dumps(result)} by {what_ran(trainer)}", flush=True)

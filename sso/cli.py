@@ -22,20 +22,10 @@ from sso.jobs.progress import progress
 from sso.records import Pair, Principles, Query, Triple, read, write, write_text
 from sso.sampling.settings import Sampling, Writer
 from sso.settings import Backbone, Data, Preferences, merge
-from sso.train.settings import Sft, Training
+from sso.train.settings import LOSS_NUMBERS, Sft, Training
 from sso.worlds.settings import World
 
-LOSS_OPTIONS = {
-    "beta": float,
-    "gamma": float,
-    "lambda_minus": float,
-    "alpha": float,
-    "beta_g": float,
-    "label_smoothing": float,
-    "simpo_margin": float,
-    "max_length": int,
-    "layout": str,
-}
+LOSS_OPTIONS = {**dict.fromkeys(LOSS_NUMBERS, float), "max_length": int, "layout": str}
 """Settings of a Training that `sso loss` takes one by one."""
 
 
@@ -226,9 +216,9 @@ def _reference(model_path: Path, records: list, objectives: list[str], training:
     from sso.objective import build
     from sso.packing import tokenize
 
+    nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     tokenizer = load_tokenizer(model_path)
     end_start_up()
-    nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
     key = reference.make_key(model_path, tokenizer, records, made.samples, training)
@@ -261,10 +251,21 @@ def train(args: argparse.Namespace) -> None:
     with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 
-        from sso.train.tuning import train_best
+        from sso.train.tuning import Tuning, train_best
 
         end_start_up()
-        train_best(args, _records(args.data, run.summary), run)
+        given = args.tune and args.world and args.sampling
+        train_best(
+            args.model,
+            _records(args.data, run.summary),
+            args.settings,
+            args.seed,
+            args.out,
+            run,
+            reference_path=args.reference,
+            rate_from=args.rate_from,
+            tuning=Tuning(args.tune, args.world, args.sampling) if given else None,
+        )
 
 
 def loss(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ workflow/experiment.py's.
 
 import json
 import re
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from eval.settings import Evaluation
 from rewardbench.settings import Reward
 from sso.errors import InputError
+from sso.objective import Objectives, load_objectives
 from sso.sampling.settings import Sampling, Writer
-from sso.settings import Backbone, Data, Settings, merge, read_yaml, sentence
+from sso.settings import Backbone, Data, Settings, hint, merge, read_yaml, sentence
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 
@@ -104,6 +106,8 @@ class Experiment(Settings):
     writers: dict[str, Writer] = {}
     """Other writers, which arms name."""
     sampling: Sampling = Sampling()
+    objectives: Objectives = Field({}, exclude_if=not_)
+    """Own objectives, which trainings name like those of config/objectives.yaml."""
     trainings: dict[str, Training] = {}
     """Named settings that arms start from by `use:`."""
     arms: dict[str, Arm] = Field(min_length=1)
@@ -131,14 +135,23 @@ class Experiment(Settings):
         if isinstance(revisions := values.get("revisions"), dict):
             keep = {key: values[key] for key in ("revisions", "local", "assumed") if key in values}
             values = {**_pinned(values, revisions), **keep}
-        named, arms = values.get("trainings") or {}, values.get("arms")
+        named, arms, objectives = values.get("trainings") or {}, values.get("arms"), values.get("objectives")
+        if isinstance(named, dict) and named:
+            made = {name: _with_contrasts(own, objectives, f"trainings.{name}") for name, own in named.items()}
+            values = {**values, "trainings": made}
         for name, arm in arms.items() if isinstance(arms, dict) and isinstance(named, dict) else ():
             for stage in ("generator", "policy"):
                 own = arm.get(stage) if isinstance(arm, dict) else None
-                if isinstance(own, dict) and own.get("use") is not None:
+                if not isinstance(own, dict):
+                    continue
+                if own.get("use") is not None:
                     if not isinstance(own["use"], str) or not isinstance(named.get(own["use"]), dict):
-                        raise ValueError(f"arms.{name}.{stage}.use: no such training {own['use']!r} in `trainings`")
-                    arm[stage] = {**named[own["use"]], **own}
+                        near = hint(str(own["use"]), named)
+                        raise ValueError(
+                            f"arms.{name}.{stage}.use: no such training {own['use']!r} in `trainings`; {near}"
+                        )
+                    own = {**named[own["use"]], **own}
+                arm[stage] = _with_contrasts(own, objectives, f"arms.{name}.{stage}")
         return values
 
     @model_validator(mode="after")
@@ -148,18 +161,19 @@ class Experiment(Settings):
                 raise ValueError(f"rewards.{name}: give `arm` or `sources`: the pairs that it is trained on")
             for source in reward.parts:
                 if source.arm is not None and source.arm not in self.arms:
-                    raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; known: {', '.join(self.arms)}")
+                    raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; {hint(source.arm, self.arms)}")
                 if source.world and self.world is None:
                     raise ValueError(f"rewards.{name}: `world: true` is the micro-world's annotated set; give a `path`")
             for key in reward.backbones or []:
                 if key not in self.backbones:
-                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {key!r}")
+                    raise ValueError(f"rewards.{name}.backbones: unknown backbone {key!r}; {hint(key, self.backbones)}")
         for name, arm in self.arms.items():
             for key in arm.backbones or []:
                 if key not in self.backbones:
-                    raise ValueError(f"arms.{name}.backbones: unknown backbone {key!r}")
+                    raise ValueError(f"arms.{name}.backbones: unknown backbone {key!r}; {hint(key, self.backbones)}")
             if arm.writer is not None and arm.writer not in self.writers:
-                raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`")
+                near = hint(arm.writer, self.writers)
+                raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`; {near}")
             if arm.data == "annotated" and self.world is None and self.data.preferences is None:
                 raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
             if arm.data == "good_original" and self.data.generator_queries:
@@ -207,6 +221,24 @@ class Experiment(Settings):
         return Evaluation.model_validate(merge(self.evaluation.model_dump(), over))
 
 
+def _with_contrasts(training: Any, objectives: Any, key: str) -> Any:
+    """A training with the contrasts of the own objective that it names and of no other: its result depends on no more.
+
+    Raises ValueError where it names an objective that nobody knows, or brings contrasts that are not the experiment's.
+    """
+    own = objectives if isinstance(objectives, dict) else {}
+    given = training.get("objectives") if isinstance(training, dict) else None
+    if isinstance(given, dict) and any(name not in own or own[name] != given[name] for name in given):
+        raise ValueError(f"{key}.objectives: an experiment's own objectives stand at its top, in `objectives`")
+    name = training.get("objective") if isinstance(training, dict) else None
+    known = [*load_objectives(), *own]
+    if isinstance(name, str) and name not in known:
+        raise ValueError(f"`{key}.objective`: unknown objective {name!r}; {hint(name, known)}")
+    if isinstance(name, str) and name in own:
+        return {**training, "objectives": {name: own[name]}}
+    return {k: v for k, v in training.items() if k != "objectives"} if isinstance(given, dict) else training
+
+
 def _replaced(value: Any, names: dict[str, str]) -> Any:
     """A config with every text that is one of ``names`` replaced; keys stay."""
     if isinstance(value, dict):
@@ -249,25 +281,15 @@ def _has(values: Any, key: str) -> bool:
 
 def parse(values: dict[str, Any], source: str) -> Experiment:
     """A checked experiment; raises InputError with one sentence that names ``source`` and the key."""
-    from sso.objective import load_objectives
-
+    load_objectives()  # a mistake in the shipped ones is told first
     try:
-        experiment = Experiment.model_validate(json.loads(json.dumps(values)))
+        return Experiment.model_validate(json.loads(json.dumps(values)))
     except ValidationError as error:
         raise InputError(sentence(source, error, Experiment)) from error
     except (TypeError, ValueError, RecursionError) as error:  # dates, keys that are lists, anchors within themselves
         raise InputError(
             f"{source}: holds what JSON can't ({error}); use plain mappings, lists and scalars."
         ) from error
-    known = load_objectives()
-    for name, arm in experiment.arms.items():
-        for stage, training in (("generator", arm.generator), ("policy", arm.policy)):
-            if training is not None and training.objective not in known:
-                raise InputError(
-                    f"{source}: `arms.{name}.{stage}.objective`: unknown objective {training.objective!r}; "
-                    f"known: {', '.join(known)}."
-                )
-    return experiment
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:

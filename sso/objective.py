@@ -1,29 +1,43 @@
 """Objectives as data: a list of contrasts over a base loss.
 
 A contrast is (context, winner, loser, weight, sft weight). Everything the paper trains with is a row of
-config/objectives.yaml; a new base loss is one function here and one test. Knows log-probabilities,
-nothing of models, tokens or files.
+config/objectives.yaml, and experiments have rows of their own; a new base loss is one function and one row of
+`BASE_LOSSES`. Knows log-probabilities, nothing of models, tokens or files.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from sso.errors import InputError
-from sso.settings import ROOT, Settings
-from sso.train.settings import Training
+from sso.settings import ROOT, Settings, hint, sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sso.train.settings import Training
 
 Context = Literal["x", "x+", "x-"]
 Response = Literal["y+", "y-", "yo"]
 Node = tuple[Context, Response]
 """A response in a context: what is scored once, however many contrasts use it."""
+
+
+def _known_weight(value: float | str) -> float | str:
+    from sso.train.settings import LOSS_NUMBERS  # which needs this module first
+
+    if isinstance(value, str) and value not in LOSS_NUMBERS:
+        raise ValueError(f"unknown weight {value!r}; {hint(value, LOSS_NUMBERS)}")
+    return value
+
+
+# Left to right: from a command line numbers come as text.
+Weight = Annotated[FiniteFloat | str, Field(union_mode="left_to_right"), AfterValidator(_known_weight)]
+"""A number, or the name of one that the training has."""
 
 
 class Contrast(Settings):
@@ -32,9 +46,12 @@ class Contrast(Settings):
     context: Context
     winner: Response
     loser: Response
-    weight: float | str = 1.0
-    sft: float | str = 0.0
+    weight: Weight = 1.0
+    sft: Weight = 0.0
     on_policy_weight: bool = False
+
+
+Contrasts = Annotated[list[Contrast], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,12 @@ class BaseLoss:
     where ``averaged``.
     """
 
-    loss: Callable[["Tensor", "Tensor", Training], "Tensor"]
+    loss: Callable[["Tensor", "Tensor", "Training"], "Tensor"]
     averaged: bool = False
     reference_free: bool = False
 
 
-def dpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+def dpo(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023, eq. 7)."""
     from torch.nn.functional import logsigmoid
 
@@ -71,17 +88,17 @@ def dpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
     return -logsigmoid(z) if e == 0 else -(1 - e) * logsigmoid(z) - e * logsigmoid(-z)
 
 
-def ipo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+def ipo(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     """(h - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17)."""
     return (winner - loser - 1 / (2 * training.beta)) ** 2
 
 
-def hinge(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+def hinge(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     """max(0, 1 - beta h) (Zhao et al. 2023, normalised as in trl)."""
     return (1 - training.beta * (winner - loser)).relu()
 
 
-def orpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+def orpo(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     """-avg(w) - beta log sigmoid(log odds(w) - log odds(l)), with an SFT term of its own (Hong et al. 2024, eq. 6)."""
     from torch.nn.functional import logsigmoid
 
@@ -91,7 +108,7 @@ def orpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
     return -winner - training.beta * logsigmoid(log_odds(winner) - log_odds(loser))
 
 
-def simpo(winner: "Tensor", loser: "Tensor", training: Training) -> "Tensor":
+def simpo(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     """-log sigmoid(beta (avg(w) - avg(l)) - margin) (Meng et al. 2024, eq. 6)."""
     from torch.nn.functional import logsigmoid
 
@@ -105,6 +122,10 @@ BASE_LOSSES = {
     "orpo": BaseLoss(orpo, averaged=True, reference_free=True),
     "simpo": BaseLoss(simpo, averaged=True, reference_free=True),
 }
+if TYPE_CHECKING:
+    BaseLossName = str
+else:
+    BaseLossName = Literal[tuple(BASE_LOSSES)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +133,7 @@ class Objective:
     """Contrasts with their weights as numbers, and the training whose base loss, beta and alpha they use."""
 
     contrasts: tuple[Contrast, ...]
-    training: Training
+    training: "Training"
 
     @property
     def base(self) -> BaseLoss:
@@ -169,21 +190,40 @@ class Objective:
 
 
 @cache
-def load_objectives() -> dict[str, tuple[Contrast, ...]]:
+def load_objectives() -> dict[str, list[Contrast]]:
     """The rows of config/objectives.yaml."""
     path = ROOT / "config" / "objectives.yaml"
-    adapter = TypeAdapter(dict[str, tuple[Contrast, ...]])
     try:
-        return adapter.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+        return TypeAdapter(dict[str, Contrasts]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise InputError(sentence(str(path), error, Contrast)) from error
 
 
-def build(training: Training) -> Objective:
+def _not_shipped(own: dict[str, list[Contrast]]) -> dict[str, list[Contrast]]:
+    for name in own.keys() & load_objectives().keys():
+        raise ValueError(f"{name!r} is an objective of config/objectives.yaml; give yours another name")
+    return own
+
+
+Objectives = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], Contrasts], AfterValidator(_not_shipped)
+]
+"""Own objectives beside the shipped ones: name -> contrasts."""
+
+
+def contrasts_of(name: str, own: Mapping[str, list[Contrast]]) -> list[Contrast]:
+    """The contrasts of a shipped or an own objective; raises InputError for a name that is neither."""
+    known = {**load_objectives(), **own}
+    if name not in known:
+        raise InputError(f"unknown objective {name!r}; {hint(name, known)}")
+    return known[name]
+
+
+def build(training: "Training") -> Objective:
     """The objective that a training names, its symbolic weights replaced by the training's values."""
-    rows = load_objectives().get(training.objective)
-    if rows is None:
-        raise InputError(f"unknown objective {training.objective!r}; known: {', '.join(load_objectives())}.")
+    rows = contrasts_of(training.objective, training.objectives)
 
     def number(weight: float | str) -> float:
         return float(getattr(training, weight)) if isinstance(weight, str) else weight

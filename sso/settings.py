@@ -4,6 +4,8 @@ Each room has its own in its settings.py; sso/config.py gathers them into an exp
 """
 
 import difflib
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,13 +106,25 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _extended(path: Path, name: str) -> Path:
+    """The file that a config extends: an absolute path, or relative to it, or the name of a shipped config."""
+    shipped = ROOT / "config"
+    for file in (path.parent / name, ROOT / name, shipped / name, shipped / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    known = sorted(file.stem for file in shipped.glob("*.yaml") if file.stem != "objectives")
+    near = hint(Path(name).stem, known, "shipped")
+    raise InputError(f"{path}: `extends: {name}`: no such file beside it and no such shipped config; {near}")
+
+
 def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML mapping with its ``extends:`` (a file beside it) resolved; ``children`` are the files that extend it."""
+    """A YAML mapping with its ``extends:`` resolved; ``children`` are the files that extend it."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such config file.")
     if path.resolve() in children:
-        raise InputError(f"{path}: `extends` leads back to the file itself.")
+        names = " -> ".join(child.name for child in (*children, path))
+        raise InputError(f"{path}: `extends` leads back to the file itself ({names}).")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
@@ -119,8 +133,8 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
         raise InputError(f"{path}: must be a YAML mapping.")
     parent = values.pop("extends", None)
     if not isinstance(parent, str | None):
-        raise InputError(f"{path}: `extends`: the name of a file beside it.")
-    return merge(read_yaml(path.parent / parent, (*children, path.resolve())), values) if parent else values
+        raise InputError(f"{path}: `extends`: the path of a file, relative to this one, or a shipped config's name.")
+    return merge(read_yaml(_extended(path, parent), (*children, path.resolve())), values) if parent else values
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -130,14 +144,29 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
+def nearest(name: str, known: Collection[str]) -> str:
+    """`did you mean ...?` with the known names that are most like ``name``; empty where none is like it."""
+    alike = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in known}
+    best = max(alike.values(), default=0.0)
+    return f"did you mean {' or '.join(f'`{one}`' for one in known if alike[one] == best)}?" if best >= 0.6 else ""
+
+
+def hint(name: str, known: Collection[str], what: str = "known") -> str:
+    """The way out of an unknown name: the nearest known one, else all of them."""
+    return nearest(name, known) or f"{what}: {', '.join(known) or 'none'}."
+
+
 def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for the first problem in settings of ``model``; an unknown key gets the nearest known one."""
+    """One sentence for the first problem in settings of ``model``; an unknown key or choice gets the nearest known."""
     problems = error.errors()
     # A misspelt key can leave another one missing: it is the cause.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            near = nearest(str(first["input"]), re.findall("'([^']*)'", first["ctx"]["expected"]))
+            message += f"; {near}" if near else ""
         end = "" if message.endswith((".", "?")) else "."
         return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}{end}"
     within: type[BaseModel] | None = model
@@ -145,6 +174,4 @@ def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str
         if within and part in within.model_fields:  # else the name of an entry, or its number
             within = next(iter(_models(within.model_fields[str(part)].annotation)), None)
     known = list(within.model_fields) if within else []
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}."
-    return f"{source}: unknown key `{key}`; {hint}"
+    return f"{source}: unknown key `{key}`; {hint(str(first['loc'][-1]), known, 'known keys')}"

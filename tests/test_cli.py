@@ -6,9 +6,11 @@ import pytest
 
 from sso.cli import main
 from sso.jobs.tracking import record_path
-from sso.records import Pair, Principles, Triple, read
+from sso.objective import load_objectives
+from sso.records import Pair, Principles, Triple, read, write
 from sso.reference import load
 from sso.worlds.settings import World
+from tests.test_training import triple
 
 WORLD = World(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
@@ -70,3 +72,31 @@ def test_the_stages_chain_by_hand(tmp_path):
     assert not (tmp_path / "h").exists()
     assert run("pairs", "--triples", tmp_path / "t.jsonl", "--kind", "good_bad", "--out", tmp_path / "b.jsonl") == 0
     assert all(p.chosen != p.rejected for p in read(tmp_path / "b.jsonl", Pair))
+
+
+def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(tiny_checkpoint, tmp_path, capsys):
+    write(tmp_path / "t.jsonl", [triple(i) for i in range(8)])
+    rows = [contrast.model_dump() for contrast in load_objectives()["sso_v2"]]
+    only_plus = {"plus": rows[:1], "mine": rows}
+    how = {"dtype": "float32", "max_length": 256, "learning_rates": [1e-3], "batch_size": 4}
+    files = ["--model", tiny_checkpoint, "--data", tmp_path / "t.jsonl"]
+    both = json.dumps({**how, "objectives": only_plus})
+    score = ["reference", *files, "--settings", both, "--out", tmp_path / "r.safetensors", "--objectives"]
+    assert run(*score, "plus") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 2
+    assert run(*score, "mine,plus,pairs") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 6
+    capsys.readouterr()
+    assert run(*score, "mine,plusss") == 2
+    assert capsys.readouterr().err == "error: unknown objective 'plusss'; did you mean `plus`?\n"
+    made, printed = {}, {}
+    frozen = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint, "--triples", tmp_path / "t.jsonl"]
+    for name, own in {"sso_v2": {}, "mine": {"objectives": {"mine": rows}}, "plus": {"objectives": only_plus}}.items():
+        settings = json.dumps({**how, **own, "objective": name})
+        train = ["train", *files, "--reference", tmp_path / "r.safetensors", "--settings", settings]
+        assert run(*train, "--out", tmp_path / name) == 0
+        made[name] = (tmp_path / name / "model.safetensors").read_bytes()
+        capsys.readouterr()
+        assert run("loss", *frozen, "--settings", settings, "--objective", name) == 0
+        printed[name] = capsys.readouterr().out
+    assert made["mine"] == made["sso_v2"] != made["plus"]
+    assert printed["mine"] == printed["sso_v2"] != printed["plus"]
+    assert json.loads((tmp_path / "mine.run.json").read_text())["settings"]["objectives"]["mine"] == rows

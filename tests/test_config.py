@@ -1,16 +1,29 @@
 """Config and records: one sentence for bad input, defaults that hold."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
+import yaml
 
-from sso.config import load
+from sso.config import load, parse
 from sso.errors import InputError
+from sso.objective import load_objectives
 from sso.records import Query, Triple, read, write
 from sso.settings import ROOT
 from sso.train.settings import Training
+from workflow import grid
 
 MICRO = ROOT / "config" / "micro.yaml"
+OWN = {"mine": [{"context": "x+", "winner": "y+", "loser": "y-", "sft": "gamma"}]}
+USED = {"sso": {"generator": {"objective": "mine"}}}
+
+
+def with_own(**contrast) -> dict:
+    """MICRO with an own objective, one key of whose contrast is changed."""
+    return {"objectives": {"mine": [OWN["mine"][0] | contrast]}, "arms": USED}
 
 
 @pytest.mark.parametrize("name", ["micro", "micro_base", "micro_full", "micro_base_full", "smoke"])
@@ -47,9 +60,34 @@ def test_defaults_are_the_papers():
     [
         ({"arms": {"sso": {"policy": {"betta": 1}}}}, r"unknown key `arms.sso.policy.betta`; did you mean `beta`\?"),
         ({"sedes": [1]}, r"unknown key `sedes`; did you mean `seeds`\?"),
-        ({"arms": {"sso": {"generator": {"objective": "sso_v9"}}}}, "unknown objective 'sso_v9'; known: pairs"),
-        ({"rewards": {"sso": {"arm": "ssso"}}}, "unknown arm 'ssso'; known: base, pbaa"),
-        ({"arms": {"sso": {"policy": {"use": "polly"}}}}, "no such training 'polly'"),
+        (
+            {"arms": {"sso": {"generator": {"objective": "sso_v3"}}}},
+            r"`arms.sso.generator.objective`: unknown objective 'sso_v3'; did you mean `sso_v2` or `sso_v1`\?",
+        ),
+        ({"arms": {"sso": {"generator": {"objective": "kto"}}}}, "unknown objective 'kto'; known: pairs, l_plus"),
+        ({"trainings": {"policy": {"objective": "pair"}}}, r"`trainings.policy.objective`: .*did you mean `pairs`\?"),
+        ({"trainings": {"policy": {"base_loss": "dop"}}}, r"`trainings.policy.base_loss`: .*did you mean `dpo`\?"),
+        ({"arms": {"sso": {"policy": {"base_loss": "ippo"}}}}, r"`arms.sso.policy.base_loss`: .*mean `ipo`\?"),
+        ({"arms": {"sso": {"policy": {"layout": "padde"}}}}, r"`arms.sso.policy.layout`: .*did you mean `padded`\?"),
+        ({"rewards": {"sso": {"arm": "ssso"}}}, r"rewards.sso.arm: unknown arm 'ssso'; did you mean `sso`\?"),
+        ({"arms": {"sso": {"policy": {"use": "polcy"}}}}, r"no such training 'polcy' .*did you mean `policy`\?"),
+        ({"arms": {"sso": {"backbones": ["qwen"]}}}, r"unknown backbone 'qwen'; did you mean `qwen2`\?"),
+        ({"arms": {"sso": {"writer": "weak"}}}, "no such writer 'weak' in `writers`; known: none."),
+        (with_own(sft="gama"), r"`objectives.mine.0.sft`: unknown weight 'gama'; did you mean `gamma`\?"),
+        (with_own(weight="lamda_minus"), r"`objectives.mine.0.weight`: .*'lamda_minus'; did you mean `lambda_minus`\?"),
+        (with_own(winner="y"), r"`objectives.mine.0.winner`: .*did you mean `y\+` or `y-` or `yo`\?"),
+        (with_own(contxt="x"), r"unknown key `objectives.mine.0.contxt`; did you mean `context`\?"),
+        ({"objectives": {"mine": []}}, "`objectives.mine`: list should have at least 1 item"),
+        ({"objectives": {"mi,ne": OWN["mine"]}}, "`objectives.mi,ne"),
+        ({"objectives": {"sso_v2": OWN["mine"]}}, "`objectives`: 'sso_v2' is an objective of config/objectives.yaml;"),
+        (
+            {"objectives": OWN, "arms": {"sso": {"generator": {"objective": "mime"}}}},
+            r"`arms.sso.generator.objective`: unknown objective 'mime'; did you mean `mine`\?",
+        ),
+        (
+            {"arms": {"sso": {"generator": {"objectives": OWN}}}},
+            "arms.sso.generator.objectives: an experiment's own objectives stand at its top, in `objectives`",
+        ),
         ({"arms": {"sso": {"policy": {"beta": -1}}}}, r"`arms.sso.policy.beta`: input should be greater than 0"),
         ({"data": {"queries": "q.jsonl"}}, "either `world` .* or `data.queries`"),
         ({"experiment": "../up"}, "`experiment`"),
@@ -91,3 +129,104 @@ def test_records_round_trip_and_strings_are_prompts(tmp_path):
     write(tmp_path / "t.jsonl", rows)
     assert read(tmp_path / "t.jsonl", Triple) == rows
     assert json.loads((tmp_path / "t.jsonl").read_text())["prompt"][0]["role"] == "user"
+
+
+def test_an_own_objective_is_carried_by_the_trainings_that_name_it_and_by_no_other():
+    plain = load(ROOT / "config" / "smoke.yaml")
+    given = {"objectives": {**OWN, "unused": OWN["mine"]}, "arms": USED, "trainings": {"own": {"objective": "mine"}}}
+    experiment = grid.load([ROOT / "config" / "smoke.yaml"], given)
+    assert json.loads(grid.text(experiment.arms["sso"].generator))["objectives"] == {
+        "mine": [{**OWN["mine"][0], "weight": 1.0, "on_policy_weight": False}]
+    }
+    assert experiment.trainings["own"].objectives.keys() == {"mine"}
+    for name, arm in experiment.arms.items():
+        for stage in ("generator", "policy"):
+            if (name, stage) != ("sso", "generator"):
+                assert getattr(arm, stage) == getattr(plain.arms[name], stage)
+    # What results/<experiment>/config.json holds is read again.
+    assert parse(json.loads(grid.text(experiment)), "config.json") == experiment
+
+
+def test_an_arm_may_leave_the_own_objective_of_its_named_training():
+    given = {"objectives": OWN, "trainings": {"own": {"objective": "mine"}}}
+    arms = {
+        "sso": {"generator": {"use": "own", "objective": None}},
+        "l_plus": {"generator": {"use": "own", "objective": "l_plus"}},
+    }
+    experiment = load(MICRO, {**given, "arms": arms})
+    assert experiment.arms["sso"].generator.objectives.keys() == {"mine"}
+    assert not experiment.arms["l_plus"].generator.objectives
+    assert parse(json.loads(grid.text(experiment)), "config.json") == experiment
+
+
+def test_without_own_objectives_settings_read_as_they_always_did():
+    for settings in (Training(objective="sso_v2"), load(MICRO)):
+        assert '"objectives"' not in grid.text(settings) + settings.model_dump_json()
+
+
+def test_numbers_of_an_own_objective_may_come_as_text_from_a_command_line():
+    assert load(MICRO, with_own(weight="0.5")).objectives["mine"][0].weight == 0.5
+
+
+def test_a_mistake_in_the_shipped_objectives_is_told_by_every_config(tmp_path, monkeypatch):
+    (tmp_path / "config").mkdir()
+    file = tmp_path / "config" / "objectives.yaml"
+    monkeypatch.setattr("sso.objective.ROOT", tmp_path)
+    load_objectives.cache_clear()
+    try:
+        for row, said in {
+            "winner: y+, sft: gama": "`mine.0.sft`: unknown weight 'gama'; did you mean `gamma`?",
+            "winer: y+": "unknown key `mine.0.winer`; did you mean `winner`?",
+        }.items():
+            file.write_text(f"mine: [{{context: x, loser: y-, {row}}}]")
+            with pytest.raises(InputError) as caught:
+                load(MICRO)
+            assert str(caught.value) == f"{file}: {said}"
+    finally:
+        load_objectives.cache_clear()
+
+
+def test_reading_a_config_loads_no_torch():
+    code = "import sys, sso.config; sso.config.load('config/micro.yaml'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["smoke", "smoke.yaml", "config/smoke.yaml", str(ROOT / "config" / "smoke.yaml"), "../up/base.yaml"]
+)
+def test_a_config_anywhere_extends_any_other(tmp_path, monkeypatch, name):
+    for folder in ("here", "up", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "up" / "base.yaml").write_text("extends: middle.yaml\n")
+    (tmp_path / "up" / "middle.yaml").write_text("extends: config/smoke.yaml\n")
+    (tmp_path / "here" / "mine.yaml").write_text(f"extends: {name}\nexperiment: mine\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    smoke = load(ROOT / "config" / "smoke.yaml")
+    assert load("../here/mine.yaml") == smoke.model_copy(update={"experiment": "mine"})
+
+
+def test_a_file_beside_a_config_comes_before_a_shipped_one(tmp_path):
+    (tmp_path / "smoke.yaml").write_text("extends: micro\nexperiment: beside\n")
+    (tmp_path / "mine.yaml").write_text("extends: smoke.yaml\n")
+    assert load(tmp_path / "mine.yaml").experiment == "beside"
+
+
+def test_extends_that_leads_nowhere_or_in_a_circle_is_one_sentence(tmp_path):
+    for name, parent in {"a": "b.yaml", "b": "c.yaml", "c": "a.yaml", "d": "smok", "e": "[a]"}.items():
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n")
+    for name, said in {
+        "a": r"a.yaml: `extends` leads back to the file itself \(a.yaml -> b.yaml -> c.yaml -> a.yaml\)\.",
+        "d": r"d.yaml: `extends: smok`: no such file beside it and no such shipped config; did you mean `smoke`\?",
+        "e": r"e.yaml: `extends`: the path of a file, relative to this one, or a shipped config's name\.",
+    }.items():
+        with pytest.raises(InputError, match=f"{said}$"):
+            load(tmp_path / f"{name}.yaml")
+
+
+def test_the_example_of_the_docs_is_a_config(tmp_path):
+    text = (ROOT / "docs" / "training.md").read_text()
+    example = re.search(r"## Own objectives.*?```yaml\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "mine.yaml").write_text(example)
+    experiment = grid.load([tmp_path / "mine.yaml"], {})
+    assert experiment.arms["sso"].generator.objectives == experiment.objectives
+    assert len(yaml.safe_load(example)["objectives"]["plus_and_original"]) == 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sso.errors import InputError
 from sso.objective import BASE_LOSSES, Scores, build, load_objectives
@@ -123,5 +124,22 @@ def test_reference_free_losses_ignore_the_reference():
 
 
 def test_unknown_objective_names_the_known_ones():
-    with pytest.raises(InputError, match=r"unknown objective 'sso_v3'; known: pairs"):
-        build(Training(objective="sso_v3"))
+    with pytest.raises(InputError, match=r"unknown objective 'kto'; known: pairs"):
+        build(Training().model_copy(update={"objective": "kto"}))
+    with pytest.raises(ValidationError, match=r"unknown objective 'l_plu'; did you mean `l_plus`\?"):
+        Training(objective="l_plu")
+
+
+def test_a_base_loss_is_named_in_one_place():
+    assert Training.model_json_schema()["properties"]["base_loss"]["enum"] == list(BASE_LOSSES)
+    for name in BASE_LOSSES:
+        assert build(Training(base_loss=name)).base is BASE_LOSSES[name]
+    with pytest.raises(ValidationError):
+        Training(base_loss="kto")
+
+
+@given(scores, kinds)
+def test_an_own_objective_is_computed_like_a_shipped_one(values, kind):
+    rows = [contrast.model_dump() for contrast in load_objectives()["sso_v2"]]
+    own = loss("mine", values, base_loss=kind, objectives={"mine": rows})
+    assert own == loss("sso_v2", values, base_loss=kind)

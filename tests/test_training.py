@@ -243,14 +243,12 @@ def test_queries_that_are_all_longer_than_the_context_are_told_before_any_work(t
 
 
 def test_a_choice_made_elsewhere_is_taken_over(tmp_path):
-    from argparse import Namespace
-
     file = tmp_path / "tuning.json"
     file.write_text(json.dumps({"learning_rate": 0.25}))
     many = Training(learning_rates=[1e-3, 1e-4])
-    assert rates(Namespace(rate_from=file, settings=many)) == [0.25]
+    assert rates(many, file, None) == [0.25]
     with pytest.raises(InputError, match="need --tune"):
-        rates(Namespace(rate_from=None, settings=many, tune=None, world=None, sampling=None))
+        rates(many, None, None)
 
 
 @pytest.mark.parametrize("layout", ["forest", "padded"])

@@ -1,9 +1,12 @@
 """Settings of every training: how it is spread over devices, how weights are optimized, and on which loss."""
 
+from operator import not_
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from sso.errors import InputError
+from sso.objective import BaseLossName, Objectives, contrasts_of
 from sso.settings import Settings
 
 
@@ -95,8 +98,10 @@ class Training(Optimization):
 
     use: str | None = None
     """A named setting of `trainings` that this one starts from."""
+    objectives: Objectives = Field({}, exclude_if=not_)
+    """Own objectives that `objective` may name; an experiment fills in those of its `objectives` that are named."""
     objective: str = "pairs"
-    base_loss: Literal["dpo", "ipo", "hinge", "orpo", "simpo"] = "dpo"
+    base_loss: BaseLossName = "dpo"
     beta: float = Field(0.1, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of preferences taken to be wrong (DPO only)."""
@@ -118,6 +123,15 @@ class Training(Optimization):
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
 
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        try:
+            contrasts_of(name, info.data.get("objectives", {}))
+        except InputError as error:
+            raise ValueError(error) from error
+        return name
+
     @model_validator(mode="after")
     def _coherent(self) -> "Training":
         if self.label_smoothing and self.base_loss != "dpo":
@@ -127,3 +141,7 @@ class Training(Optimization):
         if self.lora and self.shards_weights:
             raise ValueError(f"lora: adapters are merged on one device, which {self.engine} does not allow; use zero2")
         return self
+
+
+LOSS_NUMBERS = tuple(name for name, kind in Training.__annotations__.items() if kind is float)
+"""What losses and contrasts' weights are made of: a training's own numbers."""

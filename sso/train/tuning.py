@@ -4,29 +4,66 @@ Every arm gets the same number of tries; a tuning.json beside the weights tells 
 iterations take the choice over. Without a choice to make this is just training.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sso.errors import InputError
 from sso.records import Answer, Query, read, write_text
+from sso.sampling.settings import Sampling
+from sso.train.settings import Training
+from sso.worlds.settings import World
 
 
-def rates(args: argparse.Namespace) -> list[float]:
+@dataclass(frozen=True)
+class Tuning:
+    """What the tries of several learning rates are told apart by: answers to ``queries``, judged by the oracle."""
+
+    queries: Path
+    """Beside them lies tune_reference.jsonl."""
+    world: World
+    sampling: Sampling
+
+
+def rates(training: Training, rate_from: Path | None, tuning: Tuning | None) -> list[float]:
     """The learning rates to try."""
-    if args.rate_from:
+    if rate_from:
         try:
-            return [float(json.loads(args.rate_from.read_text(encoding="utf-8"))["learning_rate"])]
+            return [float(json.loads(rate_from.read_text(encoding="utf-8"))["learning_rate"])]
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{args.rate_from}: no tuning.json with `learning_rate` ({error}).") from error
-    tries = args.settings.learning_rates
-    if len(tries) > 1 and not (args.tune and args.world and args.sampling):
+            raise InputError(f"{rate_from}: no tuning.json with `learning_rate` ({error}).") from error
+    if len(training.learning_rates) > 1 and tuning is None:
         raise InputError("several learning_rates need --tune, --world and --sampling to choose by; or give one.")
-    return tries
+    return training.learning_rates
 
 
-def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
-    """`sso train`: reference scores (read, or made beside the output), the tries, the best one saved."""
+def train_best(
+    model_path: str | Path,
+    records: Sequence[Any],
+    training: Training,
+    seed: int,
+    out: Path,
+    run: Any,
+    *,
+    reference_path: Path | None = None,
+    rate_from: Path | None = None,
+    tuning: Tuning | None = None,
+) -> None:
+    """`sso train`: reference scores (read, or made beside the output), the tries, the best one saved.
+
+    Args:
+        model_path: the checkpoint to start from, which is the reference, too.
+        records: triples or pairs.
+        training: how, and on which objective.
+        seed: of the order of the records and of the tuning queries' answers.
+        out: folder of the weights, with tuning.json.
+        run: the record that gets losses and counts (sso/jobs/tracking.py).
+        reference_path: reference scores that were made before; None: they are made.
+        rate_from: a tuning.json whose learning rate is taken over.
+        tuning: what to choose one of several learning rates by.
+    """
     from sso import reference
     from sso.chat import check_conversations, describe, load_model, load_tokenizer, naming
     from sso.jobs import distributed
@@ -35,65 +72,67 @@ def train_best(args: argparse.Namespace, records: list[Any], run: Any) -> None:
     from sso.train.preference import fit, what_ran, with_adapters
     from sso.train.run import kept, last_checkpoint, save_trained, training_arguments
 
-    tries, training = rates(args), args.settings
-    objective, tokenizer, main = build(training), load_tokenizer(args.model), distributed.is_main()
+    tries = rates(training, rate_from, tuning)
+    objective, tokenizer, main = build(training), load_tokenizer(model_path), distributed.is_main()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
-    if len(tries) > 1:
-        queries = read(args.tune, Query)
+    judged_by = tuning if len(tries) > 1 else None
+    if judged_by:
+        queries = read(judged_by.queries, Query)
         with naming([q.id for q in queries], "query"):
             check_conversations(tokenizer, [q.prompt for q in queries])
     distributed.start(training)
-    source = reference.make_key(args.model, tokenizer, records, made.samples, training)
+    source = reference.make_key(model_path, tokenizer, records, made.samples, training)
     if objective.base.reference_free:
         scores = None
-    elif args.reference:
-        scores = reference.load(args.reference, source)
+    elif reference_path:
+        scores = reference.load(reference_path, source)
     else:
-        out = args.out.with_name(f"{args.out.name}.reference.safetensors")
-        pad, start = tokenizer.pad_token_id, reference.load_start(args.model, training)
-        scores = reference.make(start, made.samples, objective.nodes, pad, source, training, out)
+        beside = out.with_name(f"{out.name}.reference.safetensors")
+        pad, start = tokenizer.pad_token_id, reference.load_start(model_path, training)
+        scores = reference.make(start, made.samples, objective.nodes, pad, source, training, beside)
         del start  # its memory is the training's
-    work = args.out.with_name(f".{args.out.name}.work")
-    key = {"settings": training.model_dump(), "source": source, "seed": args.seed}
+    work = out.with_name(f".{out.name}.work")
+    key = {"settings": training.model_dump(), "source": source, "seed": seed}
     results: list[dict[str, Any]] = []
     best = 0
     with kept(work):
         for number, rate in enumerate(tries):
             folder = work / str(rate)
             checkpoint = last_checkpoint(folder, lambda: key, "train")
-            how = training_arguments(training, rate, args.seed, folder)
-            model = with_adapters(load_model(args.model), training)
+            how = training_arguments(training, rate, seed, folder)
+            model = with_adapters(load_model(model_path), training)
             trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
             steps = [row for row in trainer.state.log_history if "loss" in row]
             result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
-            if len(tries) > 1:
-                result["win_rate"] = win_rate(model, tokenizer, args)
+            if judged_by:
+                result["win_rate"] = win_rate(model, tokenizer, judged_by, seed)
             results.append(result)
             if main:
                 print(f"train: {json.dumps(result)} by {what_ran(trainer)}", flush=True)
             if number == 0 or result["win_rate"] > results[best]["win_rate"]:
                 best, chosen, log = number, trainer, steps
-        save_trained(chosen, training, tokenizer, args.out)
+        save_trained(chosen, training, tokenizer, out)
         if main:
             choice = {"learning_rate": tries[best], "tries": results, "template": describe(tokenizer)}
-            write_text(args.out / "tuning.json", json.dumps(choice, indent=1) + "\n")
+            write_text(out / "tuning.json", json.dumps(choice, indent=1) + "\n")
     for row in log:
         run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
     run.summary.update({"learning_rate": tries[best], **made.counts, "final_loss": results[best]["final_loss"]})
     distributed.stop()
 
 
-def win_rate(model: Any, tokenizer: Any, args: argparse.Namespace) -> float:
+def win_rate(model: Any, tokenizer: Any, tuning: Tuning, seed: int) -> float:
     """Share of tuning queries on which the oracle prefers the model's answer to the reference's, ties half."""
     from sso.sampling.engine import seed_of
     from sso.sampling.transformers_engine import TransformersEngine
     from sso.worlds.micro.oracle import Oracle
 
-    queries, references = read(args.tune, Query), read(args.tune.with_name("tune_reference.jsonl"), Answer)
-    oracle, sampling = Oracle(args.world), args.sampling
+    queries = read(tuning.queries, Query)
+    references = read(tuning.queries.with_name("tune_reference.jsonl"), Answer)
+    oracle, sampling = Oracle(tuning.world), tuning.sampling
     engine = TransformersEngine.of(model.eval(), tokenizer, sampling.batch_size)
-    seeds = [seed_of(args.seed, q.id, "tune") for q in queries]
+    seeds = [seed_of(seed, q.id, "tune") for q in queries]
     made = engine.generate(
         [q.prompt for q in queries], seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens
     )

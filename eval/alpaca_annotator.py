@@ -15,9 +15,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from eval.alpaca_eval import Row, aligned, mean_and_error
+from eval.benchmarks.alpaca_eval import Row, aligned
 from eval.endpoint_judge import EndpointJudge, Question
 from eval.judge import to_json
+from eval.statistics import mean_and_error
 from sso.endpoint import Completion
 from sso.errors import InputError
 from sso.records import Answer, Message

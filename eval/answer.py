@@ -16,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval import alpaca_eval, arena_hard, benchmarks, harness, judging, mt_bench, stock
+from eval import benchmarks, harness, stock
+from eval import sources as find_sources
+from eval.benchmarks import Judged
 from eval.settings import Evaluation
 from sso.chat import check_conversations, check_whole, load_tokenizer, naming
 from sso.errors import InputError, first_of
@@ -24,7 +26,7 @@ from sso.hub import checkpoint
 from sso.jobs import tracking
 from sso.jobs.command import end_start_up
 from sso.jobs.progress import progress
-from sso.records import Answer, digest, whole_folder, write, write_text
+from sso.records import digest, whole_folder, write, write_text
 from sso.sampling.settings import Endpoint
 
 if TYPE_CHECKING:
@@ -128,28 +130,18 @@ def _stored_dtype(model: Path) -> str:
 
 
 class Asked(NamedTuple):
-    """A benchmark of open prompts: its and its answers' name, its file and prompts, how and by what it is answered."""
+    """A benchmark of open prompts with its prompts, their file, and how they are answered."""
 
-    name: str
-    file: str
+    benchmark: Judged
     path: Path
     prompts: list[Any]
     decoding: Evaluation
-    make: Callable[..., list[Answer]]
 
 
 def _open(settings: Evaluation, data: Path) -> Iterator[Asked]:
-    if settings.pairwise:
-        prompts, decoding = judging.read_queries(data), settings.drawn_as("alpaca_eval")
-        yield Asked("eval", "answers", judging.queries(data), prompts, decoding, alpaca_eval.answer)
-    if settings.mt_bench:
-        path, decoding = data / "mt_bench.jsonl", settings.drawn_as("mt_bench")
-        yield Asked("mt_bench", "mt_bench_answers", path, mt_bench.read(path), decoding, mt_bench.answer)
-    if settings.arena_hard:
-        path, decoding = data / "arena_hard.jsonl", settings.drawn_as("arena_hard")
-        yield Asked(
-            "arena_hard", "arena_hard_answers", path, arena_hard.read_questions(path), decoding, arena_hard.answer
-        )
+    for name in settings.judged:
+        benchmark = benchmarks.of_judges()[name]
+        yield Asked(benchmark, *benchmark.read(data), settings.drawn_as(name))
 
 
 def answer(
@@ -160,9 +152,9 @@ def answer(
     ``data`` holds the open benchmarks' prompts and the micro-world's benchmarks. Raises InputError for bad settings or
     files before a model is loaded.
     """
-    if data is None and (settings.pairwise or settings.mt_bench or settings.arena_hard):
-        raise InputError("--data: give the folder of the open benchmarks' prompts, or set them to false.")
-    sources = benchmarks.find(settings, data, isinstance(model, Endpoint))
+    if data is None and settings.judged:
+        raise InputError("--data: give the folder of the judged benchmarks' prompts, or `judged: []`.")
+    sources = find_sources.find(settings, data, isinstance(model, Endpoint))
     if isinstance(model, str) and Path(model).is_dir() and all(source.path for source in sources):
         # Everything is local: a look-up on the hub could only cost time.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -173,12 +165,13 @@ def answer(
     # Only what is read of the data folder, so that the record does not depend on the rest.
     inputs = {"model": subject.folder} if isinstance(subject, Checkpoint) else {}
     inputs |= {s.name: s.path for s in sources if s.path}
-    inputs |= {asked.name: asked.path for asked in opened}
+    inputs |= {asked.path.stem: asked.path for asked in opened}
     unfinished = out.with_name(f".{out.name}.partial")
     parts = _Parts(unfinished, [subject.identity, name, seed])
 
     def ask(asked: Asked) -> list[dict[str, Any]]:
-        return [a.model_dump() for a in asked.make(subject.engine, asked.prompts, asked.decoding, seed, name)]
+        said = asked.benchmark.answer(subject.engine, asked.prompts, asked.decoding, seed, name)
+        return [answer.model_dump() for answer in said]
 
     def evaluate(group: list[stock.Ready]) -> dict[str, dict[str, Any]]:
         lm, before = subject.lm, getattr(subject.lm, "model_cpu_s", 0.0)
@@ -193,6 +186,8 @@ def answer(
         # All tasks are made before any runs: what is wrong with the last one is not told after hours.
         started = time.process_time()
         ready = [stock.build(source, settings.max_new_tokens) for source in sources]
+        if isinstance(subject, Served):
+            _check_generative(ready)
         if isinstance(subject, Checkpoint):
             _check_prompts(subject.folder, opened)
         spent = {"harness_cpu_s": time.process_time() - started, "model_cpu_s": 0.0}
@@ -201,13 +196,13 @@ def answer(
             import lm_eval.models.huggingface  # noqa: F401
         end_start_up()
         for asked in opened:
-            how = asked.decoding
+            how, file = asked.decoding, asked.benchmark.answers
             said = [how.temperature, how.top_p, how.max_new_tokens, asked.prompts]
-            rows = parts.take(asked.file, said, partial(ask, asked))
+            rows = parts.take(file, said, partial(ask, asked))
             for row in rows:
                 if why := row.get("missing"):
-                    run.summary[f"{asked.file}_{why}"] = run.summary.get(f"{asked.file}_{why}", 0) + 1
-            write(folder / f"{asked.file}.jsonl", rows)
+                    run.summary[f"{file}_{why}"] = run.summary.get(f"{file}_{why}", 0) + 1
+            write(folder / f"{file}.jsonl", rows)
         tasks: dict[str, dict[str, Any]] = {}
         for title, group in _groups(ready).items():
             key = [[g.source.task, settings.max_new_tokens, g.source.rows, g.source.shots] for g in group]
@@ -231,14 +226,25 @@ def _check_prompts(model: Path, opened: list[Asked]) -> None:
     """Raise InputError that names the prompt, where the model's chat template refuses one; no model is loaded."""
     tokenizer = load_tokenizer(model)
     for asked in opened:
-        with naming([p.id for p in asked.prompts], f"{asked.name}: prompt"):
-            outlines = [mt_bench.outline(p) if asked.name == "mt_bench" else p.prompt for p in asked.prompts]
-            check_conversations(tokenizer, outlines)
+        outline = asked.benchmark.outline or (lambda query: query.prompt)
+        with naming([prompt.id for prompt in asked.prompts], f"{asked.path.stem}: prompt"):
+            check_conversations(tokenizer, [outline(prompt) for prompt in asked.prompts])
+
+
+def _check_generative(ready: list[stock.Ready]) -> None:
+    """Raise InputError for a task of lm-eval's that an endpoint can't be asked."""
+    for one in ready:
+        if any(task.OUTPUT_TYPE != "generate_until" for task in one.tasks.values()):
+            raise InputError(
+                f"evaluation.tasks: {one.source.name} needs log-likelihoods, which a chat endpoint has not: leave it "
+                "out."
+            )
 
 
 def _groups(ready: list[stock.Ready]) -> dict[str, list[stock.Ready]]:
     """What runs in one go, by title: the micro-world's tasks together, a real benchmark alone."""
     groups: dict[str, list[stock.Ready]] = {}
     for one in ready:
-        groups.setdefault(one.source.name if one.source.real else "micro", []).append(one)
+        world = one.source.benchmark is not None and one.source.real is None
+        groups.setdefault("micro" if world else one.source.name, []).append(one)
     return groups

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.settings import Evaluation, Open
+from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.jobs.command import end_start_up, run_cli
@@ -28,13 +28,13 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _answer(args: argparse.Namespace) -> None:
-    from eval import answer, benchmarks
+    from eval import answer, sources
 
     if args.settings is None and args.suite is None:
         raise InputError("sso-eval answer: give --settings, --suite, or both.")
-    settings = read_settings(Evaluation)(args.settings or '{"pairwise": false, "mt_bench": false, "batch_size": 8}')
+    settings = read_settings(Evaluation)(args.settings or '{"judged": [], "batch_size": 8}')
     if args.suite:
-        settings = settings.model_copy(update={"tasks": benchmarks.suite(args.suite, bool(args.endpoint))})
+        settings = settings.model_copy(update={"tasks": sources.suite(args.suite, bool(args.endpoint))})
     if args.model is None and not args.endpoint:
         raise InputError("sso-eval answer: give --model, or --endpoint.")
     cache = args.cache or args.out.with_name("answer_replies.db")
@@ -57,11 +57,11 @@ def _counts(who: str, notes: Mapping[str, float]) -> str:
 
 
 def _judge(args: argparse.Namespace) -> None:
-    from eval import judging
+    from eval import benchmarks, judging
+    from eval.benchmarks.alpaca_eval import read_references
+    from eval.items import answer_items, column, within
     from eval.judge import Judge, make_judge
     from eval.statistics import mean_interval
-    from report.collect import answer_items
-    from report.measured import scale, within
     from sso.jobs import tracking
 
     settings = read_settings(Evaluation)(args.settings)
@@ -71,16 +71,17 @@ def _judge(args: argparse.Namespace) -> None:
         raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
     inputs = {"answers": args.answers, **judging.inputs(args.data, settings)}
     table = None
-    if settings.pairwise and args.length_controlled and (hard := args.difficulty or settings.difficulty):
+    lengths = args.length_controlled and "alpaca_eval" in settings.judged
+    if lengths and (hard := args.difficulty or settings.difficulty):
         from eval.length_controlled import read_table
 
-        table = read_table(hard, [len(r.output) for r in judging.read_references(inputs["reference"])])
+        table = read_table(hard, [len(r.output) for r in read_references(inputs["reference"])])
     with tracking.run(args.out, "judge", settings, inputs, args.seed) as run, whole_folder(args.out) as out:
         scores: dict[str, Any] = {}
         judges: dict[str, Judge] = {}
         cache = args.cache or args.out.with_name("judge_replies.db")
 
-        def judge_of(benchmark: Open) -> Judge:
+        def judge_of(benchmark: str) -> Judge:
             # One for all benchmarks that have the same: its counts and its budget are theirs together.
             own = settings.judge_of(benchmark)
             key = own.model_dump_json()
@@ -88,18 +89,17 @@ def _judge(args: argparse.Namespace) -> None:
                 judges[key] = make_judge(own, world, cache, lambda: progress("judged"))
             return judges[key]
 
-        if settings.pairwise or settings.mt_bench or settings.arena_hard:
+        if settings.judged:
             scores |= judging.judge_all(judge_of, args.answers, args.data, settings, out)
-        if settings.pairwise and args.length_controlled:
+        if lengths:
             from eval.length_controlled import length_controlled
 
             rows = [row for _, row in iter_json_lines(out / "pairwise.jsonl")]
             scores["alpaca_eval2_lc"] = length_controlled(rows, table).as_dict()
         tasks = json.loads((args.answers / "lm_eval.json").read_text(encoding="utf-8"))["tasks"]
         for task, result in tasks.items():
-            name = task.removeprefix("micro_").removeprefix("real_")
             error = result["stderr"]
-            scores[name] = {
+            scores[benchmarks.metric(task)] = {
                 "value": 100 * result["value"],
                 "stderr": None if error is None else 100 * error,
                 "n": result["n"],
@@ -109,7 +109,7 @@ def _judge(args: argparse.Namespace) -> None:
                 scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
             interval = mean_interval([list(items.values())])
-            low, high = within(scale(name), interval.low, interval.high)
+            low, high = within(column(name).unit, interval.low, interval.high)
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
@@ -120,7 +120,7 @@ def _judge(args: argparse.Namespace) -> None:
 
 
 def _winrate(args: argparse.Namespace) -> None:
-    from eval.alpaca_eval import mean_and_error, win_rate
+    from eval.benchmarks.alpaca_eval import win_rate
     from eval.length_controlled import (
         Table,
         check_alike,
@@ -130,6 +130,7 @@ def _winrate(args: argparse.Namespace) -> None:
         read_table,
     )
     from eval.length_controlled import simulated_baselines as simulated
+    from eval.statistics import mean_and_error
 
     files = {path.stem: read_annotations(path) for path in args.annotations}
     if len(files) < len(args.annotations):

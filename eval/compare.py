@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import benchmarks
+from eval.items import answer_items
 from eval.statistics import Interval, holm, mcnemar_p, mean_interval, paired_difference, permutation_p
-from report.collect import answer_items
 from sso.errors import InputError
 from sso.records import iter_json_lines
 
@@ -55,7 +56,7 @@ def _folders(run: Path) -> tuple[Path, Path]:
 def _documents(answers: Path) -> dict[str, dict[str, str]]:
     """Digest of each item's document, by benchmark, where the answers tell it."""
     return {
-        path.stem.removeprefix("micro_").removeprefix("real_"): {r["id"]: r["doc"] for _, r in iter_json_lines(path)}
+        benchmarks.metric(path.stem): {r["id"]: r["doc"] for _, r in iter_json_lines(path)}
         for path in sorted((answers / "items").glob("*.jsonl"))
     }
 

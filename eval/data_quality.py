@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.alpaca_eval import mean_and_error
 from eval.judge import Comparison, Judge, to_json
+from eval.statistics import mean_and_error
 from sso.errors import InputError
 from sso.preferences import read, sample
 from sso.records import Pair

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint as lm-eval sees a model: greedy replies to chats, by the suite's own client.
 
 So the cache, the limits, the budget and the masked key are those of every other request. Chat endpoints give no
-log-likelihoods: tasks that need them are refused before this (`benchmarks.find`).
+log-likelihoods: tasks that need them are refused before this (`sources.find`).
 """
 
 import json

@@ -92,26 +92,6 @@ def _too_long(lm: Any, task: Any) -> int:
     return sum(len(ids) + room > lm.max_length for ids in encoded)
 
 
-def _scores(samples: list[dict[str, Any]], score: str) -> list[float]:
-    """Score of each sample, whose mean is the benchmark's figure.
-
-    IFEval's figure is the mean of four accuracies, two of them over instructions, not prompts. A prompt's score is
-    its term in the linearised mean (delta method), so value and standard error are those of a plain mean.
-    """
-    if score != "ifeval":
-        return [float(s[score]) for s in samples]
-    mean_count = sum(len(s["inst_level_strict_acc"]) for s in samples) / len(samples)
-    scores = [0.0] * len(samples)
-    for kind in ("strict", "loose"):
-        hits = [hit for s in samples for hit in s[f"inst_level_{kind}_acc"]]
-        accuracy = sum(hits) / len(hits)
-        for i, s in enumerate(samples):
-            own = s[f"inst_level_{kind}_acc"]
-            instructions = accuracy + (sum(own) - accuracy * len(own)) / mean_count
-            scores[i] += (s[f"prompt_level_{kind}_acc"] + instructions) / 4
-    return scores
-
-
 def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
     """Run tasks in one go; one entry a source, by name.
 
@@ -167,7 +147,7 @@ def _result(one: Ready, out: dict[str, Any], too_long: Callable[[Any], int] | No
         own = sorted((s for s in out["samples"][name] if s["filter"] == one.filter), key=lambda s: s["doc_id"])
         samples += own
         numbers += [one.rows[name][s["doc_id"]] for s in own]
-    scores = _scores(samples, one.score)
+    scores = one.scores(samples)
     n = len(scores)
     value = sum(scores) / n
     variance = sum((score - value) ** 2 for score in scores) / (n - 1) if n > 1 else math.nan
@@ -200,9 +180,7 @@ def _result(one: Ready, out: dict[str, Any], too_long: Callable[[Any], int] | No
         ],
     }
     if len(counts) > 1:
-        by = {
-            name: _scores([s for s in out["samples"][name] if s["filter"] == one.filter], one.score) for name in counts
-        }
+        by = {name: one.scores([s for s in out["samples"][name] if s["filter"] == one.filter]) for name in counts}
         result["subjects"] = {name: {"value": sum(v) / len(v), "n": len(v)} for name, v in sorted(by.items())}
     return result
 

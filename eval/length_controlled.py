@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.alpaca_eval import Row, mean_and_error
+from eval.benchmarks.alpaca_eval import Row
+from eval.statistics import mean_and_error
 from sso.config import OFFICIAL_DIFFICULTY
 from sso.errors import InputError
 from sso.hub import fetch

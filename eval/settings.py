@@ -1,11 +1,16 @@
 """Settings of evaluation: benchmarks, how answers to them are drawn, and who judges those."""
 
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sso.sampling.settings import Endpoint, Vllm
-from sso.settings import Settings, merge, sentence
+from sso.settings import Settings, hint, merge, sentence
+
+
+def _missing(value: Any) -> bool:
+    return value is None
 
 
 class Judge(Endpoint):
@@ -33,9 +38,17 @@ class Judge(Endpoint):
 
 
 class Task(Settings):
-    """A benchmark of eval/benchmarks.py (`micro_*`, `real_*`); what is left out is the benchmark's own."""
+    """What lm-eval asks; what is left out is the benchmark's own."""
 
     name: str
+    kind: Literal["benchmark", "lm_eval"] = Field("benchmark", exclude_if=lambda kind: kind == "benchmark")
+    """`benchmark`: one of eval/benchmarks (`micro_*`, `real_*`); `lm_eval`: any task or group that lm-eval knows by
+    ``name``, on its own data."""
+    include_path: str | None = Field(None, exclude_if=_missing)
+    """A folder of one's own task files, for `kind: lm_eval`."""
+    metric: str | None = Field(None, exclude_if=_missing)
+    """What is scored, for `kind: lm_eval`: `acc_norm`, or with a filter `exact_match,strict-match`; None: the task's
+    first."""
     file: str | None = None
     """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
     limit: int | None = Field(None, ge=1)
@@ -43,7 +56,15 @@ class Task(Settings):
     num_fewshot: int | None = Field(None, ge=0)
     """Worked examples, as turns of the chat; None: the stock task's number."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """None: `max_new_tokens` of the evaluation."""
+    """None: `max_new_tokens` of the evaluation; of `kind: lm_eval` the task's own, where it has one."""
+
+    @model_validator(mode="after")
+    def _kinds(self) -> "Task":
+        if self.kind == "benchmark" and (self.include_path or self.metric):
+            raise ValueError(f"{self.name}: `include_path` and `metric` are for `kind: lm_eval`")
+        if self.kind == "lm_eval" and self.file:
+            raise ValueError(f"{self.name}: `file` is for benchmarks; a task of lm-eval's names its own data")
+        return self
 
 
 class Mirror(Settings):
@@ -54,8 +75,32 @@ class Mirror(Settings):
     """Rows to draw worked examples from. None: `train.jsonl` or `dev.jsonl` beside `test`, where there is one."""
 
 
-Open = Literal["alpaca_eval", "mt_bench", "arena_hard"]
-"""The benchmarks of open prompts, whose answers are judged."""
+def _known_file(name: str) -> str:
+    from eval.benchmarks import files
+
+    return _among(name, files(), "file")
+
+
+def _known_benchmark(name: str) -> str:
+    from eval.benchmarks import of_judges
+
+    return _among(name, of_judges(), "judged benchmark")
+
+
+def _known_mirror(name: str) -> str:
+    from eval.benchmarks import of_lm_eval
+
+    return _among(name, [name for name, record in of_lm_eval().items() if not record.mirror], "benchmark")
+
+
+def _among(name: str, known: Collection[str], what: str) -> str:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; {hint(name, known)}")
+    return name
+
+
+JudgedName = Annotated[str, AfterValidator(_known_benchmark)]
+"""A benchmark of open prompts, whose answers are judged."""
 
 
 class AnswerDecoding(Settings):
@@ -72,17 +117,15 @@ class Evaluation(Vllm):
 
     engine: Literal["transformers", "vllm"] = "transformers"
     tasks: list[Task] = []
-    mirrors: dict[Literal["gsm8k", "math", "mmlu", "ifeval", "gpqa", "mmlu_pro"], Mirror] = {}
+    mirrors: dict[Annotated[str, AfterValidator(_known_mirror)], Mirror] = {}
     """Local files in place of the hub's data sets, by benchmark."""
-    files: dict[Literal["reference", "mt_bench", "mt_bench_reference", "arena_hard", "arena_hard_baseline"], str] = {}
+    files: dict[Annotated[str, AfterValidator(_known_file)], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
     difficulty: str | None = None
     """Of AlpacaEval's instructions, for the length-controlled win rate: `hub` (the official df_gamed.csv), a local or
     hf:// CSV, or None: one fit without difficulties. The report says which model a figure is of."""
-    pairwise: bool = True
-    """AlpacaEval 2 (micro: its look-alike): answers against a fixed reference."""
-    mt_bench: bool = True
-    arena_hard: bool = False
+    judged: list[JudgedName] = ["alpaca_eval", "mt_bench"]
+    """Benchmarks of open prompts, whose answers are judged (eval/benchmarks)."""
     rewardbench: str = "allenai/reward-bench"
     """Where reward models are scored outside the micro-world: RewardBench on the hub, or a JSON Lines copy of it."""
     batch_size: int = 64
@@ -90,14 +133,16 @@ class Evaluation(Vllm):
     temperature: float = 1.0
     """Of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
-    decoding: dict[Open, AnswerDecoding] = {}
+    decoding: dict[JudgedName, AnswerDecoding] = {}
     """What one benchmark of open prompts does otherwise."""
     judge: Judge = Judge()
-    judges: dict[Open, dict[str, Any]] = {}
+    judges: dict[JudgedName, dict[str, Any]] = {}
     """Settings of one benchmark's judge, laid over `judge`."""
 
     @model_validator(mode="after")
     def _judges(self) -> "Evaluation":
+        if len(set(self.judged)) < len(self.judged):
+            raise ValueError("judged: a benchmark is named twice; leave one out")
         for name in self.judges:
             try:
                 self.judge_of(name)
@@ -105,21 +150,11 @@ class Evaluation(Vllm):
                 raise ValueError(sentence(f"judges.{name}", error, Judge)) from None
         return self
 
-    @property
-    def open(self) -> list[Open]:
-        """The benchmarks of open prompts that are switched on."""
-        switches: dict[Open, bool] = {
-            "alpaca_eval": self.pairwise,
-            "mt_bench": self.mt_bench,
-            "arena_hard": self.arena_hard,
-        }
-        return [name for name, on in switches.items() if on]
-
-    def drawn_as(self, benchmark: Open) -> "Evaluation":
+    def drawn_as(self, benchmark: str) -> "Evaluation":
         """These settings with the decoding of one benchmark's answers."""
         own = self.decoding.get(benchmark, AnswerDecoding())
         return self.model_copy(update=own.model_dump(exclude_none=True))
 
-    def judge_of(self, benchmark: Open) -> Judge:
+    def judge_of(self, benchmark: str) -> Judge:
         """Who judges a benchmark."""
         return Judge.model_validate(merge(self.judge.model_dump(), self.judges.get(benchmark, {})))

@@ -26,6 +26,14 @@ and 1 at rates of .1 to .9 cover .93 to .95, at 10 items .65 to .98 (`tests/test
 LEVEL = 0.95
 
 
+def mean_and_error(values: Sequence[float | None], scale: float = 1.0) -> dict[str, float | int | None]:
+    """Mean with its standard error over items, times ``scale``; None among the values is left out and counted."""
+    known = np.array([v for v in values if v is not None], dtype=np.float64) * scale
+    error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
+    out = {"value": float(known.mean()) if len(known) else None, "stderr": error, "n": len(known)}
+    return out if len(known) == len(values) else out | {"unreadable": len(values) - len(known)}
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with its 95% interval; bounds and ``p`` are None where one item tells nothing of its noise.

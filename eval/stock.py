@@ -9,14 +9,18 @@ import random
 import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import TASKS, Source
-from eval.ifeval import NEEDS_PUNKT, load_checkers
+from eval.benchmarks.record import Rows
+from eval.sources import Source, lm_eval_names, names_in
 from sso.errors import InputError
 
+TASKS = Path(__file__).with_name("tasks")
+"""The micro-world's."""
 SEED = 1234
 """Of the drawn worked examples and of GPQA's order of options: lm-eval's own default."""
 
@@ -31,6 +35,8 @@ class Ready:
     """By task: the number in the mirror of each of its rows. A hub's rows are counted over the tasks in order."""
     score: str
     filter: str
+    scores: Callable[[Rows], list[float]]
+    """Scores of lm-eval's samples, whose mean is the figure."""
 
     @property
     def shots(self) -> int:
@@ -41,26 +47,53 @@ class Ready:
 def build(source: Source, max_new_tokens: int) -> Ready:
     """lm-eval's tasks of a source; no model is needed.
 
-    Raises InputError where worked examples are wanted and there are none, where a row's subject is unknown, or where
-    a hub's data set can't be had.
+    Raises InputError where worked examples are wanted and there are none, where a row's subject is unknown, where a
+    hub's data set can't be had, or for a task that runs code or has no score an item.
     """
     import datasets
-    import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if source.benchmark and source.benchmark.prepare:
+        source.benchmark.prepare(source.rows if source.path else None)
+    rows: dict[str, list[int]] = defaultdict(list)
+    tasks = _named(source) if source.benchmark is None else _benchmark(source, rows)
+    for name, task in tasks.items():
+        task.set_fewshot_seed(seed=SEED)
+        _process_once(task)
+        if task.OUTPUT_TYPE == "generate_until":
+            own = (task.config.generation_kwargs or {}).get("max_gen_toks") if source.benchmark is None else None
+            room = source.task.max_new_tokens or own or max_new_tokens
+            greedy = {"max_gen_toks": room, "do_sample": False, "temperature": 0.0}
+            task.set_config(key="generation_kwargs", value=greedy, update=True)
+        if source.path is None:
+            start = sum(map(len, rows.values()))
+            stop = min(start + len(task.eval_docs), source.task.limit or sys.maxsize)
+            rows[name] = list(range(start, stop))
+    tasks = {name: task for name, task in tasks.items() if rows[name]}
+    if source.benchmark is None:
+        score, kept = _scored(source, tasks)
+        return Ready(source, tasks, dict(rows), score, kept, partial(_items, source.name, score))
+    score, kept = source.benchmark.score, source.benchmark.filter
+    if source.real is None:
+        metadata = next(iter(tasks.values())).config.metadata
+        score, kept = metadata["score"], metadata["filter"]
+    record = replace(source.benchmark, score=score)
+    return Ready(source, tasks, dict(rows), score, kept, record.score_samples)
+
+
+def _benchmark(source: Source, rows: dict[str, list[int]]) -> dict[str, Any]:
+    """lm-eval's tasks of a benchmark; ``rows`` is filled with the numbers of a mirror's rows, by task."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
     benchmark = source.real
     folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder if benchmark else TASKS
-    if source.name.endswith("ifeval"):
-        load_checkers([i for r in source.rows for i in r["instruction_id_list"]] if source.path else NEEDS_PUNKT)
     manager = TaskManager(include_defaults=False, include_path=str(folder))
     index = {name: entry.cfg for name, entry in manager.task_index.items() if entry.kind.name == "TASK"}
-    shots = source.task.num_fewshot
-    given = {} if shots is None else {"num_fewshot": shots}
+    given = _given(source)
     specs: list[dict[str, Any]]
-    rows: dict[str, list[int]] = defaultdict(list)
     if benchmark and source.path is None:
         names = [name for name in index if re.fullmatch(benchmark.stock.replace("{}", r"\w+"), name)]
         specs = [{"task": name, **given} for name in names]
@@ -73,7 +106,7 @@ def build(source: Source, max_new_tokens: int) -> Ready:
         specs = [{"task": name, **given, **_local(source, index[name], numbers)} for name, numbers in rows.items()]
     try:
         # Tasks in a group are the way in which lm-eval lays given keys over tasks that it knows by name.
-        tasks = manager.load({"group": "run", "task": specs})["tasks"]
+        return manager.load({"group": "run", "task": specs})["tasks"]
     except Exception as error:
         if source.path is not None:
             raise
@@ -81,21 +114,64 @@ def build(source: Source, max_new_tokens: int) -> Ready:
             f"evaluation.tasks: the data of {source.name} can't be had from the hub ({type(error).__name__}); "
             f"give a local copy: evaluation.mirrors.{source.mirror}.test."
         ) from error
-    for name, task in tasks.items():
-        task.set_fewshot_seed(seed=SEED)
-        _process_once(task)
-        if task.OUTPUT_TYPE == "generate_until":
-            room = source.task.max_new_tokens or max_new_tokens
-            greedy = {"max_gen_toks": room, "do_sample": False, "temperature": 0.0}
-            task.set_config(key="generation_kwargs", value=greedy, update=True)
-        if source.path is None:
-            start = sum(map(len, rows.values()))
-            stop = min(start + len(task.eval_docs), source.task.limit or sys.maxsize)
-            rows[name] = list(range(start, stop))
-    tasks = {name: task for name, task in tasks.items() if rows[name]}
-    metadata = next(iter(tasks.values())).config.metadata
-    score, kept = (benchmark.score, benchmark.filter) if benchmark else (metadata["score"], metadata["filter"])
-    return Ready(source, tasks, dict(rows), score, kept)
+
+
+def _named(source: Source) -> dict[str, Any]:
+    """Any of lm-eval's tasks or groups, by its name, or one of a folder of one's own."""
+    from lm_eval.tasks import TaskManager
+
+    name, own = source.name, source.task.include_path
+    mine = own is not None and name in names_in(Path(own))
+    file = names_in(Path(own))[name] if own and mine else lm_eval_names()[name]
+    paths = [str(own)] if own and mine else [str(file.parent)]
+    spec = {"task": name, **_given(source)}
+    try:
+        try:
+            loaded = TaskManager(include_defaults=False, include_path=paths).load({"group": "run", "task": [spec]})
+        except KeyError:  # a group of tasks that lie elsewhere: all of lm-eval has to be indexed
+            loaded = TaskManager(include_path=own).load({"group": "run", "task": [spec]})
+    except Exception as error:
+        raise InputError(
+            f"evaluation.tasks: {name} ({file}) can't be loaded; see that its data are here or that the hub can be "
+            f"reached ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+        ) from error
+    for task in loaded["tasks"].values():
+        if task.config.unsafe_code:
+            raise InputError(f"evaluation.tasks: {name} runs code that the model writes, which this suite does not do.")
+        if task.OUTPUT_TYPE not in ("generate_until", "multiple_choice", "loglikelihood"):
+            raise InputError(f"evaluation.tasks: {name} is of type {task.OUTPUT_TYPE}, which has no score an item.")
+    return loaded["tasks"]
+
+
+def _given(source: Source) -> dict[str, Any]:
+    shots = source.task.num_fewshot
+    return {} if shots is None else {"num_fewshot": shots}
+
+
+def _scored(source: Source, tasks: Mapping[str, Any]) -> tuple[str, str]:
+    """The metric and the filter of a task of lm-eval's: the asked ones, else its first."""
+    asked, _, kept = (source.task.metric or "").partition(",")
+    for task in tasks.values():
+        metrics = task.aggregation()
+        filters = [entry.name for entry in task._filters]
+        metric, own = asked or next(iter(metrics)), kept or filters[0]
+        if metric not in metrics or own not in filters:
+            known = ", ".join(f"{one},{other}" for one in metrics for other in filters)
+            raise InputError(f"evaluation.tasks: {source.name} has no metric {source.task.metric!r}; known: {known}.")
+        if metrics[metric].__name__ != "mean":
+            raise InputError(
+                f"evaluation.tasks: {source.name}: {metric} is no mean over items ({metrics[metric].__name__}), so it "
+                f"has no interval here; name another `metric`, of {', '.join(metrics)}."
+            )
+    return metric, own
+
+
+def _items(name: str, score: str, samples: Rows) -> list[float]:
+    """Each sample's score."""
+    try:
+        return [float(sample[score]) for sample in samples]
+    except (TypeError, KeyError) as error:
+        raise InputError(f"evaluation.tasks: {name}: {score} has no score an item; name another `metric`.") from error
 
 
 def _process_once(task: Any) -> None:

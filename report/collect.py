@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eval.benchmarks.record import Items
+from eval.items import answer_items, read_json
 from sso.config import Experiment
-from sso.errors import InputError
 from sso.jobs.job import Jobs
 from sso.records import iter_json_lines
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ["version", "backbone", "arm", "method", "seed", "iteration", "metric"]
 COLUMNS += ["value", "stderr", "n", "measure", "source"]
-
-Items = dict[str, float]
-"""Item id -> score: what intervals are made of."""
 
 
 class Key(NamedTuple):
@@ -98,14 +96,6 @@ class Collected:
             )
         frame = pd.DataFrame(rows, columns=COLUMNS)
         return frame.astype({"iteration": "Int64", "n": "Int64"})
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file; InputError where it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); remove it and run its job again.") from error
 
 
 def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collected:
@@ -205,28 +195,6 @@ def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, fl
                 scored.setdefault(family[row["id"]], []).append(row["score"])
         if len(scored) > 2:
             yield "oracle_score", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
-
-
-def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
-    """Scores of items by metric (percent where it is a rate), of a judged folder and its answers."""
-    items: dict[str, Items] = {}
-    if (folder / "pairwise.jsonl").is_file():
-        rows = [row for _, row in iter_json_lines(folder / "pairwise.jsonl")]
-        columns = {"alpaca_eval2_wr": ("preference", 100), "length": ("length", 1), "oracle_score": ("score", 1)}
-        for metric, (column, scale) in columns.items():
-            items[metric] = {row["id"]: scale * row[column] for row in rows if row.get(column) is not None}
-    if (folder / "mt_bench.jsonl").is_file():
-        # A dialogue's two turns stand or fall together: they are one item.
-        turns: dict[str, list[float]] = {}
-        for _, row in iter_json_lines(folder / "mt_bench.jsonl"):
-            if row.get("score") is not None:
-                turns.setdefault(str(row["id"]).removesuffix(f"/{row['turn']}"), []).append(row["score"])
-        items["mt_bench"] = {name: sum(scores) / len(scores) for name, scores in turns.items()}
-    if (answers / "lm_eval.json").is_file():
-        for task, entry in read_json(answers / "lm_eval.json")["tasks"].items():
-            samples = entry.get("samples") or {}
-            items[task.removeprefix("micro_").removeprefix("real_")] = {k: 100 * v for k, v in samples.items()}
-    return {metric: scores for metric, scores in items.items() if scores}
 
 
 def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:

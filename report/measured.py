@@ -5,45 +5,37 @@ Knows which arm a name of tables.yaml means and how figures are combined; nothin
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eval.benchmarks import columns
+from eval.benchmarks.record import Column, Items
+from eval.items import within
 from eval.length_controlled import RAW
-from report.collect import Collected, Figure, Items, Key
+from report.collect import Collected, Figure, Key
 from sso.config import Experiment
 from sso.settings import ROOT
 
 SPECS = Path(__file__).with_name("tables.yaml")
 PRINTED = ROOT / "results" / "paper" / "results.csv"
-SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
-"""Units whose figures have ends, which no interval passes."""
 POOLED = "all"
 """The backbone name of a figure over all backbones."""
 
 
 @cache
 def specs() -> dict[str, Any]:
-    """tables.yaml; read once, so not to be changed."""
-    return yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+    """tables.yaml, with the columns of all benchmarks; read once, so not to be changed."""
+    content = yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+    return {**content, "metrics": {name: asdict(own) for name, own in columns().items()} | content["metrics"]}
 
 
-def scale(metric: str, content: dict[str, Any] | None = None) -> tuple[float, float] | None:
-    """The ends of a metric's scale; one that tables.yaml does not know is a rate in percent."""
-    about = (content or specs())["metrics"].get(metric, {"unit": "%"})
-    return SCALES.get(about["unit"])
-
-
-def within(
-    ends: tuple[float, float] | None, low: float | None, high: float | None
-) -> tuple[float | None, float | None]:
-    """An interval without what lies beyond the ends of its scale."""
-    if ends is None or low is None or high is None:
-        return low, high
-    return max(low, ends[0]), min(high, ends[1])
+def unit(metric: str, content: dict[str, Any] | None = None) -> str:
+    """A metric's unit; one that nobody knows is a rate in percent."""
+    return (content or specs())["metrics"].get(metric, {"unit": "%"})["unit"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +61,28 @@ class Estimate:
         return tuple(fit for fit in self.fits if fit.startswith(RAW))
 
 
+def _with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """tables.yaml with a table a version of the tasks that lm-eval alone knows, where there are such."""
+    asked = [experiment.evaluation_of(backbone, arm) for backbone in experiment.backbones for arm in experiment.arms]
+    own = list(dict.fromkeys(task.name for settings in asked for task in settings.tasks if task.kind == "lm_eval"))
+    if not own:
+        return content
+    rows = content["tables"]["v2_table1"]["rows"]
+    tables = {
+        f"{version}_own_tasks": {"title": f"{version}, own tasks", "version": version, "rows": rows, "columns": own}
+        for version in dict.fromkeys(arm.version for arm in experiment.arms.values())
+    }
+    metrics = {name: asdict(Column(name)) for name in own} | content["metrics"]
+    return {**content, "metrics": metrics, "tables": {**content["tables"], **tables}}
+
+
 class Measured:
     """Looks figures up by arm and combines them over seeds; the arithmetic of every table and chart."""
 
     def __init__(self, collected: Collected, content: dict[str, Any] | None = None):
         self.collected = collected
         self.experiment: Experiment = collected.experiment
-        self.content = content or specs()
+        self.content = _with_own_tasks(content or specs(), self.experiment)
         self._known: dict[tuple[Any, ...], Estimate | None] = {}
 
     @property
@@ -187,7 +194,7 @@ class Measured:
             figures = self.figures(self.backbones(backbone, arm), arm, iteration, metric)
             found = _combine([[(figure, None) for figure in row] for row in figures.values()])
             if found:
-                low, high = within(scale(metric, self.content), found.low, found.high)
+                low, high = within(unit(metric, self.content), found.low, found.high)
                 found = replace(found, low=low, high=high)
             self._known[key] = found
         return self._known[key]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eval.judging import read_references, references
+from eval.benchmarks.alpaca_eval import read_references, references
 from sso.errors import InputError, first_problem
 from sso.jobs.job import Job, Jobs
 from sso.records import Answer, Message, Pair, RecordT, Triple, iter_json_lines

@@ -202,9 +202,7 @@ class Experiment(Settings):
             raise ValueError("principles.kind: the procedural writer knows only the micro-world")
         if self.world is not None and self.evaluation.difficulty is not None:
             raise ValueError("evaluation.difficulty: AlpacaEval's; the micro-world's prompts have none, leave it out")
-        asked = self.evaluation
-        judged = asked.pairwise or asked.mt_bench or asked.arena_hard
-        if self.world is None and self.evaluation.judge.kind == "oracle" and judged:
+        if self.world is None and self.evaluation.judge.kind == "oracle" and self.evaluation.judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
 

@@ -14,7 +14,8 @@ from sso.objective import load_objectives
 from sso.records import Query, Triple, read, write
 from sso.settings import ROOT
 from sso.train.settings import Training
-from workflow import grid
+from workflow import experiment as experiments
+from workflow.shared import text
 
 MICRO = ROOT / "config" / "micro.yaml"
 OWN = {"mine": [{"context": "x+", "winner": "y+", "loser": "y-", "sft": "gamma"}]}
@@ -134,8 +135,8 @@ def test_records_round_trip_and_strings_are_prompts(tmp_path):
 def test_an_own_objective_is_carried_by_the_trainings_that_name_it_and_by_no_other():
     plain = load(ROOT / "config" / "smoke.yaml")
     given = {"objectives": {**OWN, "unused": OWN["mine"]}, "arms": USED, "trainings": {"own": {"objective": "mine"}}}
-    experiment = grid.load([ROOT / "config" / "smoke.yaml"], given)
-    assert json.loads(grid.text(experiment.arms["sso"].generator))["objectives"] == {
+    experiment = experiments.load([ROOT / "config" / "smoke.yaml"], given)
+    assert json.loads(text(experiment.arms["sso"].generator))["objectives"] == {
         "mine": [{**OWN["mine"][0], "weight": 1.0, "on_policy_weight": False}]
     }
     assert experiment.trainings["own"].objectives.keys() == {"mine"}
@@ -144,7 +145,7 @@ def test_an_own_objective_is_carried_by_the_trainings_that_name_it_and_by_no_oth
             if (name, stage) != ("sso", "generator"):
                 assert getattr(arm, stage) == getattr(plain.arms[name], stage)
     # What results/<experiment>/config.json holds is read again.
-    assert parse(json.loads(grid.text(experiment)), "config.json") == experiment
+    assert parse(json.loads(text(experiment)), "config.json") == experiment
 
 
 def test_an_arm_may_leave_the_own_objective_of_its_named_training():
@@ -156,12 +157,12 @@ def test_an_arm_may_leave_the_own_objective_of_its_named_training():
     experiment = load(MICRO, {**given, "arms": arms})
     assert experiment.arms["sso"].generator.objectives.keys() == {"mine"}
     assert not experiment.arms["l_plus"].generator.objectives
-    assert parse(json.loads(grid.text(experiment)), "config.json") == experiment
+    assert parse(json.loads(text(experiment)), "config.json") == experiment
 
 
 def test_without_own_objectives_settings_read_as_they_always_did():
     for settings in (Training(objective="sso_v2"), load(MICRO)):
-        assert '"objectives"' not in grid.text(settings) + settings.model_dump_json()
+        assert '"objectives"' not in text(settings) + settings.model_dump_json()
 
 
 def test_numbers_of_an_own_objective_may_come_as_text_from_a_command_line():
@@ -227,6 +228,6 @@ def test_the_example_of_the_docs_is_a_config(tmp_path):
     text = (ROOT / "docs" / "training.md").read_text()
     example = re.search(r"## Own objectives.*?```yaml\n(.*?)```", text, re.DOTALL)[1]
     (tmp_path / "mine.yaml").write_text(example)
-    experiment = grid.load([tmp_path / "mine.yaml"], {})
+    experiment = experiments.load([tmp_path / "mine.yaml"], {})
     assert experiment.arms["sso"].generator.objectives == experiment.objectives
     assert len(yaml.safe_load(example)["objectives"]["plus_and_original"]) == 2

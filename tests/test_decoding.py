@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from eval import answer, harness, stock
-from eval.benchmarks import find
+from eval.benchmarks import of_judges
 from eval.settings import Evaluation, Task
+from eval.sources import find
 from sso.chat import encode_prompt, load_tokenizer
 from sso.cli import main
 from sso.errors import InputError
@@ -22,7 +23,7 @@ from sso.sampling.transformers_engine import TransformersEngine
 from tests.conftest import REPOSITORY
 from workflow import experiment as experiments
 from workflow.check import check
-from workflow.costs import Costs
+from workflow.costs import Costs, unpriced
 from workflow.experiment import Grid
 from workflow.hub_names import hub_names
 from workflow.plan import show
@@ -207,8 +208,6 @@ def test_a_fine_tuned_base_model_says_where_its_turns_end(tmp_path):
 def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
     import yaml
 
-    from workflow.costs import BENCHMARKS
-
     file = REPOSITORY / "config" / f"paper_{version}.yaml"
     named = [task["name"] for task in yaml.safe_load(file.read_text())["evaluation"]["tasks"]]
     assert len(named) == 4 and "real_gsm8k" in named
@@ -219,7 +218,7 @@ def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
     assert full and all([t["name"] for t in json.loads(j.params["settings"])["tasks"]] == named for j in full)
     columns = yaml.safe_load((REPOSITORY / "report" / "tables.yaml").read_text())["tables"][table]["columns"]
     assert {name.removeprefix("real_") for name in named} <= set(columns)
-    assert set(named) <= set(BENCHMARKS)
+    assert unpriced(grid.experiment) == []
     cost = Costs(grid.experiment).of(full[0])
     without = json.loads(full[0].params["settings"])
     assert cost.tokens > 0 and len(without["tasks"]) == 4
@@ -228,8 +227,9 @@ def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
 
 def test_a_benchmark_that_is_not_known_stops_the_run_before_it_starts():
     for tasks, sentence in (
-        ([{"name": "real_gsm9k"}], "unknown task 'real_gsm9k'; known: "),
+        ([{"name": "real_gsm9k"}], r"unknown task 'real_gsm9k'; did you mean `real_gsm8k`\?"),
         ([{"name": "real_gsm8k"}, {"name": "real_gsm8k"}], "real_gsm8k is named twice"),
+        ([{"name": "real_gsm8k"}, {"name": "micro_gsm8k"}], "micro_gsm8k and real_gsm8k would be one figure"),
     ):
         experiment = experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], {"evaluation": {"tasks": tasks}})
         with pytest.raises(InputError, match=sentence):
@@ -258,22 +258,22 @@ class Echo:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_open_benchmarks_are_asked_and_judged_as_their_owners_do(version, tmp_path):
     settings = experiments.load([REPOSITORY / "config" / f"paper_{version}.yaml"], {}).evaluation
-    settings = settings.model_copy(update={"mt_bench": True, "arena_hard": True})
+    settings = settings.model_copy(update={"judged": [*of_judges()]})
     (tmp_path / "reference.json").write_text('[{"instruction": "a", "output": "b", "generator": "g"}]')
     turns = [{"question_id": i, "category": c, "turns": ["a", "b"]} for i, c in enumerate(("writing", "math", "stem"))]
     (tmp_path / "mt_bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
     (tmp_path / "arena_hard.jsonl").write_text('{"uid": "u", "prompt": "a"}\n')
     asked = {}
-    for benchmark in answer._open(settings, tmp_path):
+    for one in answer._open(settings, tmp_path):
         engine = Echo()
-        benchmark.make(engine, benchmark.prompts, benchmark.decoding, 0, "m")
-        asked[benchmark.file] = set(engine.asked)
+        one.benchmark.answer(engine, one.prompts, one.decoding, 0, "m")
+        asked[one.benchmark.answers] = set(engine.asked)
     assert asked == {
         "answers": {(0.7, 0.8, 2048)},
         "mt_bench_answers": {(0.0, 1.0, 1024), (0.1, 1.0, 1024), (0.7, 1.0, 1024)},
         "arena_hard_answers": {(0.0, 1.0, 4096)},
     }
-    judges = {name: settings.judge_of(name).model for name in settings.open}
+    judges = {name: settings.judge_of(name).model for name in settings.judged}
     assert judges == {
         "alpaca_eval": "gpt-4-1106-preview",
         "mt_bench": "gpt-4",

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import alpaca_eval
+from eval import benchmarks
+from eval.benchmarks import alpaca_eval
 from eval.cli import main
 from eval.settings import Evaluation
 from sso.cli import main as sso
@@ -51,7 +52,7 @@ def alpaca(tmp_path: Path, count: int = ITEMS) -> list[str]:
 
 def settings(url: str, **judge) -> list[str]:
     judge = {"kind": "openai", "model": "j", "base_url": url, "backoff_s": 0.01, "concurrency": 16, **judge}
-    return ["--settings", json.dumps({"mt_bench": False, "judge": judge})]
+    return ["--settings", json.dumps({"judged": ["alpaca_eval"], "judge": judge})]
 
 
 def kept(path: Path) -> int:
@@ -202,7 +203,7 @@ def test_a_hosted_endpoint_needs_a_key_and_a_local_one_does_not(tmp_path, monkey
 
 def test_a_key_in_the_settings_is_refused_without_repeating_it(capsys):
     assert main(["answer", "--endpoint", '{"model": "m", "key_variable": "sk-se/cret"}', "--data", ".", "--settings",
-                 '{"pairwise": false, "mt_bench": false}', "--out", "x"]) == 2  # fmt: skip
+                 '{"judged": []}', "--out", "x"]) == 2  # fmt: skip
     error = capsys.readouterr().err
     assert "`key_variable`" in error and "sk-se" not in error
 
@@ -245,7 +246,9 @@ def test_an_endpoint_is_answered_and_judged_by_command(tmp_path, capsys):
     ])  # fmt: skip
     with serving(tmp_path / "server") as server:
         judge = {"kind": "openai", "model": "j", "base_url": server.url, "repeats": 3, "repeat_items": 2}
-        text = json.dumps({"arena_hard": True, "temperature": 0.9, "max_new_tokens": 32, "judge": judge})
+        text = json.dumps(
+            {"judged": [*benchmarks.of_judges()], "temperature": 0.9, "max_new_tokens": 32, "judge": judge}
+        )
         shared = ["--data", str(data), "--settings", text]
         endpoint = json.dumps({"model": "m", "base_url": server.url})
         assert main(["answer", "--endpoint", endpoint, *shared, "--out", str(tmp_path / "answers")]) == 0

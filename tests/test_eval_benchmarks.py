@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import benchmarks, harness, stock
+from eval import harness, sources, stock
 from eval.cli import main
 from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
@@ -56,7 +56,7 @@ def mirrors(tmp_path: Path) -> dict[str, Mirror]:
 
 
 def ready(task: Task, mirrors: dict[str, Mirror]) -> stock.Ready:
-    return stock.build(benchmarks.find(Evaluation(tasks=[task], mirrors=mirrors), None)[0], 16)
+    return stock.build(sources.find(Evaluation(tasks=[task], mirrors=mirrors), None)[0], 16)
 
 
 class Said:
@@ -207,15 +207,15 @@ def test_the_hubs_data_sets_are_the_stock_ones_with_a_limit_over_all_subjects(mi
 
 
 def test_a_suite_is_fixed_and_an_endpoint_gets_the_generative_variants():
-    four = [(t.name, t.num_fewshot, t.max_new_tokens) for t in benchmarks.suite("v2")]
+    four = [(t.name, t.num_fewshot, t.max_new_tokens) for t in sources.suite("v2")]
     assert four == [("real_ifeval", 0, 1280), ("real_gsm8k", 5, 512), ("real_math", 4, 1024), ("real_mmlu", 5, None)]
-    names = [t.name for t in benchmarks.suite("v1", endpoint=True)]
+    names = [t.name for t in sources.suite("v1", endpoint=True)]
     assert names == ["real_gpqa_cot", "real_mmlu_pro", "real_math", "real_gsm8k"]
 
 
 def test_what_is_missing_is_told_in_one_sentence_before_a_model_is_loaded(mirrors, tmp_path):
     with pytest.raises(InputError, match=r"real_mmlu needs log-likelihoods.*take real_mmlu_generative"):
-        benchmarks.find(Evaluation(tasks=[Task(name="real_mmlu")], mirrors=mirrors), None, endpoint=True)
+        sources.find(Evaluation(tasks=[Task(name="real_mmlu")], mirrors=mirrors), None, endpoint=True)
     with pytest.raises(InputError, match=r"real_gsm8k can't be had from the hub .*evaluation.mirrors.gsm8k.test"):
         ready(Task(name="real_gsm8k"), {})
     Path(mirrors["gsm8k"].test).with_name("train.jsonl").unlink()
@@ -233,7 +233,7 @@ def test_what_is_missing_is_told_in_one_sentence_before_a_model_is_loaded(mirror
 def test_a_killed_run_repeats_no_finished_task(tiny_checkpoint, mirrors, tmp_path, monkeypatch, capsys):
     names = ("real_gsm8k", "real_mmlu", "real_math")
     tasks = [{"name": name, "num_fewshot": 0, "max_new_tokens": 4} for name in names[:2]]
-    settings = {"tasks": [*tasks, {"name": "real_math", "max_new_tokens": 4}], "pairwise": False, "mt_bench": False}
+    settings = {"tasks": [*tasks, {"name": "real_math", "max_new_tokens": 4}], "judged": []}
     settings["mirrors"] = {name: mirror.model_dump() for name, mirror in mirrors.items()}
     call = [
         "answer",
@@ -311,8 +311,8 @@ def test_an_endpoint_is_asked_in_chat_form_and_nothing_twice(server, tmp_path, m
     monkeypatch.setenv("EVALUATED_KEY", "sk-secret")
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(ROWS["gsm8k"] | {"question": f"{i} and one?"}) + "\n" for i in range(6)))
-    settings = {"tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 32}], "pairwise": False}
-    settings |= {"mt_bench": False, "mirrors": {"gsm8k": {"test": str(path)}}}
+    settings = {"tasks": [{"name": "real_gsm8k", "num_fewshot": 0, "max_new_tokens": 32}]}
+    settings |= {"judged": [], "mirrors": {"gsm8k": {"test": str(path)}}}
     hosted = json.dumps({"model": "m", "base_url": url, "concurrency": concurrent, "key_variable": "EVALUATED_KEY"})
     call = ["answer", "--endpoint", hosted, "--settings", json.dumps(settings), "--out"]
     handler.allow = 3

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from eval import ifeval
+from eval.benchmarks import ifeval
 
 ASK = "Write two lines about tea."
 CASES = {
@@ -133,7 +133,7 @@ def test_the_sentence_tables_are_installed_and_the_import_downloads_nothing():
 import socket, sys
 def refuse(*_, **__): raise SystemExit("the network was touched")
 socket.socket.connect = refuse
-from eval import ifeval
+from eval.benchmarks import ifeval
 ifeval.load_checkers()
 assert "nltk" not in sys.modules
 import nltk

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import alpaca_eval, data_quality, mt_bench
+from eval import data_quality
+from eval.benchmarks import alpaca_eval, mt_bench
 from eval.judge import Comparison, Grading, OracleJudge, make_judge
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError

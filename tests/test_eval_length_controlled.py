@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import alpaca_eval
+from eval.benchmarks import alpaca_eval
 from eval.cli import main
 from eval.length_controlled import fit_difficulty, read_annotations, read_table, simulated_baselines
 from eval.length_controlled import length_controlled as controlled

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval import arena_hard, judging, length_controlled, mt_bench
+from eval import length_controlled
+from eval.benchmarks import alpaca_eval, arena_hard, mt_bench
 from eval.endpoint_judge import FIVE
 from eval.settings import Evaluation, Judge
 from eval.verdicts import choice, rating
@@ -118,7 +119,7 @@ READERS = {
     "mt_bench references": mt_bench.read_references,
     "arena_hard questions": arena_hard.read_questions,
     "arena_hard answers": arena_hard.read_answers,
-    "references": judging.read_references,
+    "references": alpaca_eval.read_references,
 }
 
 
@@ -144,7 +145,7 @@ def test_whole_json_files_and_tables_are_read_or_refused(tmp_path, data):
     (tmp_path / "f.json").write_bytes(data)
     (tmp_path / "f.csv").write_bytes(data)
     for reader in (
-        lambda: judging.read_references(tmp_path / "f.json"),
+        lambda: alpaca_eval.read_references(tmp_path / "f.json"),
         lambda: length_controlled.read_annotations(tmp_path / "f.json"),
         lambda: length_controlled.read_table(tmp_path / "f.csv", [3, 4]),
     ):

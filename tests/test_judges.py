@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import alpaca_annotator, alpaca_eval, arena_hard, data_quality, mt_bench, variance
+from eval import alpaca_annotator, data_quality, variance
+from eval.benchmarks import alpaca_eval, arena_hard, mt_bench
 from eval.endpoint_judge import CONTINUE, EndpointJudge
 from eval.judge import Comparison, Grading, Preference, RewardJudge, make_judge
 from eval.settings import Evaluation

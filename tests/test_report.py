@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 import report
+from eval.items import within
 from report import claims, measured, render, tables
 from report.collect import Collected, Figure, Key, collect
 from report.measured import Measured
@@ -235,12 +236,9 @@ def test_a_length_controlled_rate_says_which_fit_it_is_of_and_a_raw_one_is_marke
 
 def test_no_interval_leaves_its_scale():
     content = measured.specs()
-    assert (measured.scale("gsm8k", content), measured.scale("length", content)) == ((0, 100), None)
-    assert (measured.scale("mt_bench"), measured.scale("accuracy"), measured.scale("own_task")) == (
-        (1, 10),
-        (0, 1),
-        (0, 100),
-    )
+    assert [measured.unit(name, content) for name in ("gsm8k", "length", "own_task")] == ["%", "characters", "%"]
+    assert (within("%", -3.0, 101.0), within("1-10", 0.0, 11.0)) == ((0, 100), (1, 10))
+    assert (within("0-1", None, 2.0), within("characters", -3.0, 101.0)) == ((None, 2.0), (-3, 101))
     made = load("config/micro.yaml", {"rewards": None})
     items = {str(i): 100.0 * (i > 0) for i in range(120)}
     key = Key("qwen2", 0, "sso", 0, "gsm8k")
@@ -447,7 +445,7 @@ def test_a_checkpoint_and_its_data_are_named(tmp_path):
             "backbones": {"local": {"path": "/models/some-0.5B"}},
             "principles": {"kind": "policy"},
             "arms": {"base": {"label": "start", "method": "base", "data": "none"}},
-            "evaluation": {"pairwise": False, "mt_bench": False},
+            "evaluation": {"judged": []},
         },
         "test",
     )

@@ -273,7 +273,7 @@ def test_a_refusal_is_told_with_its_record_before_a_model_is_loaded(strict, tmp_
 def test_an_evaluation_names_the_prompt_that_the_template_refuses(strict, tmp_path):
     data = tmp_path / "data"
     write(data / "eval.jsonl", [{"id": "e1", "prompt": "a"}, {"id": "e2", "prompt": TWICE}])
-    settings = Evaluation(tasks=[], mt_bench=False)
+    settings = Evaluation(tasks=[], judged=["alpaca_eval"])
     with pytest.raises(InputError, match=rf"eval: prompt 'e2': {ALTERNATE}"):
         answer(str(strict), data, settings, 0, tmp_path / "answers", None, tmp_path / "cache")
     assert not (tmp_path / "answers").exists()
@@ -371,7 +371,7 @@ def test_an_adapter_is_told_whoever_is_given_it(tmp_path, capsys, beside):
             call(folder)
     write(tmp_path / "eval.jsonl", [{"id": "a", "prompt": "a"}])
     where = ["--model", str(folder), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert sso_eval(["answer", *where, "--settings", '{"tasks": [], "mt_bench": false}']) == 2
+    assert sso_eval(["answer", *where, "--settings", '{"judged": ["alpaca_eval"]}']) == 2
     write(tmp_path / "pairs.jsonl", [Pair(id="a", prompt="a", chosen="y", rejected="z")])
     where[3] = str(tmp_path / "pairs.jsonl")
     assert main(["train", *where, "--settings", '{"objective": "pairs"}']) == 2

@@ -232,7 +232,10 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
         ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),
-        ({"evaluation": {"tasks": [{"name": "gsm8k"}]}}, "unknown task 'gsm8k'; known: "),
+        (
+            {"evaluation": {"tasks": [{"name": "gsm8k"}]}},
+            "unknown task 'gsm8k'; for lm-eval's own say `kind: lm_eval`; did you mean `real_gsm8k`",
+        ),
         ({"backbones": {"llama": {"architecture": None, "path": "/nowhere/at/all"}}}, "no such folder"),
     ],
 )

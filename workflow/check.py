@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval import benchmarks
+from eval import sources
 from eval.settings import Evaluation
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
@@ -90,20 +90,4 @@ def evaluations(experiment: Experiment) -> list[Evaluation]:
 def check_tasks(experiment: Experiment) -> None:
     """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, or without data."""
     for evaluation in evaluations(experiment):
-        _check_tasks(evaluation, experiment.world is not None)
-
-
-def _check_tasks(evaluation: Evaluation, micro_world: bool) -> None:
-    for number, task in enumerate(evaluation.tasks):
-        if task.name not in benchmarks.KNOWN:
-            raise InputError(f"evaluation.tasks: unknown task {task.name!r}; known: {', '.join(benchmarks.KNOWN)}.")
-        if task.name in [other.name for other in evaluation.tasks[:number]]:
-            raise InputError(f"evaluation.tasks: {task.name} is named twice; leave one out.")
-        if task.file is None and task.name.startswith("micro_") and not micro_world:
-            raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
-        if task.file is not None and not Path(task.file).is_file():
-            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
-    for name, mirror in evaluation.mirrors.items():
-        for file in filter(None, [mirror.test, mirror.shots]):
-            if not Path(file).is_file():
-                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
+        sources.check(evaluation, experiment.world is not None)

@@ -1,14 +1,17 @@
 """What a job of the experiment costs: tokens, hours, memory, requests, money, disk. Reads jobs, runs nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
-from eval.settings import Evaluation, Judge
+from eval import benchmarks
+from eval.benchmarks.record import Load
+from eval.settings import Evaluation, Judge, Task
 from rewardbench.settings import Reward
 from sso.config import Experiment, Hardware
 from sso.jobs.job import Job
-from sso.objective import Node, load_objectives
+from sso.objective import Node, contrasts_of
 from sso.sampling.settings import Decoding, Sampling, Writer
 from sso.train.settings import Sft, Training
 from workflow.arithmetic import Arithmetic, Cost
@@ -26,23 +29,6 @@ REWARDBENCH = (2985, 550)
 SECONDS_A_REQUEST = 8
 """A guess, not a measurement: endpoints differ."""
 REWARD_JUDGE_HOURS = 0.2
-
-BENCHMARKS = {
-    # items, prompt tokens, new tokens, continuations scored a prompt
-    "real_ifeval": (541, 60, 400, 0),
-    "real_gsm8k": (1319, 900, 200, 0),
-    "real_math": (5000, 700, 350, 0),
-    "real_mmlu": (14042, 700, 0, 4),
-    "real_gpqa": (198, 250, 0, 4),
-    "real_mmlu_pro": (12032, 1500, 400, 0),
-}
-JUDGED = {
-    # answers, requests, prompt tokens, reply tokens a request
-    "alpaca_eval": (805, 805, 1300, 1),
-    "mt_bench": (160, 160, 1500, 250),
-    "arena_hard": (500, 1000, 3000, 600),
-}
-"""Rough means of the judged benchmarks' prompts with two answers in them, and of the replies."""
 
 
 class Costs:
@@ -143,13 +129,13 @@ class Costs:
         return self._score(job, _as(Training, job).devices if job.rule == "reference" else 1)
 
     def _score(self, job: Job, devices: int) -> Cost:
-        tokens = self._count(job) * self._work.sample_tokens(_nodes(job.objectives))
+        tokens = self._count(job) * self._work.sample_tokens(_nodes(job))
         return self._work.score(self._backbone(job), tokens, devices)
 
     def _train(self, job: Job) -> Cost:
         how = _as(Training, job)
         samples = how.max_steps * how.batch_size if how.max_steps > 0 else how.epochs * self._count(job)
-        tokens = len(how.learning_rates) * samples * self._work.sample_tokens(_nodes(job.objectives))
+        tokens = len(how.learning_rates) * samples * self._work.sample_tokens(_nodes(job))
         cost = self._work.fit(self._backbone(job), how, tokens, how.tokens_per_batch)
         if "reference" not in job.inputs:
             # Nothing scored the starting model before: training does, at a third of a forward and backward pass.
@@ -162,20 +148,22 @@ class Costs:
         if self.experiment.world:
             rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
             return self._work.decode(size, how, rows, 50, device.response_tokens)
-        asked = [BENCHMARKS[task.name] for task in settings.tasks if task.name in BENCHMARKS]
-        asked += [(JUDGED[name][0], device.prompt_tokens, device.response_tokens, 0) for name in settings.open]
-        for items, prompt, new, scored in asked:
-            part = self._work.decode(size, how, items, prompt, new, scored)
+        loads = [load for task in settings.tasks if (load := _load(task))]
+        loads += [benchmarks.of_judges()[name].load for name in settings.judged]
+        for load in loads:
+            prompt = device.prompt_tokens if load.prompt is None else load.prompt
+            new = device.response_tokens if load.new is None else load.new
+            part = self._work.decode(size, how, load.items, prompt, new, load.scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
-        total.gpus = settings.tensor_parallel if asked else 0
+        total.gpus = settings.tensor_parallel if loads or settings.tasks else 0
         return total
 
     def _judge(self, job: Job) -> Cost:
         settings, total = _as(Evaluation, job), Cost()
-        for name in settings.open:
-            _, requests, read, said = JUDGED[name]
-            part = _ask(settings.judge_of(name), requests, read, said)
+        for name in settings.judged:
+            asked = benchmarks.of_judges()[name].judging
+            part = _ask(settings.judge_of(name), asked.requests, asked.read, asked.said)
             total.requests, total.money = total.requests + part.requests, total.money + part.money
             total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours
         return total
@@ -199,6 +187,20 @@ class Costs:
         return self._work.score(size, 2 * pairs * long, 1)
 
 
+def unpriced(experiment: Experiment) -> list[str]:
+    """Tasks whose size nobody knows, which the costs leave out."""
+    asked = [experiment.evaluation_of(backbone, arm) for backbone in experiment.backbones for arm in experiment.arms]
+    found = [task.name for settings in asked for task in settings.tasks if _load(task) is None]
+    return [] if experiment.world else list(dict.fromkeys(found))
+
+
+def _load(task: Task) -> Load | None:
+    """What a task asks, less where it has a limit; None for one that no record knows."""
+    record = benchmarks.of_lm_eval().get(benchmarks.metric(task.name)) if task.name.startswith("real_") else None
+    load = record.load if record and task.kind == "benchmark" else None
+    return replace(load, items=min(load.items, task.limit)) if load and task.limit else load
+
+
 def _ask(judge: Judge, requests: int, read: int, said: int) -> Cost:
     """Requests with ``read`` tokens of a prompt and ``said`` of a reply."""
     if judge.kind != "openai":
@@ -207,9 +209,11 @@ def _ask(judge: Judge, requests: int, read: int, said: int) -> Cost:
     return Cost(requests=requests, money=money, hours=requests * SECONDS_A_REQUEST / judge.concurrency / 3600)
 
 
-def _nodes(objectives: Sequence[str]) -> set[Node]:
-    known = load_objectives()
-    return {(c.context, response) for name in objectives for c in known[name] for response in (c.winner, c.loser)}
+def _nodes(job: Job) -> set[Node]:
+    """What is scored of each sample."""
+    own = job.settings.objectives if isinstance(job.settings, Training) else {}
+    contrasts = [contrast for name in job.objectives for contrast in contrasts_of(name, own)]
+    return {(contrast.context, response) for contrast in contrasts for response in (contrast.winner, contrast.loser)}
 
 
 def _as(kind: type[SettingsT], job: Job) -> SettingsT:

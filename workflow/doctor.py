@@ -143,7 +143,8 @@ def _templates(experiment: Experiment) -> Iterator[str]:
 def _keys(grid: Grid) -> Iterator[str]:
     experiment = grid.experiment
     asked = evaluations(experiment)
-    judges = [judge for evaluation in asked for judge in (evaluation.judge, *map(evaluation.judge_of, evaluation.open))]
+    judges = [evaluation.judge for evaluation in asked]
+    judges += [evaluation.judge_of(name) for evaluation in asked for name in evaluation.judged]
     different = {judge.model_dump_json(): judge for judge in judges}
     endpoints: list[Endpoint] = [judge for judge in different.values() if judge.kind == "openai"]
     endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]

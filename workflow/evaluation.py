@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval import benchmarks
 from sso.jobs.job import Job
 from workflow.shared import text
 from workflow.stages import Model, Stages
@@ -13,9 +14,9 @@ from workflow.stages import Model, Stages
 def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) -> Job:
     """All benchmarks of one model."""
     settings = make.experiment.evaluation_of(make.name, name)
-    asked = ["eval" if make.world else "reference"] if settings.pairwise else []
-    asked += [bench for bench in ("mt_bench", "arena_hard") if getattr(settings, bench)]
-    asked += [task.name.removeprefix("micro_") for task in settings.tasks if task.file is None]
+    judged = [benchmarks.of_judges()[name] for name in settings.judged]
+    asked = [next((name for name in own.prompts if name in make.data), "") for own in judged]
+    asked += [benchmarks.metric(task.name) for task in settings.tasks if task.file is None]
     mirrors = [file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file]
     return make.add(
         "evaluate",
@@ -39,16 +40,14 @@ def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) 
 def judge(make: Stages, answers: Job) -> Job:
     """The judgement of a model's open answers."""
     settings = make.experiment.evaluation_of(make.name, str(answers.arm))
-    fixed = ["eval", "reference"] if settings.pairwise else []
-    fixed += ["mt_bench", "mt_bench_reference"] if settings.mt_bench else []
-    fixed += ["arena_hard", "arena_hard_baseline"] if settings.arena_hard else []
+    fixed = [file for name in settings.judged for file in benchmarks.of_judges()[name].reads]
     return make.add(
         "judge",
         {"answers": answers.output, "data": [make.data[name] for name in fixed if name in make.data]},
         at={"run": answers.wildcards["run"]},
         params={
             "folder": make.draft.data_folder,
-            "settings": text(settings, "judge", "judges", "pairwise", "mt_bench", "arena_hard"),
+            "settings": text(settings, "judge", "judges", "judged"),
             "options": make.oracle,
         },
         settings=settings,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from eval.benchmarks import metric
 from sso.config import HUB_FILE, Experiment
 
 
@@ -31,8 +32,8 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
     files = [*evaluation.files.values(), *([evaluation.difficulty] if evaluation.difficulty else [])]
     found |= {name: "file" for name in files if name.startswith("hf://")}
     for task in evaluation.tasks:
-        name = task.name.removeprefix("real_")
-        if task.name.startswith("real_") and not task.file and name not in evaluation.mirrors:
+        own = task.kind == "lm_eval" and task.include_path is None
+        if own or (task.name.startswith("real_") and not task.file and metric(task.name) not in evaluation.mirrors):
             found[task.name] = "benchmark"
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from workflow.arithmetic import Cost
 from workflow.check import check_tasks
-from workflow.costs import Costs
+from workflow.costs import Costs, unpriced
 from workflow.experiment import Grid
 
 MODEL_RULES = (
@@ -124,6 +124,8 @@ def show(grid: Grid, measured: Path | None = None) -> None:
             + (f", GPUs {total['gpu_money']:,.0f} $" if total["gpu_money"] else "")
         )
     console.print(said, highlight=False)
+    if free := unpriced(grid.experiment):
+        console.print(f"not priced, their size is unknown: {', '.join(free)}", highlight=False)
     for line in warnings(grid):
         console.print(f"warning: {line}", highlight=False)
     if grid.experiment.assumed:

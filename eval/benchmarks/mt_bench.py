@@ -6,13 +6,15 @@ dialogues; its standard error treats a dialogue, not a turn, as the unit. Reads 
 turns) and FastChat's (question_id, category, turns).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.alpaca_eval import mean_and_error
+from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
 from eval.judge import Grading, Judge, to_json
 from eval.settings import Evaluation
+from eval.settings import Judge as JudgeSettings
+from eval.statistics import mean_and_error
 from sso.chat import naming
 from sso.errors import InputError
 from sso.records import Answer, Message, Record, iter_json_lines
@@ -157,3 +159,56 @@ def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for family in dict.fromkeys(row["family"] for row in rows)
     }
     return out
+
+
+def _files(data: Path) -> dict[str, Path]:
+    references = data / "mt_bench_reference.jsonl"
+    known = {"mt_bench_reference": references} if references.is_file() else {}
+    return {"mt_bench": data / "mt_bench.jsonl", **known}
+
+
+def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+    """Grades of all turns. A reward has no scale of 1 to 10, so it does not stand in MT-Bench's column."""
+    families = {dialogue.id: dialogue.family for dialogue in read(files["mt_bench"])}
+    held = read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
+    # The oracle and reward models use no reference answers.
+    known = held if how.kind == "openai" else None
+    turns = list(answers)
+    rows = grade(by, turns, families, known)
+    metric = "mt_bench" if by.scale == "1-10" else "mt_bench_reward"
+    return Verdicts(
+        rows,
+        {metric: average(rows)},
+        items=turns,
+        again=lambda some, draw: by.grade(gradings(some, families, known), draw),
+        metric=metric,
+    )
+
+
+def items(rows: Rows) -> dict[str, Items]:
+    """Scores of dialogues: the turns of one stand or fall together."""
+    turns: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get("score") is not None:
+            turns.setdefault(str(row["id"]).removesuffix(f"/{row['turn']}"), []).append(row["score"])
+    return {"mt_bench": {name: sum(scores) / len(scores) for name, scores in turns.items()}}
+
+
+MT_BENCH = Judged(
+    "mt_bench",
+    columns={"mt_bench": Column("MT-Bench", 2, "1-10")},
+    prompts=("mt_bench",),
+    files={"mt_bench": "mt_bench.jsonl", "mt_bench_reference": "mt_bench_reference.jsonl"},
+    reads=("mt_bench", "mt_bench_reference"),
+    read=lambda data: (data / "mt_bench.jsonl", read(data / "mt_bench.jsonl")),
+    answer=answer,
+    answers="mt_bench_answers",
+    inputs=_files,
+    judge=judge,
+    judged="mt_bench",
+    load=Load(160),
+    judging=Judging(160, 1500, 250),
+    outline=outline,
+    items=items,
+)
+BENCHMARKS = (MT_BENCH,)

@@ -1,0 +1,49 @@
+"""Scores of single items by metric, of a folder of answers and its judgements: what intervals are made of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval import benchmarks
+from eval.benchmarks import Column
+from eval.benchmarks.record import Items
+from sso.errors import InputError
+from sso.records import iter_json_lines
+
+SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
+"""Units whose figures have ends, which no interval passes."""
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; InputError where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); remove it and run its job again.") from error
+
+
+def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
+    """Scores of items by metric (percent where it is a rate), of a judged folder and its answers."""
+    items: dict[str, Items] = {}
+    for benchmark in benchmarks.of_judges().values():
+        path = folder / f"{benchmark.judged}.jsonl"
+        if benchmark.items and path.is_file():
+            items |= benchmark.items([row for _, row in iter_json_lines(path)])
+    if (answers / "lm_eval.json").is_file():
+        for task, entry in read_json(answers / "lm_eval.json")["tasks"].items():
+            samples = entry.get("samples") or {}
+            items[benchmarks.metric(task)] = {name: 100 * score for name, score in samples.items()}
+    return {metric: scores for metric, scores in items.items() if scores}
+
+
+def column(metric: str) -> Column:
+    """How a benchmark's metric is shown; one that no record knows is a task of lm-eval's, a rate in percent."""
+    return benchmarks.columns().get(metric, Column(metric))
+
+
+def within(unit: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """An interval without what lies beyond the ends of its unit's scale."""
+    ends = SCALES.get(unit)
+    if ends is None or low is None or high is None:
+        return low, high
+    return max(low, ends[0]), min(high, ends[1])

@@ -67,8 +67,10 @@ def _state_digest(model: torch.nn.Module) -> str:
 def make_key(
     model: Any, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], training: Training
 ) -> dict[str, str]:
-    """What reference scores depend on, as digests by name; ``model`` is a checkpoint or a model in memory, ``samples`` are
-    what the tokenizer made of the records."""
+    """What reference scores depend on, as digests by name.
+
+    ``model`` is a checkpoint or a model in memory, ``samples`` are what the tokenizer made of the records.
+    """
     return {
         "weights": weights_digest(model),
         "records": digest(list(records)),

@@ -120,7 +120,8 @@ def from_authors(rows: str | Path | Iterable[Mapping[str, Any]]) -> Any:
     Args:
         rows: a JSON or JSON Lines file, or its rows: `prompt` and `uuid` with dialogues of {from, value} as AutoAlign
             (algorithms/sso) writes them, or `instruction` and `idx` with texts as the paper's release (icip-cas/SSO)
-            does; in both `p_system` and `n_system` are p+ and p-, and `raw` is yo. Ids that repeat get the row's number.
+            does; in both `p_system` and `n_system` are p+ and p-, and `raw` is yo. An id that repeats gets its row's
+            number.
 
     Raises:
         InputError: a row is bad; names the row, from 1, and the key.

@@ -5,7 +5,6 @@ and data sets in memory, evaluation, and saving without ending the training.
 """
 
 import copy
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from sso.chat import adopt_tokenizer, load_model, load_tokenizer
+from sso.chat import load_model
 from sso.errors import InputError
-from sso.hub import checkpoint
 from sso.jobs.distributed import from_main, is_main
 from sso.library.config import SSOConfig
 from sso.library.data import Start
+from sso.library.models import origin, tokenizer_of, warn_of_lost_steps
 from sso.logprobs import Scorer
 from sso.objective import build
 from sso.packing import cost, grouped
@@ -44,9 +43,9 @@ class SSOTrainer(PreferenceTrainer):
         peft_config: makes adapters, which are trained in place of the weights.
         callbacks, optimizers: as of `transformers.Trainer`.
 
-    The reference is the model as it is given here, without adapters. Its scores are made at once, by all processes, and
-    kept at `args.reference_scores`, or beside `args.output_dir`; they are read again where weights, rows, template,
-    length and precision are the same. At `args.reference_scores` others are refused, beside the output they are replaced.
+    The reference is the model as it is given here, without adapters. Its scores are made at once and kept at
+    `args.reference_scores`, or beside `args.output_dir`; they are read again where weights, rows, template, length and
+    precision are the same. At `args.reference_scores` other ones are refused, beside the output they are replaced.
 
     Raises:
         InputError: model, tokenizer or rows do not do; one sentence that names what and where.
@@ -65,22 +64,18 @@ class SSOTrainer(PreferenceTrainer):
         callbacks: Sequence[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
-        path = None if isinstance(model, torch.nn.Module) else checkpoint(model)
-        origin = str(path or getattr(model, "name_or_path", ""))
-        args = SSOConfig(f"{Path(origin).name or 'model'}-SSO") if args is None else args
+        place = origin(model)
+        args = SSOConfig(f"{Path(place).name or 'model'}-SSO") if args is None else args
         if not isinstance(args, SSOConfig):
             raise InputError(f"args: a {type(args).__name__}, but must be an SSOConfig.")
         if train_dataset is None:
             raise InputError("train_dataset: is missing; give a datasets.Dataset of triples or pairs.")
         if peft_config is not None and hasattr(model, "peft_config"):
             raise InputError("peft_config: the model has adapters already; give one of the two.")
-        if processing_class is None and not origin:
-            raise InputError("processing_class: is missing, and the model was not read from a checkpoint that has one.")
         how, objective = args.planned(), build(args.training())
-        tokenizer = load_tokenizer(origin) if processing_class is None else processing_class
+        path = None if isinstance(model, torch.nn.Module) else Path(place)
         model = (load_model(path) if path else model).to(how.device)
-        if processing_class is not None:
-            adopt_tokenizer(tokenizer, model)
+        tokenizer = tokenizer_of(model, processing_class)
         self._start = Start(model, path, tokenizer, objective)
         self._file = Path(args.reference_scores or f"{str(args.output_dir).rstrip('/')}.reference.safetensors")
         self._keep = args.reference_scores is not None
@@ -91,7 +86,7 @@ class SSOTrainer(PreferenceTrainer):
 
             set_seed(args.seed)
             model = self._start.model = get_peft_model(model, peft_config)
-        _warn_of_lost_steps(model)
+        warn_of_lost_steps(model)
         super().__init__(
             model=model,
             args=how,
@@ -135,8 +130,8 @@ class SSOTrainer(PreferenceTrainer):
         Raises:
             InputError: there is no such set, or it is new and the model no longer what scored as the reference.
         """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = dict(self.eval_dataset)[rows] if isinstance(rows, str) else rows  # type: ignore[arg-type]
         if rows is None:
             raise InputError("evaluate: there is no eval_dataset; give one to the trainer, or here.")
         if not isinstance(rows, Rows):
@@ -175,7 +170,7 @@ class SSOTrainer(PreferenceTrainer):
         means = {name: value / count for name, value in sums.items() if name not in COUNTS}
         means["loss"] = means.pop("loss_per_sample")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # there are no predictions
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer as a plain checkpoint, as `sso train` does: safetensors, adapters merged, in the
@@ -185,7 +180,8 @@ class SSOTrainer(PreferenceTrainer):
             return
         if not self.args.should_save:
             return
-        model, dtype = self.accelerator.unwrap_model(self.model), getattr(torch, self.settings.dtype)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        dtype = getattr(torch, self.settings.dtype)
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         if model.dtype != dtype:
@@ -199,13 +195,4 @@ class SSOTrainer(PreferenceTrainer):
 
 
 COUNTS = ("samples", "tokens", "places", "flops")
-
-
-def _warn_of_lost_steps(model: Any) -> None:
-    narrow = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
-    if narrow and is_main():
-        print(
-            f"warning: the weights to train are {min(map(str, narrow))}, in which small steps are lost to rounding; "
-            "give the model's path, or load it with dtype=torch.float32.",
-            file=sys.stderr,
-        )
+"""Of the sums, those that are no means over samples."""

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sso.errors import InputError
+from sso.library.models import tokenizer_of
 from sso.principles import write_v1, write_v2
 from sso.records import Principles, Query, checked
 from sso.sampling.engine import Engine, asking, make_engine, name_missing
 from sso.sampling.settings import Sampling, Writer
+from sso.sampling.transformers_engine import TransformersEngine
 from sso.sampling.triples import distinct, draw
 
 
@@ -73,7 +75,7 @@ def generate_triples(
     if version == "v1":
         triples, _ = distinct(triples, responses)
     text = Value("string")
-    columns = {name: text for name in ("system_good", "system_bad", "chosen", "rejected", "original")}
+    columns = dict.fromkeys(("system_good", "system_bad", "chosen", "rejected", "original"), text)
     features = Features(id=text, prompt=List({"role": text, "content": text}), **columns, cut=List(text))
     return Dataset.from_list([{name: getattr(t, name) for name in features} | _messages(t) for t in triples], features)
 
@@ -88,11 +90,4 @@ def _engine(model: Any, tokenizer: Any, sampling: Sampling, replies: Path) -> En
         return make_engine(sampling, model, replies)
     if sampling.engine != "transformers":
         raise InputError(f"engine {sampling.engine} can't draw from a model in memory; give a checkpoint.")
-    from sso.chat import adopt_tokenizer, load_tokenizer
-    from sso.sampling.transformers_engine import TransformersEngine
-
-    origin = getattr(model, "name_or_path", "")
-    if tokenizer is None and not origin:
-        raise InputError("processing_class: is missing, and the model was not read from a checkpoint that has one.")
-    tokenizer = load_tokenizer(origin) if tokenizer is None else adopt_tokenizer(tokenizer, model)
-    return TransformersEngine.of(model.eval(), tokenizer, sampling.batch_size)
+    return TransformersEngine.of(model.eval(), tokenizer_of(model, tokenizer), sampling.batch_size)

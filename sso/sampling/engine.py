@@ -82,8 +82,10 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path) -> En
 def asking(
     engine: Engine, how: Decoding, seed: int, show: Callable[[], Show | None] = lambda: None
 ) -> tuple[Ask, dict[str, Generation]]:
-    """What writers of principles ask, with ``how``'s temperature, top_p and max_new_tokens; and all that it was told, by
-    name. ``show`` makes the progress of one round."""
+    """What writers of principles ask, with ``how``'s temperature, top_p and token limit; and what it was told, by name.
+
+    ``show`` makes the progress of one round.
+    """
     told: dict[str, Generation] = {}
 
     def ask(conversations: list[list[Message]], names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from sso.jobs.distributed import is_main
 
 
 def origin(model: Any) -> str:
-    """The checkpoint's folder or name that a model is, or that one in memory was read from; empty where there is none."""
+    """The checkpoint's folder that a model is, or what one in memory was read from; empty where there is none."""
     return str(getattr(model, "name_or_path", "")) if isinstance(model, torch.nn.Module) else str(checkpoint(model))
 
 

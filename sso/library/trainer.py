@@ -172,11 +172,11 @@ class SSOTrainer(PreferenceTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # there are no predictions
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer as a plain checkpoint, as `sso train` does: safetensors, adapters merged, in the
         precision that the training computes in. The model itself stays as it is; other files in the folder, too."""
         if _internal_call:  # a checkpoint of the training, with adapters by themselves
-            super().save_model(output_dir, _internal_call)
+            super().save_model(str(output_dir or self.args.output_dir), _internal_call)
             return
         if not self.args.should_save:
             return

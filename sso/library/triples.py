@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sso.errors import InputError
-from sso.library.models import tokenizer_of
+from sso.library.models import origin, tokenizer_of
 from sso.principles import write_v1, write_v2
 from sso.records import Principles, Query, checked
 from sso.sampling.engine import Engine, asking, make_engine, name_missing
@@ -87,7 +87,7 @@ def _messages(record: Any) -> dict[str, Any]:
 def _engine(model: Any, tokenizer: Any, sampling: Sampling, replies: Path) -> Engine:
     """The engine of the settings, around a model that is in memory already if it is one."""
     if model is None or isinstance(model, str | Path):
-        return make_engine(sampling, model, replies)
+        return make_engine(sampling, model and Path(origin(model)), replies)
     if sampling.engine != "transformers":
         raise InputError(f"engine {sampling.engine} can't draw from a model in memory; give a checkpoint.")
     return TransformersEngine.of(model.eval(), tokenizer_of(model, tokenizer), sampling.batch_size)

@@ -99,6 +99,7 @@ class SSOConfig(TrainingArguments):
         default=Training.model_fields["dtype"].get_default() == "bfloat16",
         metadata={"help": "Compute in bfloat16 on float32 weights; else in float32."},
     )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All weights are used."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no part: columns go by their names."})

@@ -63,6 +63,10 @@ def by_command(folder, out, data, **settings):
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
 
 
+def said(text):
+    return [{"role": "assistant", "content": text.strip()}]
+
+
 def equal(model, weights):
     own = model.state_dict()
     return own.keys() == weights.keys() and all(own[name].equal(weights[name]) for name in own)
@@ -78,15 +82,23 @@ def test_the_weights_are_those_of_sso_train_bit_for_bit(folder, rows, tmp_path, 
     # A model in memory, of a prompt in text, with evaluations in between: again the same.
     texts = rows.map(lambda row: {"prompt": row["prompt"][0]["content"]}, remove_columns=["prompt"])
     model, tokenizer = load_model(folder / "start"), load_tokenizer(folder / "start")
-    how = config(tmp_path / "other", objective=objective, eval_strategy="steps", eval_steps=1)
+    how = config(tmp_path / "other", objective=objective, eval_strategy="steps", eval_steps=1, logging_steps=2)
     other = SSOTrainer(model, how, texts, eval_dataset=texts.select(range(3)), processing_class=tokenizer)
     other.train()
     assert equal(model, expected) and sum("eval_loss" in row for row in other.state.log_history) == 6
+    steps = [row["loss_per_sample"] for row in trainer.state.log_history if "loss" in row]
+    seen = [row["loss_per_sample"] for row in other.state.log_history if "loss" in row]
+    # Means over the samples of two batches each: evaluations in between have no part in them.
+    sizes = (4, 4), (2, 4), (4, 2)
+    means = [(m * a + n * b) / (m + n) for a, b, (m, n) in zip(steps[::2], steps[1::2], sizes, strict=True)]
+    assert seen == pytest.approx(means)
 
 
 def test_bfloat16_is_the_commands_too_and_saving_leaves_the_model_alone(folder, rows, tmp_path):
     expected = by_command(folder, tmp_path / "command", "triples.jsonl", objective="sso_v2", dtype="bfloat16")
-    trainer = SSOTrainer(folder / "start", config(tmp_path / "out", bf16=True), rows)
+    trainer = SSOTrainer(folder / "start", config(tmp_path / "out", bf16=True), rows, eval_dataset=rows)
+    first = trainer.evaluate()  # in bfloat16 too: policy and reference are one
+    assert first["eval_x+:y+>y-/margin"] == first["eval_x-:yo>y+/margin"] == 0
     trainer.train()
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.save_model(tmp_path / "out")
@@ -198,6 +210,14 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == 4  # in the second epoch
 
 
+class Steps(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+
+
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(folder, rows, tmp_path):
     whole = SSOTrainer(folder / "start", config(tmp_path / "whole"), rows)
     whole.train()
@@ -205,11 +225,67 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(folder, rows, t
     SSOTrainer(folder / "start", config(tmp_path / "out", **how), rows, callbacks=[Stop()]).train()
     assert checkpoints.latest(tmp_path / "out").name == "checkpoint-4"
     (tmp_path / "out" / "checkpoint-5").mkdir()  # one that a kill cut off
-    rest = SSOTrainer(folder / "start", config(tmp_path / "out", **how), rows)
+    taken = Steps()
+    rest = SSOTrainer(folder / "start", config(tmp_path / "out", **how), rows, callbacks=[taken])
     rest.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in rest.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert taken.steps == [5, 6]
     assert equal(rest.model, whole.model.state_dict())
     with pytest.raises(InputError, match="no whole checkpoint to go on from"):
         SSOTrainer(folder / "start", config(tmp_path / "new"), rows).train(resume_from_checkpoint=True)
+
+
+def test_dpo_on_pairs_ends_near_the_weights_of_trls_own_trainer(folder, tmp_path):
+    """A batch holds all pairs, so that the order in which each draws them makes no difference."""
+    pytest.importorskip("trl")
+    from trl import DPOConfig, DPOTrainer
+
+    shared = {**SETTINGS, "per_device_train_batch_size": 10, "num_train_epochs": 6, "weight_decay": 0.1}
+    how = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "optim": "adamw_torch", "use_cpu": True}
+    # Without the spaces at a side's end, which the suite takes away.
+    rows = Dataset.from_list(
+        [
+            {"prompt": [t.prompt[0].model_dump()], "chosen": said(t.chosen), "rejected": said(t.rejected)}
+            for t in TRIPLES
+        ]
+    )
+    first, theirs, ours = (load_model(folder / "start") for _ in range(3))
+    tokenizer = load_tokenizer(folder / "start")
+    args = DPOConfig(str(tmp_path / "trl"), **shared, **how, beta=0.3, max_length=None)
+    DPOTrainer(theirs, args=args, train_dataset=rows, processing_class=tokenizer).train()
+    args = SSOConfig(str(tmp_path / "out"), **shared, objective="pairs", beta=0.3)
+    SSOTrainer(ours, args, rows, processing_class=tokenizer).train()
+    moved, apart = (
+        torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), theirs.parameters(), strict=True)]).norm()
+        for model in (first, ours)
+    )
+    assert apart < 1e-3 * moved and moved > 0.1
+
+
+def test_two_processes_train_the_model_that_one_trains(folder, rows, tmp_path):
+    code = f"""
+from datasets import Dataset
+from sso import SSOConfig, SSOTrainer
+from tests.test_library import SETTINGS, TRIPLES
+rows = Dataset.from_list([t.model_dump(exclude={{"second", "cut"}}) for t in TRIPLES])
+args = SSOConfig("{tmp_path}/two", **SETTINGS, per_device_train_batch_size=2, tokens_per_batch=300)
+trainer = SSOTrainer("{folder}/start", args, rows, eval_dataset=rows.select([0]))  # less than a row a process
+trainer.train()
+print("EVAL", trainer.evaluate()["eval_loss"])
+trainer.save_model("{tmp_path}/saved")
+"""
+    (tmp_path / "run.py").write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*launch, tmp_path / "run.py"], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = SSOTrainer(folder / "start", config(tmp_path / "one"), rows, eval_dataset=rows.select([0]))
+    one.train()
+    two = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
+    for name, weight in one.model.state_dict().items():
+        torch.testing.assert_close(weight, two[name], rtol=1e-2, atol=2e-4)
+    said = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("EVAL")]
+    assert said == pytest.approx([one.evaluate()["eval_loss"]] * 2, rel=1e-4)
 
 
 def test_triples_are_the_commands_draws(folder, tmp_path):
@@ -321,6 +397,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(folder, rows, tmp_path):
     cases = [
         ("train_dataset: objective 'sso_v2' needs triples", {"train_dataset": pairs}),
         ("train_dataset: is missing", {}),
+        ("train_dataset:1: a str, but must be a row", {"train_dataset": DatasetDict(train=rows)}),
         ("train_dataset:2: `original`: field required", {"train_dataset": [rows[0], {**rows[1], "original": None}]}),
         ("train_dataset:2: id '0' stands in row 1 too", {"train_dataset": [rows[0], rows[0]]}),
         ("train_dataset: row 1 is a triple and row 2 is none", {"train_dataset": [rows[0], pairs[0]]}),

@@ -27,11 +27,20 @@ def records(rows: Iterable[Mapping[str, Any]], name: str) -> list[Triple] | list
     Raises:
         InputError: a triple is not whole (names row and key), some rows only are triples, or no row makes a pair.
     """
-    found = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    found = [{key: value for key, value in row.items() if value is not None} for row in mappings(rows, name)]
     if not are_triples(found, name):
         return usable(found, name)[0]
     plain = ({**row, **{key: _said(row[key]) for key in TEXTS if key in row}} for row in found)
     return checked(enumerate(plain, 1), Triple, name, "row")
+
+
+def mappings(rows: Any, name: str) -> list[Mapping[str, Any]]:
+    """The rows; InputError where one is none: of a text's letters, or the names of a `DatasetDict`'s splits."""
+    found = list(rows) if isinstance(rows, Iterable) else [rows]
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name}:{number}: a {type(row).__name__}, but must be a row; give one datasets.Dataset.")
+    return found
 
 
 def _said(value: Any) -> Any:
@@ -131,7 +140,7 @@ def from_authors(rows: str | Path | Iterable[Mapping[str, Any]]) -> Any:
     name = str(rows) if isinstance(rows, str | Path) else "rows"
     found = file_rows(Path(rows)) if isinstance(rows, str | Path) else rows
     made: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(mappings(found, name), 1):
         triple = _authors_row(row, f"{name}: row {number}")
         own = next((str(row[key]) for key in ("uuid", "idx", "id") if row.get(key) is not None), str(number - 1))
         unique = own if own not in made else f"{own}#{number - 1}"

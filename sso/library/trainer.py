@@ -25,6 +25,7 @@ from sso.library.models import origin, tokenizer_of, warn_of_lost_steps
 from sso.logprobs import Scorer
 from sso.objective import build
 from sso.packing import cost, grouped
+from sso.reference import autocast
 from sso.train import checkpoints
 from sso.train.preference import PreferenceTrainer, Rows
 from sso.train.run import check_engine, resuming, save
@@ -158,7 +159,8 @@ class SSOTrainer(PreferenceTrainer):
         """The objective and its terms, means over the samples of all devices, under the names of the training's log."""
         before, self._sums, started = self._sums, {}, time.monotonic()
         self.model.eval()
-        with self.scorer.attention(self.model):
+        # Before training accelerate has not wrapped the model yet: without this it would compute in another precision.
+        with self.scorer.attention(self.model), autocast(self.args.device, self.settings.numerics):
             for items in dataloader:
                 self.sample_losses(self.model, items)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

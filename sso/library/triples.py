@@ -53,6 +53,8 @@ def generate_triples(
     sampling, writer = sampling or Sampling(), writer or Writer(kind="policy")
     if sampling.devices > 1:
         raise InputError("sampling.devices: draws here come from one process; use `sso sample` for several.")
+    if isinstance(prompts, str):
+        raise InputError("prompts: a text, but must be a list of them, or a datasets.Dataset.")
     rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
     given = bool(rows) and "good" in rows[0] and "bad" in rows[0]
     version = principles or ("columns" if given else "v2")

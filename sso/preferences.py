@@ -10,6 +10,7 @@ or tokens.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,6 +126,9 @@ def file_rows(path: Path) -> list[dict[str, Any]]:
             values = json.loads(text) if text.lstrip().startswith("[") else None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid JSON ({error}).") from error
+        if values is None and "\n" in text.strip():
+            with suppress(ValueError, RecursionError):  # else not one object, but lines
+                values = [json.loads(text)]
         if values is not None:
             if any(not isinstance(value, dict) for value in values):
                 raise InputError(f"{path}: every element must be an object.")

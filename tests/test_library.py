@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -63,7 +64,7 @@ def by_command(folder, out, data, **settings):
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
 
 
-def said(text):
+def turn(text):
     return [{"role": "assistant", "content": text.strip()}]
 
 
@@ -245,7 +246,7 @@ def test_dpo_on_pairs_ends_near_the_weights_of_trls_own_trainer(folder, tmp_path
     # Without the spaces at a side's end, which the suite takes away.
     rows = Dataset.from_list(
         [
-            {"prompt": [t.prompt[0].model_dump()], "chosen": said(t.chosen), "rejected": said(t.rejected)}
+            {"prompt": [t.prompt[0].model_dump()], "chosen": turn(t.chosen), "rejected": turn(t.rejected)}
             for t in TRIPLES
         ]
     )
@@ -342,8 +343,9 @@ def test_the_authors_triples_come_in_from_both_of_their_formats(tmp_path):
         "chosen": "Night.", "rejected": "No.", "original": "Stars.",
     }  # fmt: skip
     assert list(from_authors([AUTOALIGN, RELEASED])) == [{"id": "a1", **expected}, {"id": "a1#1", **expected}]
-    (tmp_path / "rows.json").write_text(json.dumps([AUTOALIGN]))
-    assert list(from_authors(tmp_path / "rows.json")) == [{"id": "a1", **expected}]
+    for written in ([AUTOALIGN], RELEASED):  # the release's example is one object over many lines
+        (tmp_path / "rows.json").write_text(json.dumps(written, indent=1))
+        assert list(from_authors(tmp_path / "rows.json")) == [{"id": "a1", **expected}]
     earlier = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
     longer = {**AUTOALIGN, **{key: [*earlier, *AUTOALIGN[key]] for key in ("chosen", "rejected", "raw")}}
     assert [m["content"] for m in from_authors([longer])[0]["prompt"]] == ["Hi.", "Hello.", "Write a poem."]
@@ -424,6 +426,19 @@ def test_importing_the_package_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
     with pytest.raises(AttributeError, match="has no attribute 'SSOtrainer'"):
         sso.SSOtrainer  # noqa: B018
+
+
+def test_the_pages_example_runs(folder, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "library.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write("prompts.jsonl", [{"prompt": t.prompt[0].content} for t in TRIPLES])
+    for shown, tiny in (("Qwen/Qwen2.5-0.5B-Instruct", str(folder / "start")), ("=512", "=8"), ("0.05", "0.2")):
+        assert shown in code
+        code = code.replace(shown, tiny)
+    known: dict = {}
+    exec(code, known)
+    assert known["trainer"].state.global_step == 1 and len(known["parts"]["test"]) == 2
+    load_model(tmp_path / "generator" / "final")
 
 
 def test_the_example_runs(tmp_path):

@@ -246,11 +246,28 @@ def bare_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
         raise InputError(f"{path}: no tokenizer can be loaded ({' '.join(str(error).split())[:160]}).") from error
     if tokenizer.eos_token is None:
         raise InputError(f"{path}: the tokenizer has no eos_token; name it in tokenizer_config.json.")
-    tokenizer.apply_chat_template = partial(_on_the_day, tokenizer, tokenizer.apply_chat_template)
+    return _dressed(tokenizer)
+
+
+def _dressed(tokenizer: Any) -> Any:
+    """The tokenizer with templates that are told `TODAY`, padding left."""
+    if "apply_chat_template" not in vars(tokenizer):
+        tokenizer.apply_chat_template = partial(_on_the_day, tokenizer, tokenizer.apply_chat_template)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def adopt_tokenizer(tokenizer: Any, model: Any) -> Any:
+    """A tokenizer in memory, made what `load_tokenizer` makes of a checkpoint's, for a model in memory.
+
+    Raises:
+        InputError: as `load_tokenizer`, or it has no end-of-sequence token.
+    """
+    if getattr(tokenizer, "eos_token", None) is None:
+        raise InputError("processing_class: the tokenizer has no eos_token; set it.")
+    return _fitted(_dressed(tokenizer), model.get_input_embeddings().num_embeddings, "processing_class")
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
@@ -265,14 +282,20 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     tokenizer: Any = bare_tokenizer(path)
     if tokenizer.chat_template is None:
         raise InputError(f"{path}: the checkpoint has no chat template; add chat_template.jinja beside its tokenizer.")
-    rows = _embeddings(path)
+    return _fitted(tokenizer, _embeddings(path), path)
+
+
+def _fitted(tokenizer: Any, rows: int | None, name: str | Path) -> Any:
+    """The tokenizer, fit for a model that has embeddings of ``rows`` tokens; ``name`` is theirs in messages."""
+    if tokenizer.chat_template is None:
+        raise InputError(f"{name}: the tokenizer has no chat template; set its `chat_template`.")
     tokenizer.outside = {i: t for t, i in tokenizer.get_vocab().items() if rows is not None and i >= rows}
     if tokenizer.pad_token_id in tokenizer.outside:
         tokenizer.pad_token = tokenizer.eos_token
     try:
         _embedded(tokenizer, [tokenizer.pad_token_id, *encode(tokenizer, [Message(role="user", content="a")], "a")])
     except Unfit as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     return tokenizer
 
 

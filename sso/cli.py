@@ -103,10 +103,9 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 
 def principles(args: argparse.Namespace) -> None:
     """A good and a bad principle for every query, by the procedure or by a language model."""
-    from sso.chat import naming
     from sso.principles import write_v1, write_v2
     from sso.sampling import shards
-    from sso.sampling.engine import Generation, name_missing, seed_of
+    from sso.sampling.engine import asking, name_missing
 
     queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
     asked = len(queries) * (1 if args.version == "v1" else 2)
@@ -120,17 +119,7 @@ def principles(args: argparse.Namespace) -> None:
 
             rows = write_procedural(args.world, queries, args.version, args.seed)
         else:
-            asked_for: dict[str, Generation] = {}
-
-            def ask(conversations: list, names: list[str]) -> list[str]:
-                seeds = [seed_of(args.seed, name, "principle") for name in names]
-                show = None if args.shard else progress("principles")
-                how = writer.temperature, writer.top_p, writer.max_new_tokens
-                with naming(names, "principle"):
-                    made = engine.generate(conversations, seeds, *how, show)
-                asked_for.update(zip(names, made, strict=True))
-                return [generation.text for generation in made]
-
+            ask, asked_for = asking(engine, writer, args.seed, lambda: None if args.shard else progress("principles"))
             name = writer.endpoint.model if writer.endpoint else str(args.model)
             rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
         if args.shard:

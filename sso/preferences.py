@@ -9,7 +9,8 @@ or tokens.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,13 +84,16 @@ def triples_or_pairs(path: Path) -> tuple[list[Triple] | list[Pair], dict[str, i
     """The records of a file, and counts of the rows left out. Triples, told by their keys, are the suite's own format:
     each must be whole."""
     found = file_rows(path)
+    return (read_records(path, Triple), {}) if are_triples(found, str(path)) else usable(found, str(path))
+
+
+def are_triples(found: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether rows are triples; InputError where only some are."""
     own = [number for number, row in enumerate(found, 1) if "system_good" in row]
-    if not own:
-        return usable(found, str(path))
-    if len(own) < len(found):
+    if own and len(own) < len(found):
         other = next(number for number, row in enumerate(found, 1) if "system_good" not in row)
-        raise InputError(f"{path}: row {own[0]} is a triple and row {other} is none; give a file of one kind.")
-    return read_records(path, Triple), {}
+        raise InputError(f"{name}: row {own[0]} is a triple and row {other} is none; give a file of one kind.")
+    return bool(own)
 
 
 def rows(source: Preferences) -> Iterable[Mapping[str, Any]]:
@@ -122,6 +126,9 @@ def file_rows(path: Path) -> list[dict[str, Any]]:
             values = json.loads(text) if text.lstrip().startswith("[") else None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid JSON ({error}).") from error
+        if values is None and "\n" in text.strip():
+            with suppress(ValueError, RecursionError):  # else not one object, but lines
+                values = [json.loads(text)]
         if values is not None:
             if any(not isinstance(value, dict) for value in values):
                 raise InputError(f"{path}: every element must be an object.")

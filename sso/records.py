@@ -174,24 +174,31 @@ def _is_text(value: Any) -> bool:
 
 def read(path: str | Path, kind: type[RecordT]) -> list[RecordT]:
     """All records of a file. A row without an ``id`` gets its line's number from 0; ids must differ."""
+    return checked(iter_json_lines(path), kind, str(path))
+
+
+def checked(
+    rows: Iterable[tuple[int, dict[str, Any]]], kind: type[RecordT], name: str, unit: str = "line"
+) -> list[RecordT]:
+    """`read` of rows with their numbers from 1; messages call them ``name``:NUMBER, and the ``unit`` that it counts."""
     records: list[RecordT] = []
     seen: dict[str, int] = {}
-    for number, value in iter_json_lines(path):
+    for number, value in rows:
         own = value.get("id")
-        value["id"] = str(number - 1 if own is None else own)
+        value = {**value, "id": str(number - 1 if own is None else own)}
         try:
             record = kind.model_validate(value)
         except ValidationError as error:
             key, problem = first_problem(error)
-            raise InputError(f"{path}:{number}: `{key}`: {problem}.") from error
+            raise InputError(f"{name}:{number}: `{key}`: {problem}.") from error
         if record.id in seen:
             raise InputError(
-                f"{path}:{number}: id {record.id!r} stands in line {seen[record.id]} too; ids must differ."
+                f"{name}:{number}: id {record.id!r} stands in {unit} {seen[record.id]} too; ids must differ."
             )
         seen[record.id] = number
         records.append(record)
     if not records:
-        raise InputError(f"{path}: holds no record.")
+        raise InputError(f"{name}: holds no record.")
     return records
 
 

@@ -44,17 +44,33 @@ class Reference:
         return self.nodes.index(node)
 
 
-def weights_digest(model: str | Path) -> str:
-    """What tells a checkpoint's weights from others: the digest of its safetensors, or the name of one that is not
-    here."""
+def weights_digest(model: Any) -> str:
+    """What tells weights from others: for a checkpoint the digest of its safetensors, or its name where it is not here;
+    for a model in memory that of its tensors, adapters left out."""
+    if isinstance(model, torch.nn.Module):
+        return _state_digest(model)
     files = sorted(Path(model).glob("*.safetensors"))
     return digest([file_digest(file) for file in files]) if files else str(model)
 
 
+def _state_digest(model: torch.nn.Module) -> str:
+    adapter = getattr(getattr(model, "base_model", None), "prefix", None)  # of peft's tuners: `lora_`
+    digester = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if adapter and (adapter in name or "modules_to_save" in name):
+            continue
+        digester.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digester.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digester.hexdigest()[:16]
+
+
 def make_key(
-    model: str | Path, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], training: Training
+    model: Any, tokenizer: Any, records: Sequence[Any], samples: Sequence[Sample], training: Training
 ) -> dict[str, str]:
-    """What reference scores depend on, as digests by name; ``samples`` are what the tokenizer made of the records."""
+    """What reference scores depend on, as digests by name.
+
+    ``model`` is a checkpoint or a model in memory, ``samples`` are what the tokenizer made of the records.
+    """
     return {
         "weights": weights_digest(model),
         "records": digest(list(records)),
@@ -126,12 +142,12 @@ def make(
     pad: int,
     key: dict[str, str],
     training: Training,
-    out: Path,
+    out: Path | None,
     progress: Any = None,
 ) -> Reference:
-    """`score` in the training's layout and batches, kept at ``out`` by the main process."""
+    """`score` in the training's layout and batches, kept at ``out``, if that is given, by the main process."""
     scores = score(model, samples, nodes, pad, key, training.layout, training.tokens_per_batch, progress)
-    if is_main():
+    if out is not None and is_main():
         save(scores, out)
     return scores
 

@@ -45,10 +45,7 @@ def own(tmp_path) -> Path:
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "filter_list": [
             {"name": "first", "filter": [{"function": "take_first"}]},
-            {
-                "name": "digits",
-                "filter": [{"function": "regex", "regex_pattern": "(\\d+)"}, {"function": "take_first"}],
-            },
+            {"name": "digits", "filter": digits},
         ],
     }
     for made in (choose, say, {**choose, "task": "plus_one_again"}):

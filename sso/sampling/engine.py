@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from sso.chat import naming
 from sso.endpoint import Show
 from sso.errors import InputError, first_of
+from sso.principles import Ask
 from sso.records import Message
 from sso.sampling.settings import Decoding
 
@@ -75,6 +77,25 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path) -> En
     from sso.sampling.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, dtype=settings.dtype, batch_size=settings.batch_size)
+
+
+def asking(
+    engine: Engine, how: Decoding, seed: int, show: Callable[[], Show | None] = lambda: None
+) -> tuple[Ask, dict[str, Generation]]:
+    """What writers of principles ask, with ``how``'s temperature, top_p and token limit; and what it was told, by name.
+
+    ``show`` makes the progress of one round.
+    """
+    told: dict[str, Generation] = {}
+
+    def ask(conversations: list[list[Message]], names: list[str]) -> list[str]:
+        seeds = [seed_of(seed, name, "principle") for name in names]
+        with naming(names, "principle"):
+            made = engine.generate(conversations, seeds, how.temperature, how.top_p, how.max_new_tokens, show())
+        told.update(zip(names, made, strict=True))
+        return [generation.text for generation in made]
+
+    return ask, told
 
 
 def name_missing(ids: Sequence[str], made: Sequence[Generation], what: str) -> dict[str, int]:

@@ -108,12 +108,17 @@ def _weights(model: Any) -> tuple[int, int]:
     return size(head), sum(size(p) for p in model.parameters() if p is not head and p is not embedding)
 
 
-def with_adapters(model: Any, training: Any) -> Any:
-    """The model with low-rank adapters where the training asks for them: the reference is the model without."""
+def with_adapters(model: Any, training: Any, seed: int) -> Any:
+    """The model with low-rank adapters where the training asks for them: the reference is the model without.
+
+    What they start from depends on ``seed`` alone.
+    """
     if training.lora is None:
         return model
     from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
 
+    set_seed(seed)
     lora = training.lora
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,

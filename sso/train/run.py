@@ -120,8 +120,15 @@ def go(trainer: Trainer, engine: str, checkpoint: str | Path | None, what: str =
     """
     check_engine(trainer, engine)
     show_steps(trainer, what)
-    try:
+    with resuming(checkpoint):
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+@contextmanager
+def resuming(checkpoint: str | Path | None) -> Iterator[None]:
+    """Within, a checkpoint that holds more than tensors raises an InputError that names it."""
+    try:
+        yield
     except UnpicklingError as error:
         raise InputError(
             f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."

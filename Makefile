@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: run test lint envs format install clean
 
-run: install
+run: $(VENV)/.runs
 	$(bin)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 # The end-to-end test uses all cores by itself, so it runs after the others and alone.
@@ -37,10 +37,15 @@ format: install
 
 install: $(VENV)/.installed
 
-# torch first and alone: see pyproject.toml.
-$(VENV)/.installed: pyproject.toml
+# What running needs; torch first and alone: see pyproject.toml.
+$(VENV)/.runs: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	$(bin)/pip install --quiet --disable-pip-version-check $(torch)
+	$(bin)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# ... and the rest.
+$(VENV)/.installed: $(VENV)/.runs
 	$(bin)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 

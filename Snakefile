@@ -27,7 +27,8 @@ from workflow.rules import Rules
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(TQDM_DISABLE="1")  # of libraries, in log files; sso.jobs.progress writes lines
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
+if Path(workflow.basedir, "sso").is_dir():  # else the suite is installed, and its neighbours are no other environment's
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
 lifeline.name_workflow()
 
 deployment = workflow.deployment_settings

@@ -1,8 +1,8 @@
-"""Command line of the evaluation: `sso-eval answer|judge|compare|winrate|pairs|radar`.
+"""Command line of the evaluation: `sso-eval answer|judge|compare|winrate|data-quality|radar`.
 
 `answer` needs the model (a checkpoint or an endpoint) and makes every reply; `judge` reads the replies and loads no
 evaluated model, so judging can be repeated; `compare` sets two such folders against each other; `winrate` reads
-annotation files of alpaca_eval; `pairs` measures a set of preference pairs; `radar` draws MT-Bench.
+annotation files of alpaca_eval; `data-quality` measures a set of preference pairs; `radar` draws MT-Bench.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.jobs.command import end_start_up, run_cli
+from sso.jobs.command import completion, end_start_up, run_cli
 from sso.jobs.command import settings as read_settings
 from sso.jobs.progress import progress
 from sso.records import iter_json_lines, whole_folder, write, write_text
@@ -187,7 +187,7 @@ def _compare(args: argparse.Namespace) -> None:
     console.print(compare.as_table(comparisons, (str(args.a), str(args.b))))
 
 
-def _pairs(args: argparse.Namespace) -> None:
+def _data_quality(args: argparse.Namespace) -> None:
     from eval import data_quality
     from eval.judge import make_judge
     from sso.jobs import tracking
@@ -222,10 +222,9 @@ def _radar(args: argparse.Namespace) -> None:
     draw({label: read_categories(path) for label, path in zip(labels, args.scores, strict=True)}, args.out)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    main_parser = argparse.ArgumentParser(prog="sso-eval", description=__doc__.splitlines()[0])
-    commands = main_parser.add_subparsers(required=True, metavar="command")
+def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a parser all commands; returns it."""
+    commands = to.add_subparsers(required=True, metavar="command")
     settings_help = "settings: a JSON object, or a YAML or JSON file"
 
     answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
@@ -267,7 +266,9 @@ def parser() -> argparse.ArgumentParser:
     winrate.add_argument("--out", type=Path, help="JSON file to write")
     winrate.set_defaults(func=_winrate)
 
-    pairs = commands.add_parser("pairs", help="preference accuracy and on-policyness of preference pairs")
+    pairs = commands.add_parser(
+        "data-quality", aliases=["pairs"], help="preference accuracy and on-policyness of preference pairs"
+    )
     pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")
     pairs.add_argument("--reference", type=Path, required=True, help="the SFT model's scores, by `sso reference`")
     pairs.add_argument("--settings", required=True, help=f"Judge {settings_help}")
@@ -276,14 +277,21 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
     pairs.add_argument("--seed", type=int, default=0)
     pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
-    pairs.set_defaults(func=_pairs)
+    pairs.set_defaults(func=_data_quality)
 
     radar = commands.add_parser("radar", help="MT-Bench's categories of one or more models as a radar chart")
     radar.add_argument("scores", type=Path, nargs="+", help="scores.json files written by `judge`")
     radar.add_argument("--labels", nargs="+", help="names of the models; default: the files' folders")
     radar.add_argument("--out", type=Path, required=True, help="chart to write: .svg, .png or .pdf")
     radar.set_defaults(func=_radar)
-    return main_parser
+    return to
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="sso-eval", description=__doc__.splitlines()[0])
+    completion(top)
+    return add_commands(top)
 
 
 def main(argv: list[str] | None = None) -> int:

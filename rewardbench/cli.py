@@ -11,7 +11,7 @@ from rewardbench.settings import Mixture, Reward
 from sso import dialogues, preferences, records
 from sso.hub import checkpoint
 from sso.jobs import tracking
-from sso.jobs.command import end_start_up, leave, run_cli, settings
+from sso.jobs.command import completion, end_start_up, leave, run_cli, settings
 from sso.jobs.progress import progress
 from sso.sampling.settings import Sampling
 from sso.worlds.settings import World
@@ -128,10 +128,9 @@ def _best_of_n(args: argparse.Namespace) -> None:
         records.write(args.out, best_of_n.best(queries, answers, rewards, f"best of {args.n}"))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Arguments of all commands."""
-    main_parser = argparse.ArgumentParser(prog="sso-rewardbench", description=__doc__)
-    commands = main_parser.add_subparsers(required=True, metavar="command")
+def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a parser all commands; returns it."""
+    commands = to.add_subparsers(required=True, metavar="command")
 
     mix = commands.add_parser("mix", help="preference sets into one, without repeats and without the benchmark")
     mix.add_argument(
@@ -177,7 +176,14 @@ def parser() -> argparse.ArgumentParser:
     best.add_argument("--seed", type=int, default=0)
     best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
     best.set_defaults(func=_best_of_n)
-    return main_parser
+    return to
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="sso-rewardbench", description=__doc__)
+    completion(top)
+    return add_commands(top)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from rewardbench.settings import Reward
 from sso.errors import InputError
 from sso.objective import Objectives, load_objectives
 from sso.sampling.settings import Sampling, Writer
-from sso.settings import Backbone, Data, Settings, hint, merge, read_yaml, sentence
+from sso.settings import Backbone, Data, Settings, config_file, hint, merge, read_yaml, sentence
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 
@@ -292,7 +292,7 @@ def parse(values: dict[str, Any], source: str) -> Experiment:
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
     """Read, extend, override and check an experiment file."""
-    return parse(merge(read_yaml(path), overrides or {}), str(path))
+    return parse(merge(read_yaml(config_file(path) or path), overrides or {}), str(path))
 
 
 def schema() -> dict[str, Any]:

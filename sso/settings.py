@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sso.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+_HERE = Path(__file__).resolve().parent
+ROOT = _HERE.parent if (_HERE.parent / "Snakefile").is_file() else _HERE / "_data"
+"""Where Snakefile, configs, rules and the paper's figures lie: the repository, or what a wheel has brought of it."""
 
 
 class Settings(BaseModel):
@@ -106,13 +108,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _extended(path: Path, name: str) -> Path:
-    """The file that a config extends: an absolute path, or relative to it, or the name of a shipped config."""
+def config_file(name: str | Path, beside: Path = Path()) -> Path | None:
+    """A config file by its path, absolute or from ``beside``, or by the name of a shipped one; None: there is none."""
     shipped = ROOT / "config"
-    for file in (path.parent / name, ROOT / name, shipped / name, shipped / f"{name}.yaml"):
-        if file.is_file():
-            return file
-    known = sorted(file.stem for file in shipped.glob("*.yaml") if file.stem != "objectives")
+    found = (beside / name, ROOT / name, shipped / name, shipped / f"{name}.yaml")
+    return next((file for file in found if file.is_file()), None)
+
+
+def _extended(path: Path, name: str) -> Path:
+    """The file that a config extends."""
+    if file := config_file(name, path.parent):
+        return file
+    known = sorted(file.stem for file in (ROOT / "config").glob("*.yaml") if file.stem != "objectives")
     near = hint(Path(name).stem, known, "shipped")
     raise InputError(f"{path}: `extends: {name}`: no such file beside it and no such shipped config; {near}")
 

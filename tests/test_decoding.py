@@ -212,7 +212,7 @@ def test_no_benchmark_of_a_paper_config_is_dropped(version, table, capsys):
     named = [task["name"] for task in yaml.safe_load(file.read_text())["evaluation"]["tasks"]]
     assert len(named) == 4 and "real_gsm8k" in named
     grid = Grid(experiments.load([file], {}))
-    jobs = [job for job in grid if job.rule == "evaluate" and "/base/" in job.output]
+    jobs = [job for job in grid if job.rule == "answer" and "/base/" in job.output]
     assert len(jobs) == len(grid.experiment.backbones)
     full = [job for job in jobs if json.loads(job.params["settings"])["tasks"]]
     assert full and all([t["name"] for t in json.loads(j.params["settings"])["tasks"]] == named for j in full)
@@ -288,7 +288,7 @@ def test_a_judge_of_one_benchmark_is_no_setting_of_answers_and_has_its_price():
         return Grid(experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], given))
 
     dear, other = build({"mt_bench": {"price_output": 600}}), build({"mt_bench": {"model": "another"}})
-    for rule, same in (("evaluate", True), ("data_quality", True), ("judge", False)):
+    for rule, same in (("answer", True), ("data_quality", True), ("judge", False)):
         jobs = [[job.params["settings"] for job in grid if job.rule == rule] for grid in (dear, other)]
         assert (jobs[0] == jobs[1]) is same, rule
     money = [sum(Costs(grid.experiment).of(job).money for job in grid if job.rule == "judge") for grid in (dear, other)]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rewardbench.data import read_pairs
 from sso import chat, dialogues, preferences
-from sso.cli import _records, main
+from sso.cli import main
+from sso.commands.training import read_records
 from sso.errors import InputError
 from sso.records import Message
 from sso.settings import Preferences
@@ -90,7 +91,7 @@ def test_all_that_read_pairs_read_the_same_ones(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"warning: {path}: left out 1 rows (equal sides): 2 (row 3)" in said and said.count("warning") == 5
     summary: dict = {}
-    assert _records(path, summary) == found and summary == left_out
+    assert read_records(path, summary) == found and summary == left_out
     alike = [pair.model_dump(exclude={"margin", "source"}) for pair in found]
     assert [p.model_dump(exclude={"margin", "source"}) for p in read_pairs(path).pairs] == alike
     loaded, _ = preferences.load(Preferences(path=str(path)))

@@ -77,9 +77,9 @@ def test_each_table_has_its_jobs(version, table, arms, backbones, expected):
 )
 def test_reward_models_have_their_jobs_on_one_backbone(version, backbone, expected):
     grid = paper(version)
-    jobs = [job for job in grid if job.rule in ("mixture", "reward_model", "rewardbench")]
+    jobs = [job for job in grid if job.rule in ("mix", "reward_model", "rewardbench")]
     assert {job.wildcards["backbone"] for job in jobs} == {backbone} and len(jobs) == 3 * expected
-    mixed = next(j for j in jobs if j.rule == "mixture" and j.wildcards["reward"] == "skywork_sso")
+    mixed = next(j for j in jobs if j.rule == "mix" and j.wildcards["reward"] == "skywork_sso")
     sources = json.loads(mixed.params["settings"])["sources"]
     assert sources[0]["path"] == "Skywork/Skywork-Reward-Preference-80K-v0.2" and sources[0]["limit"] == 80_000
     # v1's SSO has pairs in the triples of three iterations.
@@ -134,12 +134,12 @@ def test_every_assumed_value_is_a_key_of_the_config():
 def test_what_vllm_draws_runs_in_its_own_environment():
     ask = Rules(paper("v2").experiment)
     at = {"backbone": "llama3_sft", "seed": 0, "arm": "sso", "set": "v2", "run": "sso", "guidelines": "v2_1"}
-    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "evaluate": ["run"]}
+    keys = {"principles": ["guidelines"], "sample": ["set"], "generated_pairs": ["arm"], "answer": ["run"]}
     for rule, names in keys.items():
         cell = [] if rule == "principles" else ["backbone", "seed"]
         wildcards = {name: at[name] for name in [*cell, *names]}
         assert ask.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
-        assert ask.command(rule, "eval" if rule == "evaluate" else "sso.cli")(wildcards).startswith("python -m ")
+        assert ask.command(rule, "eval" if rule == "answer" else "sso.cli")(wildcards).startswith("python -m ")
 
 
 # Costs.

@@ -73,7 +73,7 @@ def texts(made, results: Path) -> None:
         elif job.rule in ("pairs", "generated_pairs"):
             sides = {side: [{"role": "assistant", "content": side + HOSTILE}] for side in ("chosen", "rejected")}
             jsonl(path, [{"id": name, "prompt": prompt, **sides} for name in names])
-        elif job.rule == "evaluate":
+        elif job.rule == "answer":
             rows = [{"id": name, "prompt": prompt, "output": STRANGE + "\n" * 3, "model": "m"} for name in names]
             jsonl(path / "answers.jsonl", rows)
     steps = [[step, {"loss": 1 / step, "x:y+>y-/margin": 0.1 * step}] for step in range(1, 400)]

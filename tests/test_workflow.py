@@ -75,9 +75,9 @@ def test_micro_has_the_jobs_that_its_arms_ask_for():
         "pairs": 2 * (on_pairs - made),
         "data_quality": 2 * on_pairs,
         "policy": 2 * (on_pairs + 2 * 3),
-        "evaluate": 2 * (1 + on_pairs + 2 * 3),
+        "answer": 2 * (1 + on_pairs + 2 * 3),
         "judge": 2 * (1 + on_pairs + 2 * 3),
-        "mixture": 2 * rewards,
+        "mix": 2 * rewards,
         "reward_model": 2 * rewards,
         "rewardbench": 2 * rewards,
         "report": 1,
@@ -181,7 +181,7 @@ def test_long_chains_start_first():
         return Rules(grid.experiment).priority(rule)({"backbone": "qwen2", "seed": 0, **wildcards})
 
     assert priority("policy", run="sso_v1/it1") > priority("policy", run="sso")
-    assert priority("sft") > priority("sample", set="v1") > priority("evaluate", run="base")
+    assert priority("sft") > priority("sample", set="v1") > priority("answer", run="base")
 
 
 def test_order_of_jobs_is_the_same_each_time():
@@ -407,10 +407,10 @@ def test_a_reward_model_reads_what_its_sources_are(tmp_path):
     cell = "results/micro/llama/s0"
     drawn = [f"{cell}/triples/{part}/triples.jsonl" for part in ("v1", "sso_v1/it2", "sso_v1/it3")]
     expected = [f"{cell}/pairs/sso/pairs.jsonl", *drawn, "results/micro/data/annotated.jsonl", str(own)]
-    settings = json.loads(jobs["mixture"].params["settings"])
+    settings = json.loads(jobs["mix"].params["settings"])
     assert [source["path"] for source in settings["sources"]] == expected
     assert [source["weight"] for source in settings["sources"]] == [1, 1, 1, 1, 1, 1]
-    assert jobs["mixture"].inputs["data"] == ["results/micro/data/rewardbench.jsonl", *expected]
+    assert jobs["mix"].inputs["data"] == ["results/micro/data/rewardbench.jsonl", *expected]
     assert jobs["reward_model"].params["model"] == "org/base" and "model" not in jobs["reward_model"].inputs
     assert len([j for j in grid if j.wildcards.get("reward") == "mixed"]) == 3
 

@@ -47,7 +47,7 @@ class Costs:
             "reference": self._reference,
             "generator": self._train,
             "policy": self._train,
-            "evaluate": self._answer,
+            "answer": self._answer,
             "judge": self._judge,
             "data_quality": self._data_quality,
             "reward_model": self._reward_model,

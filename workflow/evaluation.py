@@ -19,7 +19,7 @@ def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) 
     asked += [benchmarks.metric(task.name) for task in settings.tasks if task.file is None]
     mirrors = [file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file]
     return make.add(
-        "evaluate",
+        "answer",
         {
             **model.input(),
             "data": [make.data[name] for name in asked if name in make.data],
@@ -84,7 +84,7 @@ def reward(make: Stages, name: str, trained_on: Mapping[str, list[str]]) -> Job:
     made = {path for job in make.draft.jobs.values() for path in job.outputs}
     local = [path for path in (bench, *files) if path in made or Path(path).is_file()]
     mixture = {"sources": sources, "dedupe": reward.dedupe, "ngram": reward.ngram}
-    pairs = make.add("mixture", {"data": local}, at=at, params={"settings": text(mixture), "bench": bench})
+    pairs = make.add("mix", {"data": local}, at=at, params={"settings": text(mixture), "bench": bench})
     about = ("label", "version", "method", "arm", "sources", "dedupe", "ngram", "base", "backbones")
     start = Model(reward.base, made=False) if reward.base else make.start
     model = make.add(

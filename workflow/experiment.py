@@ -10,7 +10,7 @@ from typing import Any
 from sso.config import Experiment, parse
 from sso.errors import InputError
 from sso.jobs.job import Job, Jobs
-from sso.settings import merge, read_yaml
+from sso.settings import config_file, merge, read_yaml
 from workflow.cell import Cell
 from workflow.shared import Draft
 
@@ -47,7 +47,7 @@ def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
     """
     values: dict[str, Any] = {}
     for file in files:
-        values = merge(values, read_yaml(file))
+        values = merge(values, read_yaml(config_file(file) or file))
     given = dict(_with_nulls(given))
     arms = given.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():

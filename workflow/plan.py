@@ -12,8 +12,8 @@ from workflow.costs import Costs, unpriced
 from workflow.experiment import Grid
 
 MODEL_RULES = (
-    "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "evaluate",
-    "judge", "data_quality", "mixture", "reward_model", "rewardbench",
+    "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "answer",
+    "judge", "data_quality", "mix", "reward_model", "rewardbench",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import report
 from eval import benchmarks
 from sso.config import Experiment
 from sso.jobs.job import Job
@@ -103,7 +104,7 @@ class Draft:
 
     def report(self, config: Job, results: list[str]) -> Job:
         """Tables and figures of all results so far; its own source is an input."""
-        sources = [str(path) for path in sorted((ROOT / "report").glob("*.*"))]
+        sources = [str(path) for path in sorted(Path(report.__file__).parent.glob("*.*"))]
         printed = [str(path) for path in sorted((ROOT / "results" / "paper").glob("*.csv"))]
         hard = self.data_files.get("difficulty", "")
         inputs = {"config": config.output, "results": results, "sources": sources, "printed": printed}

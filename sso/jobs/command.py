@@ -59,6 +59,22 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
     return 0
 
 
+class _Completion(argparse.Action):
+    """`--print-completion bash|zsh|tcsh`: a script for the shell to read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, option: str | None = None) -> NoReturn:
+        import shtab
+
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def completion(parser: argparse.ArgumentParser) -> None:
+    """Give a command line `--print-completion`."""
+    shells = ["bash", "zsh", "tcsh"]
+    parser.add_argument("--print-completion", choices=shells, action=_Completion, help="for `source <(...)`, then exit")
+
+
 def leave(code: int) -> NoReturn:
     """Exit with ``code``; at once, where this is one of several processes.
 

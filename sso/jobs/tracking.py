@@ -34,7 +34,7 @@ from sso.records import digest, file_digest, write_text
 from sso.settings import ROOT
 
 SUFFIX = ".run.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "lm_eval", "alpaca_eval")
+PACKAGES = ("sso", "torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "lm_eval", "alpaca_eval")
 
 
 @dataclass
@@ -66,6 +66,8 @@ def record_path(out: str | Path) -> Path:
 
 @cache
 def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists():
+        return None  # an installed suite: what it lies in may be somebody else's repository
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

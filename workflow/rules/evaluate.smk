@@ -1,27 +1,27 @@
 # Answers (one process a model, all benchmarks), their judgement (no model in memory), and the pairs' quality.
 
 
-rule evaluate:
+rule answer:
     input:
-        unpack(ask.inputs("evaluate")),
+        unpack(ask.inputs("answer")),
     output:
-        directory(ask.output("evaluate")),
+        directory(ask.output("answer")),
     log:
-        ask.log("evaluate"),
+        ask.log("answer"),
     benchmark:
-        ask.benchmark("evaluate")
-    priority: ask.priority("evaluate")
+        ask.benchmark("answer")
+    priority: ask.priority("answer")
     conda:
-        ask.engine_environment("evaluate")
-    threads: ask.threads("evaluate")
+        ask.engine_environment("answer")
+    threads: ask.threads("answer")
     resources:
-        **ask.resources("evaluate"),
+        **ask.resources("answer"),
     params:
-        job=ask.mark("evaluate"),
-        command=ask.command("evaluate", "eval"),
-        model=ask.param("evaluate", "model"),
-        folder=ask.param("evaluate", "folder"),
-        settings=ask.param("evaluate", "settings"),
+        job=ask.mark("answer"),
+        command=ask.command("answer", "eval"),
+        model=ask.param("answer", "model"),
+        folder=ask.param("answer", "folder"),
+        settings=ask.param("answer", "settings"),
     shell:
         "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
         "{params.command} answer --model {params.model:q} --data {params.folder:q} --settings {params.settings:q}"
@@ -88,5 +88,5 @@ rule data_quality:
         options=ask.param("data_quality", "options"),
     shell:
         "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
-        "sso-eval pairs --pairs {input.pairs:q} --reference {input.reference:q} --settings {params.settings:q}"
+        "sso-eval data-quality --pairs {input.pairs:q} --reference {input.reference:q} --settings {params.settings:q}"
         " {params.options:q} --out {output:q} > {log:q} 2>&1"

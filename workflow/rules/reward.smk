@@ -1,22 +1,22 @@
 # What reward models are trained on, Bradley-Terry reward models, and their RewardBench scores.
 
 
-rule mixture:
+rule mix:
     input:
-        unpack(ask.inputs("mixture")),
+        unpack(ask.inputs("mix")),
     output:
-        ask.output("mixture"),
+        ask.output("mix"),
     log:
-        ask.log("mixture"),
+        ask.log("mix"),
     benchmark:
-        ask.benchmark("mixture")
-    priority: ask.priority("mixture")
+        ask.benchmark("mix")
+    priority: ask.priority("mix")
     conda:
         ask.environment
     params:
-        job=ask.mark("mixture"),
-        settings=ask.param("mixture", "settings"),
-        bench=ask.param("mixture", "bench"),
+        job=ask.mark("mix"),
+        settings=ask.param("mix", "settings"),
+        bench=ask.param("mix", "bench"),
     shell:
         "export SSO_JOB={params.job:q}; "
         "sso-rewardbench mix --settings {params.settings:q} --bench {params.bench:q} --out {output:q} > {log:q} 2>&1"

@@ -1,0 +1,1 @@
+"""What `sso <command>` does, by what it is about; sso/cli.py parses."""

@@ -1,0 +1,149 @@
+"""Commands that make data: queries, annotated pairs, principles, triples, pairs."""
+
+import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from sso.commands.training import score_reference
+from sso.errors import InputError, first_of
+from sso.jobs import tracking
+from sso.jobs.progress import progress
+from sso.records import Principles, Query, Triple, read, write, write_text
+from sso.settings import Data
+from sso.worlds.settings import World
+
+
+def data(args: argparse.Namespace) -> None:
+    """The micro-world's files, or real queries in their place."""
+    given = args.settings
+    count = int(given.get("iterations", 1))
+    with tracking.run(args.out, "data", given, {}) as run:
+        if given.get("world"):
+            from sso.worlds.micro.data import write_all
+
+            run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
+            return
+        from sso import hub
+
+        real = Data.model_validate(given["data"])
+        queries = hub.queries(real)
+        if len(queries) < count:
+            raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations.")
+        for t in range(count):
+            write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
+        write(args.out / "queries_all.jsonl", queries)
+        if real.tune:
+            write(args.out / "tune.jsonl", read(real.tune, Query))
+        for name, source in given.get("files", {}).items():
+            found = hub.fetch(source)
+            write_text(args.out / name, found.read_text(encoding="utf-8"))
+        run.summary["queries"] = len(queries)
+
+
+def preferences(args: argparse.Namespace) -> None:
+    """A set of annotated pairs, whole or one of so many parts."""
+    from sso.preferences import load as load_pairs
+
+    with tracking.run(args.out, "preferences", args.settings, {}) as run:
+        made, counts = load_pairs(args.settings)
+        part, parts = (int(number) for number in args.part.split("/"))
+        made = made[part - 1 :: parts]
+        run.summary.update(counts | {"pairs": len(made)})
+        write(args.out, made)
+
+
+def principles(args: argparse.Namespace) -> None:
+    """A good and a bad principle for every query, by the procedure or by a language model."""
+    from sso.principles import write_v1, write_v2
+    from sso.sampling import shards
+    from sso.sampling.engine import asking, name_missing
+
+    queries, writer, procedural = read(args.queries, Query), args.settings, args.settings.kind == "procedural"
+    asked = len(queries) * (1 if args.version == "v1" else 2)
+    queries = shards.own(queries, args.shard)
+    with (
+        _recorded(args, "principles", queries=args.queries, model=args.model) as run,
+        nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
+    ):
+        if engine is None:
+            from sso.worlds.micro.principles import write as write_procedural
+
+            rows = write_procedural(args.world, queries, args.version, args.seed)
+        else:
+            ask, asked_for = asking(engine, writer, args.seed, lambda: None if args.shard else progress("principles"))
+            name = writer.endpoint.model if writer.endpoint else str(args.model)
+            rows = write_v1(queries, ask, args.seed, name) if args.version == "v1" else write_v2(queries, ask, name)
+        if args.shard:
+            return
+        if engine is not None:
+            queries_of = [name.rpartition("/")[0] for name in asked_for]
+            run.summary.update(name_missing(queries_of, list(asked_for.values()), "principles"))
+        run.summary["fallbacks"] = sum(r.fallback for r in rows)
+        print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
+        write(args.out, rows)
+
+
+def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> AbstractContextManager[tracking.Run]:
+    """The record of a job that may run in shards; these leave none of their own."""
+    if args.shard:
+        return nullcontext(tracking.Run())
+    given = {name: path for name, path in inputs.items() if path}
+    return tracking.run(args.out, stage, args.settings, given, args.seed)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Triples, or pairs with their reference scores."""
+    from sso.preferences import usable
+    from sso.sampling import shards
+    from sso.sampling.triples import distinct, draw, fitting, pairs_of
+
+    written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
+    written, too_long = fitting(shards.own(written, args.shard), args.settings, args.model, args.wrapper, responses)
+    if too_long and not args.shard:
+        said = f"{len(too_long)} queries are too long for the model's context"
+        print(f"warning: left out, {said}: {first_of(too_long)}", file=sys.stderr, flush=True)
+    expected = len(written) * len(responses)
+    with (
+        _recorded(args, "sample", principles=args.principles, model=args.model) as run,
+        shards.kept(args, expected, "sample") as engine,
+    ):
+        show = None if args.shard else progress("sample")
+        triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, show)
+        if args.shard:
+            return
+        if too_long:
+            counts["too_long"] = counts.get("too_long", 0) + len(too_long)
+        run.summary.update(counts)
+        print("sample: " + ", ".join(f"{name} {value:g}" for name, value in counts.items()))
+        if args.distinct:
+            triples, alike = distinct(triples, responses)
+            run.summary.update(alike)
+        if args.pairs is None:
+            write(args.out, triples)
+            return
+        pairs, left_out = usable([pair.model_dump() for pair in pairs_of(triples, args.pairs)], str(args.out))
+        run.summary.update(left_out)
+        if args.reference_out:
+            score_reference(args.reference_model, pairs, ["pairs"], args.reference_settings, args.reference_out)
+        write(args.out, pairs)
+
+
+def pairs(args: argparse.Namespace) -> None:
+    """Pairs out of triples."""
+    from sso.preferences import usable
+    from sso.sampling.triples import pairs_of
+
+    with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
+        rows = (pair.model_dump() for pair in pairs_of(read(args.triples, Triple), args.kind, args.world))
+        made, left_out = usable(rows, str(args.out))
+        run.summary.update(left_out | {"pairs": len(made)})
+        write(args.out, made)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Pairs as a folder for the hub."""
+    from sso.export import made_by, write_folder
+
+    with tracking.run(args.out, "export", made_by(args.pairs), {"pairs": args.pairs}) as run:
+        run.summary.update(write_folder(args.pairs, args.out))

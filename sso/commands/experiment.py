@@ -1,0 +1,78 @@
+"""Commands about a whole experiment: its plan, its tables, its records."""
+
+import argparse
+import json
+import sys
+
+from sso.config import load, schema
+from sso.jobs import tracking
+from sso.jobs.command import end_start_up
+from sso.records import write_text
+
+
+def report(args: argparse.Namespace) -> None:
+    """Tables and figures."""
+    from report import build
+    from workflow.experiment import Grid
+
+    experiment = load(args.config)
+    with tracking.run(args.out, "report", {"experiment": experiment.experiment}, {"config": args.config}):
+        end_start_up()
+        build(Grid(experiment), args.results, args.out)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
+    from workflow.experiment import Grid
+    from workflow.plan import show
+
+    show(Grid(load(args.configfile)), args.measured)
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """What is missing for a run, a line a problem; exit code 1 where there is one."""
+    from workflow.doctor import problems
+    from workflow.experiment import Grid
+
+    found = list(problems(Grid(load(args.configfile))))
+    for problem in found:
+        print(problem)
+    if found:
+        sys.exit(1)
+    print("nothing is missing")
+
+
+def pin(args: argparse.Namespace) -> None:
+    """The config's `revisions`, with the hub's commits of today for what has none, as YAML."""
+    import yaml
+
+    from sso import hub
+    from workflow.hub_names import hub_names, repositories, unpinned
+
+    experiment = load(args.configfile)
+    if args.update:
+        wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
+    else:
+        wanted = unpinned(experiment)
+    text = yaml.safe_dump({"revisions": {**experiment.revisions, **hub.commits(wanted)}}, width=120)
+    write_text(args.out, text) if args.out else sys.stdout.write(text)
+
+
+def table(args: argparse.Namespace) -> None:
+    """One table of a run."""
+    from report.show import find, show
+    from workflow.experiment import Grid
+
+    experiment, results = find(args.experiment, args.config, args.results)
+    show(Grid(experiment), results, args.version, args.table, args.format)
+
+
+def sync(args: argparse.Namespace) -> None:
+    """Records to MLflow."""
+    tracking.sync(args.results, args.tracking_uri)
+
+
+def print_schema(args: argparse.Namespace) -> None:
+    """The JSON schema of a config."""
+    text = json.dumps(schema(), indent=1) + "\n"
+    write_text(args.out, text) if args.out else sys.stdout.write(text)

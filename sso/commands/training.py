@@ -1,0 +1,133 @@
+"""Commands that train and score: SFT, reference scores, generators and policies, the loss."""
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from sso.jobs import tracking
+from sso.jobs.command import end_start_up, settings
+from sso.jobs.progress import progress
+from sso.records import Pair, Triple
+from sso.settings import merge
+from sso.train.settings import LOSS_NUMBERS, Training
+
+LOSS_OPTIONS = {**dict.fromkeys(LOSS_NUMBERS, float), "max_length": int, "layout": str}
+"""Settings of a Training that `sso loss` takes one by one."""
+
+
+def sft(args: argparse.Namespace) -> None:
+    """A tiny model from scratch, or a base model on dialogues."""
+    from sso.jobs import distributed
+
+    if args.settings.data:
+        distributed.launch(args.settings, args.argv)
+    record = merge(args.backbone.model_dump(), args.settings.model_dump())
+    inputs = {"data": args.data} if Path(args.data).is_file() else {}
+    with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
+        import transformers.trainer  # noqa: F401
+
+        if args.settings.data:
+            from sso.train import fine_tune
+
+            end_start_up()
+            distributed.start(args.settings)
+            run.summary.update(fine_tune.train(args.backbone.checkpoint, args.settings, args.seed, args.out, run.log))
+            distributed.stop()
+            return
+        from sso.train.sft import train
+
+        end_start_up()
+        run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
+
+
+def read_records(path: Path, summary: dict[str, Any] | None = None) -> list[Triple] | list[Pair]:
+    """Triples or pairs; rows that were left out are counted in ``summary``."""
+    from sso.preferences import triples_or_pairs
+
+    records, left_out = triples_or_pairs(path)
+    if summary is not None:
+        summary.update(left_out)
+    return records
+
+
+def score_reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
+    """Reference scores of the united nodes of some objectives, kept at ``out``."""
+    from sso import reference
+    from sso.chat import load_tokenizer
+    from sso.objective import build
+    from sso.packing import tokenize
+
+    nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
+    tokenizer = load_tokenizer(model_path)
+    end_start_up()
+    made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
+    made.warn(training.max_length)
+    key = reference.make_key(model_path, tokenizer, records, made.samples, training)
+    model = reference.load_start(model_path, training)
+    show = progress("reference")
+    return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
+
+
+def reference(args: argparse.Namespace) -> None:
+    """Reference scores of the united nodes of some objectives."""
+    from sso.jobs import distributed
+
+    # The training's engine says what to compute in; scoring itself is data parallel.
+    spread = args.settings.model_copy(update={"engine": "ddp"})
+    distributed.launch(spread, args.argv)
+    with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
+        distributed.start(spread)
+        records = read_records(args.data, run.summary)
+        scores = score_reference(args.model, records, args.objectives.split(","), args.settings, args.out)
+        run.summary["nodes"] = len(scores.nodes)
+        distributed.stop()
+
+
+def train(args: argparse.Namespace) -> None:
+    """A generator or a policy."""
+    from sso.jobs import distributed
+
+    distributed.launch(args.settings, args.argv)
+    inputs = {"model": args.model, "data": args.data}
+    with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
+        import transformers.trainer  # noqa: F401
+
+        from sso.train.tuning import Tuning, train_best
+
+        end_start_up()
+        given = args.tune and args.world and args.sampling
+        train_best(
+            args.model,
+            read_records(args.data, run.summary),
+            args.settings,
+            args.seed,
+            args.out,
+            run,
+            reference_path=args.reference,
+            rate_from=args.rate_from,
+            tuning=Tuning(args.tune, args.world, args.sampling) if given else None,
+        )
+
+
+def loss(args: argparse.Namespace) -> None:
+    """An objective's terms, one JSON line a sample on standard output; all else goes to standard error."""
+    chosen = {name: getattr(args, name) for name in ("objective", "base_loss", *LOSS_OPTIONS)}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    training = settings(Training)(json.dumps({**args.settings.model_dump(), **given}))
+    with redirect_stdout(sys.stderr):
+        from sso.chat import load_tokenizer
+        from sso.loss import lines
+        from sso.objective import build
+        from sso.packing import tokenize
+
+        end_start_up()
+        objective, tokenizer = build(training), load_tokenizer(args.policy)
+        made = tokenize(read_records(args.triples), tokenizer, training.max_length, training.end_cut_responses)
+        made.warn(training.max_length)
+        pad = tokenizer.pad_token_id
+        rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))
+    for row in rows:
+        print(json.dumps(row))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sso import records
 from sso.config import Experiment
-from sso.jobs.job import Jobs
+from sso.jobs.grid import Jobs
 
 
 def build(jobs: Jobs, results: Path, out: Path) -> None:

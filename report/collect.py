@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eval.benchmarks.record import Items
 from eval.items import answer_items, read_json
 from sso.config import Experiment
-from sso.jobs.job import Jobs
+from sso.jobs.grid import Jobs
 from sso.records import iter_json_lines
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from report import claims, render, samples
 from report.figures import CHARTS
 from report.measured import POOLED, Estimate, Measured
 from report.tables import Row, Table, header
-from sso.jobs.tracking import without_passwords
+from sso.errors import without_passwords
 
 HERE = Path(__file__).parent
 SIGNS = {

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from eval.benchmarks.alpaca_eval import read_references, references
 from sso.errors import InputError, first_problem
-from sso.jobs.job import Job, Jobs
+from sso.jobs.grid import Jobs
+from sso.jobs.job import Job
 from sso.records import Answer, Message, Pair, RecordT, Triple, iter_json_lines
 
 COUNT = 20

@@ -8,7 +8,7 @@ from report.collect import collect
 from report.measured import Measured, specs
 from sso.config import Experiment, load
 from sso.errors import InputError
-from sso.jobs.job import Jobs
+from sso.jobs.grid import Jobs
 
 FORMATS = {"markdown": render.markdown, "latex": render.latex, "csv": render.table_csv}
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from sso.errors import InputError
-from sso.jobs.tracking import without_passwords
+from sso.errors import InputError, without_passwords
 from sso.records import digest
 from sso.replies import Replies
 from sso.sampling.settings import Endpoint

@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
+def without_passwords(text: str) -> str:
+    """Text whose addresses have lost their user and password."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
+
+
 def first_problem(error: Any) -> tuple[str, str]:
     """The key, dotted, and what is wrong with it, of the first problem in a pydantic ValidationError."""
     first = error.errors()[0]

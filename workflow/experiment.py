@@ -9,7 +9,8 @@ from typing import Any
 
 from sso.config import Experiment, parse
 from sso.errors import InputError
-from sso.jobs.job import Job, Jobs
+from sso.jobs.grid import Jobs
+from sso.jobs.job import Job
 from sso.settings import config_file, merge, read_yaml
 from workflow.cell import Cell
 from workflow.shared import Draft

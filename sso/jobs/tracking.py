@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso import cards
-from sso.errors import of_machine, printable
+from sso.errors import of_machine, printable, without_passwords
 from sso.jobs.distributed import is_main
 from sso.jobs.job import this_job
 from sso.records import digest, file_digest, write_text
@@ -51,11 +51,6 @@ class Run:
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-
-
-def without_passwords(text: str) -> str:
-    """Text whose addresses have lost their user and password."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
 
 
 def record_path(out: str | Path) -> Path:

@@ -340,18 +340,33 @@ def check_whole(path: str | Path) -> None:
 def pretrained(kind: Any, path: str | Path, what: str, dtype: str = "float32", **settings: Any) -> tuple[Any, Any]:
     """A model by one of transformers' auto classes and what was found in its files, safetensors only, no code.
 
+    On a GPU where there is one; then the weights go there as they are stored, straight out of the mapped file, and
+    are cast there: the host holds a checkpoint once, whatever the precision and however many processes load it.
+
     Raises:
         InputError: no ``what`` can be loaded from there; names the path and the reason.
     """
     import torch
     from safetensors import SafetensorError
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     check_whole(path)
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    on_gpu = torch.cuda.is_available() and not is_deepspeed_zero3_enabled()  # which loads parts, where they belong
+    asked = getattr(torch, dtype)
     try:
-        return kind.from_pretrained(path, dtype=getattr(torch, dtype), **safe, **settings)
+        model, found = kind.from_pretrained(path, dtype="auto" if on_gpu else asked, **safe, **settings)
+        return (cast(model.to("cuda"), asked) if on_gpu else model), found
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         raise InputError(f"{path}: no {what} can be loaded ({' '.join(str(error).split())[:160]}).") from error
+
+
+def cast(model: Any, dtype: Any) -> Any:
+    """The model with its weights in ``dtype``, changed in place, as if it had been loaded so: buffers stay."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> Any:
@@ -366,8 +381,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Any:
         raise InputError(f"{path}: the checkpoint lacks {len(found['missing_keys'])} weights ({some}); get it whole.")
     model.eval()
     if is_deepspeed_zero3_enabled():
-        return model  # it was loaded in parts, each where it belongs
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return model  # it was loaded in parts
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight.sum(dtype=torch.float32)):  # a sum takes no memory, and NaN and infinity stay
             raise InputError(f"{path}: {name} holds values that are not finite; get the checkpoint again.")

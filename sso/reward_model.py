@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
     """A reward model and its tokenizer, safetensors only; InputError where there is none at ``path``."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     from sso.chat import check_checkpoint, load_tokenizer, pretrained
@@ -25,7 +24,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
         raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model, tokenizer
 
 
 def rewards(

@@ -267,7 +267,7 @@ def test_a_model_at_a_revision_is_sampled_scored_and_evaluated(stand_in, tiny_ch
 
 
 def test_every_option_that_names_a_checkpoint_takes_a_revision():
-    wanted = {"--model", "--policy", "--reference-model"}
+    wanted = {"--model", "--policy"}
     seen = 0
     for top in (sso_parser(), rewardbench_parser()):
         commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices

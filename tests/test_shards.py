@@ -246,11 +246,10 @@ def test_vllm_says_what_transformers_says(tmp_path):
     logits = model.eval()(torch.tensor([encode_prompt(tokenizer, prompts[0])])).logits[0, -1]
     near = (logits.log_softmax(-1) - first.logprob).abs() < 1e-4
     assert first.text.strip() in [tokenizer.decode([i]).strip() for i in near.nonzero().flatten().tolist()]
-    # The whole command, in shards of its own processes, after which pairs are scored in this one.
+    # The whole command, in shards of its own processes.
     ask(tmp_path, 6)
-    files = ["--pairs", "good_bad", "--reference-model", str(tmp_path / "model"), "--reference-out"]
     for name, devices in (("a", 1), ("b", 2)):
         settings = {"engine": "vllm", "context": 1024, "devices": devices}
         arguments = command(tmp_path, tmp_path / "model", f"{name}.jsonl", **settings)
-        assert main([*arguments, *files, str(tmp_path / f"{name}.safetensors"), "--responses", "y+,y-"]) == 0
+        assert main([*arguments, "--pairs", "good_bad", "--responses", "y+,y-"]) == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

@@ -308,7 +308,7 @@ echo "$(basename "$0") $*" >> "$STAND_IN_CALLS"
 command=$1
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out|--reference-out)
+    --out)
       mkdir -p "$(dirname "$2")"
       if [ "$command" = data ]; then mkdir -p "$2"; for name in $STAND_IN_DATA; do echo x > "$2/$name"; done
       elif [[ "$(basename "$2")" == *.* ]]; then echo x > "$2"
@@ -353,9 +353,9 @@ def test_after_a_run_there_is_nothing_to_do(stage):
 def test_every_job_ran_once(stage):
     root, _ = stage
     calls = (root / "calls").read_text().splitlines()
-    # The config is written without a command, and pairs made of triples take two.
+    # The config is written without a command, and pairs take two: they are made, then scored.
     jobs = count(build("smoke.yaml"))
-    assert len(calls) == sum(jobs.values()) - jobs["config"] + jobs["pairs"]
+    assert len(calls) == sum(jobs.values()) - jobs["config"] + jobs["pairs"] + jobs["generated_pairs"]
     for job in build("smoke.yaml"):
         assert (root / job.output).exists()
 

@@ -16,6 +16,10 @@ from sso.sampling.settings import Decoding
 from sso.train.settings import Spread
 from workflow.shapes import Shape
 
+ACTIVATIONS_GB = 8.0
+"""Of a forward pass, and all else on a GPU that scores."""
+PROCESS_GB = 4.0
+"""Host memory of a process with torch and a CUDA context, beside weights: assumed, not measured."""
 OVERHEAD_H = 0.05
 """Start, loading and saving of a job on GPUs, in hours."""
 
@@ -84,20 +88,22 @@ class Arithmetic:
             weights /= count
         if how.engine != "ddp":
             moments /= count
-        host = 2 * size.parameters * how.devices
+        # A checkpoint is mapped, and so held once a machine; DeepSpeed's processes take copies of what they split.
+        host = 2 * size.parameters * (how.devices if how.engine.startswith("zero") else 1)
         if how.engine.endswith("offload"):
             host, moments = host + moments * how.devices, 0
         each = 34 if not how.gradient_checkpointing else 2
         active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
         memory = (weights + moments + active) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
-        return Cost(count, how.nodes, tokens, hours, memory, 16 + host / 1e9, disk)
+        return Cost(count, how.nodes, tokens, hours, memory, PROCESS_GB * how.devices + host / 1e9, disk)
 
-    def score(self, size: Shape, tokens: float, devices: int) -> Cost:
-        """A forward pass over ``tokens``, a model a device."""
+    def score(self, size: Shape, tokens: float, devices: int, width: int = 2) -> Cost:
+        """A forward pass over ``tokens``, a model a device, its weights of ``width`` bytes each."""
         device = self.hardware
         seconds = 2 * size.parameters * tokens / (device.tflops * 1e12 * device.training_mfu * devices)
-        memory, host = 2 * size.parameters / 1e9 + 8, 16 + 2 * size.parameters / 1e9
+        memory = width * size.parameters / 1e9 + ACTIVATIONS_GB
+        host = PROCESS_GB * devices + 2 * size.parameters / 1e9
         return Cost(devices, 1, tokens, seconds / 3600, memory, host)
 
     def sample_tokens(self, nodes: Collection[Node]) -> float:

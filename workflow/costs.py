@@ -120,17 +120,22 @@ class Costs:
         return cost
 
     def _generated_pairs(self, job: Job) -> Cost:
-        cost, scored = self._sample(job), self._score(job, 1)
+        policy = self.experiment.arms[str(job.arm)].policy
+        assert policy is not None, "the pairs are made for it"
+        cost = self._sample(job)
+        scored = self._score(job, policy, cost.gpus)
         cost.tokens, cost.hours = cost.tokens + scored.tokens, cost.hours + scored.hours
+        cost.memory_gb, cost.host_gb = max(cost.memory_gb, scored.memory_gb), max(cost.host_gb, scored.host_gb)
         return cost
 
     def _reference(self, job: Job) -> Cost:
-        # Pairs are scored by the process that made them.
-        return self._score(job, _as(Training, job).devices if job.rule == "reference" else 1)
+        training = _as(Training, job)
+        return self._score(job, training, training.devices)
 
-    def _score(self, job: Job, devices: int) -> Cost:
+    def _score(self, job: Job, training: Training, devices: int) -> Cost:
         tokens = self._count(job) * self._work.sample_tokens(_nodes(job))
-        return self._work.score(self._backbone(job), tokens, devices)
+        width = 2 if training.numerics == "bfloat16 weights" else 4
+        return self._work.score(self._backbone(job), tokens, devices, width)
 
     def _train(self, job: Job) -> Cost:
         how = _as(Training, job)
@@ -184,7 +189,7 @@ class Costs:
 
     def _rewardbench(self, job: Job) -> Cost:
         size, (pairs, long) = self._scored(job), REWARDBENCH if not self.experiment.world else (500, 45)
-        return self._work.score(size, 2 * pairs * long, 1)
+        return self._work.score(size, 2 * pairs * long, 1, 2 if _as(Reward, job).dtype == "bfloat16" else 4)
 
 
 def unpriced(experiment: Experiment) -> list[str]:

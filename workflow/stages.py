@@ -153,6 +153,9 @@ class Stages:
     def generated_pairs(self, name: str, source: Model, scoring: Training) -> Job:
         """Pairs that a model draws, and their scores under the starting model."""
         arm, at = self.arms[name], {"arm": name}
+        # The job's GPUs, which drew the pairs, score them.
+        sampling = self.experiment.sampling
+        scoring = scoring.model_copy(update={"devices": sampling.devices * sampling.tensor_parallel})
         return self._pairs(
             "generated_pairs",
             {**self.start.input(), **(source.input("generator") if source != self.start else {})},
@@ -183,7 +186,7 @@ class Stages:
             {**models, **inputs},
             at=at,
             outputs=outputs,
-            params={**params, "scoring": text(scoring, *REFERENCE)},
+            params={**params, "scoring": text(scoring, *REFERENCE, "devices")},
             settings=self.experiment.sampling if rule == "generated_pairs" else scoring,
             arm=at["arm"],
             version=self.arms[at["arm"]].version,

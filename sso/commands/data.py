@@ -5,7 +5,6 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from sso.commands.training import score_reference
 from sso.errors import InputError, first_of
 from sso.jobs import tracking
 from sso.jobs.progress import progress
@@ -93,7 +92,7 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Triples, or pairs with their reference scores."""
+    """Triples, or pairs made of them."""
     from sso.preferences import usable
     from sso.sampling import shards
     from sso.sampling.triples import distinct, draw, fitting, pairs_of
@@ -124,8 +123,6 @@ def sample(args: argparse.Namespace) -> None:
             return
         pairs, left_out = usable([pair.model_dump() for pair in pairs_of(triples, args.pairs)], str(args.out))
         run.summary.update(left_out)
-        if args.reference_out:
-            score_reference(args.reference_model, pairs, ["pairs"], args.reference_settings, args.reference_out)
         write(args.out, pairs)
 
 

@@ -63,7 +63,7 @@ rule pairs:
         " --settings {params.scoring:q} --out {output.reference:q}) > {log:q} 2>&1"
 
 
-# Pairs that a generator (or the starting model, over more queries than it drew triples for) samples; scored in the same process under the model that the policy starts from.
+# Pairs that a generator (or the starting model, over more queries than it drew triples for) samples; scored under the model that the policy starts from, by processes of their own: vLLM keeps its GPU memory as long as it lives.
 rule generated_pairs:
     input:
         unpack(ask.inputs("generated_pairs")),
@@ -92,7 +92,7 @@ rule generated_pairs:
         scoring=ask.param("generated_pairs", "scoring"),
     shell:
         "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
-        "{params.command} sample --model {params.generator:q} --principles {input.principles:q} --settings {params.settings:q}"
-        " --wrapper {params.wrapper} --seed {wildcards.seed} --responses y+,y- --pairs good_bad"
-        " --reference-model {params.model:q} --reference-settings {params.scoring:q}"
-        " --reference-out {output.reference:q} --out {output.pairs:q} > {log:q} 2>&1"
+        "({params.command} sample --model {params.generator:q} --principles {input.principles:q} --settings {params.settings:q}"
+        " --wrapper {params.wrapper} --seed {wildcards.seed} --responses y+,y- --pairs good_bad --out {output.pairs:q} &&"
+        " {params.command} reference --model {params.model:q} --data {output.pairs:q} --objectives pairs"
+        " --settings {params.scoring:q} --out {output.reference:q}) > {log:q} 2>&1"

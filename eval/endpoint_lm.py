@@ -27,7 +27,7 @@ class EndpointLM(LM):
         super().__init__()
         self.client = client
         self.refused: dict[str, set[int]] = {}
-        """Of each task, the documents whose requests were refused, and count as empty replies."""
+        """By task, the documents whose requests were refused; their replies count as empty."""
 
     @property
     def tokenizer_name(self) -> str:

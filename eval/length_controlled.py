@@ -42,7 +42,7 @@ GAMED = ((2402, -1.5835, 0.8335), (1136, -1.6425, 0.6836))
 """gpt4_1106_preview_verbose and _concise: mean length (leaderboard), and the official coefficients of length and
 difficulty (alpaca_eval's repository, metrics/weights/weighted_alpaca_eval_gpt4_turbo/length_controlled_v1)."""
 WEIGHT = 0.2 / 2
-"""Of a gamed row beside an own one, as the package has it."""
+"""Weight of a gamed baseline's row in the fit, where a row of an own answer weighs 1; alpaca_eval's value."""
 OFFICIAL, SIMULATED, NO_DIFFICULTIES, RAW = "official", "simulated baselines", "no difficulties", "raw"
 
 
@@ -55,7 +55,7 @@ class Table:
     """False: the rows of the gamed baselines are simulated."""
 
     def difficulty(self, positions: Sequence[int]) -> np.ndarray:
-        """Of the prompts at these positions of the prompt set."""
+        """Difficulties of the prompts at these positions of the prompt set."""
         known = self.frame.drop_duplicates("index").set_index("index")["instruction_difficulty"]
         return known.loc[list(positions)].to_numpy(dtype=np.float64)
 

@@ -108,7 +108,7 @@ class AnswerDecoding(Settings):
 
     max_new_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
-    """Of Arena-Hard nothing else than 0, and of MT-Bench's categories FastChat's own."""
+    """Arena-Hard takes 0 only; the categories of MT-Bench that FastChat names keep FastChat's."""
     top_p: float | None = Field(None, gt=0, le=1)
 
 
@@ -122,8 +122,9 @@ class Evaluation(Vllm):
     files: dict[Annotated[str, AfterValidator(_known_file)], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
     difficulty: str | None = None
-    """Of AlpacaEval's instructions, for the length-controlled win rate: `hub` (the official df_gamed.csv), a local or
-    hf:// CSV, or None: one fit without difficulties. The report says which model a figure is of."""
+    """Where the difficulties of AlpacaEval's instructions come from, for the length-controlled win rate: `hub` (the
+    official df_gamed.csv), a local or hf:// CSV, or None: one fit without difficulties. The report says which fit
+    gave a figure."""
     judged: list[JudgedName] = ["alpaca_eval", "mt_bench"]
     """Benchmarks of open prompts, whose answers are judged (eval/benchmarks)."""
     rewardbench: str = "allenai/reward-bench"
@@ -131,7 +132,7 @@ class Evaluation(Vllm):
     batch_size: int = 64
     max_new_tokens: int = 64
     temperature: float = 1.0
-    """Of the open-ended answers; lm-eval's tasks decode greedily."""
+    """Sampling temperature of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
     decoding: dict[JudgedName, AnswerDecoding] = {}
     """What one benchmark of open prompts does otherwise."""

@@ -22,7 +22,7 @@ from sso.errors import InputError
 TASKS = Path(__file__).with_name("tasks")
 """The micro-world's."""
 SEED = 1234
-"""Of the drawn worked examples and of GPQA's order of options: lm-eval's own default."""
+"""Seed of the drawn worked examples and of GPQA's order of options: lm-eval's own default."""
 
 
 @dataclass

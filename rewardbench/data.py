@@ -40,7 +40,7 @@ class Comparison:
     subset: str = ""
     margin: float | None = None
     cut: tuple[str, ...] = ()
-    """Of `chosen` and `rejected`, those that were cut when they were drawn."""
+    """Which of `chosen` and `rejected` were cut at the limit of tokens when they were drawn."""
 
 
 class BenchRow(records.Prompted):

@@ -57,7 +57,7 @@ class Reward(Mixture, Optimization):
 
     label: str
     version: Literal["v1", "v2"] = "v2"
-    """Of the paper, in whose table it stands."""
+    """The paper's version whose table the model stands in."""
     method: str | None = None
     """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
     base: str | None = None

@@ -83,7 +83,7 @@ def make_key(
 
 
 def _tokens_digest(samples: Sequence[Sample]) -> str:
-    """Of all ids of all samples: whatever a template or a tokenizer makes differently, shows."""
+    """Digest of all token ids of all samples: it changes with whatever a template or a tokenizer makes differently."""
     digester = hashlib.sha256()
     for sample in samples:
         for name, ids in (*sample.contexts.items(), *sample.responses.items()):

@@ -32,7 +32,7 @@ class Preferences(Settings):
     subset: str | None = None
     """Its configuration on the hub, where it has several."""
     split: str = "train"
-    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    """The split of a hub data set; UltraFeedback-binarized has `train_prefs`."""
     revision: str | None = None
     """A commit of the hub."""
     limit: int | None = Field(None, ge=1)
@@ -52,7 +52,7 @@ class Data(Settings):
     """A JSON Lines file with `prompt`, or a data set's name on the hub."""
     split: str = "train"
     column: str = "prompt"
-    """Of a data set on the hub."""
+    """The column of a hub data set that holds the prompts."""
     limit: int | None = Field(None, ge=1)
     tune: str | None = None
     generator_queries: int | None = Field(None, ge=1)

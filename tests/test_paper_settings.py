@@ -81,7 +81,7 @@ def test_every_value_is_the_papers_or_assumed(version):
     assumed = config["assumed"]
 
     def told(section: str, name: str, key: str, value) -> bool:
-        """Of itself, or of a sibling that has the same value, as YAML anchors give it."""
+        """Whether `assumed` names the key, or a sibling's with the same value, as YAML anchors give it."""
         return any(
             other.split(".")[0] == section and other.split(".")[-1] == key and at(config, other) == value
             for other in assumed

@@ -22,15 +22,15 @@ OVERHEAD_H = 0.05
 
 @dataclass
 class Cost:
-    """Of one job. ``gpu_hours`` counts every GPU that it holds."""
+    """What one job costs. ``gpu_hours`` counts every GPU that it holds."""
 
     gpus: int = 0
     nodes: int = 1
     tokens: float = 0
     hours: float = 0
-    """Of the work itself, on all its devices at once."""
+    """Duration of the work itself, on all its devices at once."""
     memory_gb: float = 0
-    """Of one GPU, at its peak."""
+    """Memory that one GPU needs at its peak."""
     host_gb: float = 2.5
     disk_gb: float = 0
     requests: int = 0

@@ -21,7 +21,7 @@ from workflow.shapes import Shape, from_scratch, shape
 SettingsT = TypeVar("SettingsT")
 
 QUERIES = ANNOTATED = 60_000
-"""Of a data set with no `limit`: UltraFeedback's are near it."""
+"""Queries and annotated replies of a data set with no `limit`; UltraFeedback has about as many."""
 SFT_EXAMPLES, SFT_TOKENS = 200_000, 1200
 """Dialogues of a set with no `limit`, and tokens of one on average (UltraChat's mean is near it)."""
 REWARDBENCH = (2985, 550)
@@ -71,7 +71,7 @@ class Costs:
     # Sizes.
 
     def _backbone(self, job: Job) -> Shape:
-        """Of the job's backbone; one that is trained from scratch has its config's."""
+        """The shape of the job's backbone; one that is trained from scratch has its config's."""
         about = self.experiment.backbones[str(job.backbone)]
         return shape(about.path, self._names) if about.path else from_scratch(about)
 

@@ -113,7 +113,7 @@ class Stages:
         )
 
     def folder(self, arm: Arm, queries: Portion = "iteration") -> str:
-        """Of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
+        """Folder of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
         return "_".join(filter(None, [arm.version, arm.writer, "all" if queries == "all" else None]))
 
     def sampling(self, arm: Arm) -> dict[str, str]:

@@ -80,7 +80,7 @@ class LmEval:
     subjects: Mapping[str, str] = field(default_factory=dict)
     """A subject's name in the stock task's, where that is not the subject's own with `_` for blanks."""
     first_subject: str = ""
-    """Of a row that names none."""
+    """The subject of a row that names none."""
     mirror: str | None = None
     """The benchmark whose mirror this one reads too."""
     generative: str | None = None

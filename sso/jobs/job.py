@@ -41,7 +41,7 @@ class Job:
     arm: str | None = None
     """None for a job that arms share."""
     iteration: int = 0
-    """Of an arm that has several; else 0."""
+    """Number of the iteration in an arm that has several; else 0."""
     version: str = ""
     queries: Portion = "iteration"
     responses: tuple[str, ...] = ()
@@ -51,12 +51,12 @@ class Job:
 
     @property
     def backbone(self) -> str | None:
-        """Of its cell; None for a job that all cells share."""
+        """The backbone of the job's cell; None for a job that all cells share."""
         return self.wildcards.get("backbone")
 
     @property
     def seed(self) -> int | None:
-        """Of its cell."""
+        """The seed of the job's cell; None for a job that all seeds share."""
         return int(self.wildcards["seed"]) if "seed" in self.wildcards else None
 
     @property

@@ -197,4 +197,4 @@ class SSOTrainer(PreferenceTrainer):
 
 
 COUNTS = ("samples", "tokens", "places", "flops")
-"""Of the sums, those that are no means over samples."""
+"""The sums that are logged as they are, not as means over samples."""

@@ -196,8 +196,8 @@ def answer(
             import lm_eval.models.huggingface  # noqa: F401
         end_start_up()
         for asked in opened:
-            how, file = asked.decoding, asked.benchmark.answers
-            said = [how.temperature, how.top_p, how.max_new_tokens, asked.prompts]
+            decoding, file = asked.decoding, asked.benchmark.answers
+            said = [decoding.temperature, decoding.top_p, decoding.max_new_tokens, asked.prompts]
             rows = parts.take(file, said, partial(ask, asked))
             for row in rows:
                 if why := row.get("missing"):

@@ -23,7 +23,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchmarkDifference:
     """One benchmark of two arms. mcnemar: None where scores are not 0 and 1, or there are several seeds."""
 
     benchmark: str
@@ -82,7 +82,7 @@ def _paired(a: Path, b: Path) -> dict[str, dict[str, tuple[float, float]]]:
     return out
 
 
-def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
+def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
     """Arms A and B, one pair of folders a seed, on every benchmark that all folders have.
 
     Raises InputError where folders hold no scores, or scores of other questions.
@@ -91,7 +91,7 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
     shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     if not shared:
         raise InputError("the seeds' folders have no benchmark in common.")
-    found: list[Comparison] = []
+    found: list[BenchmarkDifference] = []
     for benchmark in shared:
         items = list(seeds[0][benchmark])
         if any(seed[benchmark].keys() != set(items) for seed in seeds):
@@ -100,7 +100,7 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
         binary = len(seeds) == 1 and {*a[0], *b[0]} <= {0.0, 100.0}
         permutation, difference = permutation_p(a, b), paired_difference(a, b)
         found.append(
-            Comparison(
+            BenchmarkDifference(
                 benchmark,
                 mean_interval(a),
                 mean_interval(b),
@@ -114,12 +114,12 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
     return [replace(c, holm=adjusted[c.benchmark]) for c in found]
 
 
-def as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
+def as_json(comparisons: list[BenchmarkDifference]) -> list[dict[str, Any]]:
     """Plain values, one entry a benchmark."""
     return [asdict(c) | {"differs": c.differs} for c in comparisons]
 
 
-def as_table(comparisons: list[Comparison], names: tuple[str, str]) -> "Table":
+def as_table(comparisons: list[BenchmarkDifference], names: tuple[str, str]) -> "Table":
     """For a terminal."""
     from rich.table import Table
 

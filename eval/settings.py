@@ -28,11 +28,16 @@ class Judge(Endpoint):
     """More than one: a subset of the items is judged so often, and the spread is reported."""
     repeat_items: int = Field(40, ge=2)
 
+    @property
+    def asks_an_endpoint(self) -> bool:
+        """Whether a model behind an OpenAI-compatible endpoint judges: each verdict is a request, which may cost."""
+        return self.kind == "openai"
+
     @model_validator(mode="after")
     def _complete(self) -> "Judge":
         if (self.kind == "reward") != (self.path is not None):
             raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
-        if self.kind == "openai" and "model" not in self.model_fields_set:
+        if self.asks_an_endpoint and "model" not in self.model_fields_set:
             raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
         return self
 

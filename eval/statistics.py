@@ -12,7 +12,7 @@ imported where it is needed only, because that costs more than all intervals of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,10 +49,6 @@ class Interval:
     seeds: int
     seed_spread: float | None
     p: float | None = None
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain values, for JSON and tables."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

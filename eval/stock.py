@@ -121,9 +121,9 @@ def _named(source: Source) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     name, own = source.name, source.task.include_path
-    mine = own is not None and name in names_in(Path(own))
-    file = names_in(Path(own))[name] if own and mine else lm_eval_names()[name]
-    paths = [str(own)] if own and mine else [str(file.parent)]
+    in_own_folder = own is not None and name in names_in(Path(own))
+    file = names_in(Path(own))[name] if own and in_own_folder else lm_eval_names()[name]
+    paths = [str(own)] if own and in_own_folder else [str(file.parent)]
     spec = {"task": name, **_given(source)}
     try:
         try:

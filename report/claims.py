@@ -25,7 +25,7 @@ VERDICTS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmDifference:
     """a - b of one metric on one backbone (or all)."""
 
     backbone: str
@@ -55,7 +55,7 @@ def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[tuple[str
                 yield a, b
 
 
-def comparisons(measured: Measured) -> list[Comparison]:
+def comparisons(measured: Measured) -> list[ArmDifference]:
     """Paired differences, per backbone and, where there are several, over all."""
     found = []
     for spec in measured.content["comparisons"]:
@@ -64,11 +64,11 @@ def comparisons(measured: Measured) -> list[Comparison]:
                 for scope in measured.scopes:
                     difference = measured.difference(scope, a, b, metric)
                     if difference:
-                        found.append(Comparison(scope, measured.label(*a), measured.label(*b), metric, difference))
+                        found.append(ArmDifference(scope, measured.label(*a), measured.label(*b), metric, difference))
     return found
 
 
-def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str:
+def comparisons_markdown(measured: Measured, found: Sequence[ArmDifference]) -> str:
     """All differences as one table, a column a backbone."""
     metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
     rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
@@ -90,7 +90,7 @@ def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str
     return "\n".join(parts)
 
 
-def comparisons_csv(found: Sequence[Comparison]) -> str:
+def comparisons_csv(found: Sequence[ArmDifference]) -> str:
     """All differences, a row each."""
     head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test", "fit"]
     rows = [

@@ -179,7 +179,7 @@ def _sign(said: str) -> tuple[str, str]:
     return next((sign for start, sign in SIGNS.items() if said.startswith(start)), ("open", "≈"))
 
 
-def _comparisons(measured: Measured, found: Sequence[claims.Comparison]) -> list[dict[str, Any]]:
+def _comparisons(measured: Measured, found: Sequence[claims.ArmDifference]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
     for row in found:
         digits = measured.content["metrics"][row.metric]["digits"] + 1
@@ -208,7 +208,7 @@ def html(
     measured: Measured,
     made: dict[str, Table],
     claimed: Sequence[Sequence[str]],
-    compared: Sequence[claims.Comparison],
+    compared: Sequence[claims.ArmDifference],
     figures: dict[str, str],
     read: samples.Samples,
     provenance: dict[str, Any],

@@ -104,7 +104,7 @@ def test_bad_pairs_are_set_aside_by_name(tmp_path):
         {**pair("d", "x", "y"), "rejected": None},
     )
     pairs, left_out, _ = data.read_pairs(path)
-    assert [data.comparison(p).chosen for p in pairs] == ["yes"]
+    assert [data.text_pair(p).chosen for p in pairs] == ["yes"]
     assert left_out == {"equal sides": ["b"], "empty side": ["c"], "missing side": ["d"]}
 
 
@@ -190,13 +190,13 @@ def checkpoint(request, tmp_path_factory) -> Path:
     return folder
 
 
-def separable(count: int = 60) -> list[data.Comparison]:
+def separable(count: int = 60) -> list[data.TextPair]:
     """Pairs that one word tells apart, in responses of unequal length."""
     from sso.records import Message
 
-    def one(i: int) -> data.Comparison:
+    def one(i: int) -> data.TextPair:
         prompt = [Message(role="user", content=f"question {i}")]
-        return data.Comparison(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
+        return data.TextPair(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
 
     return [one(i) for i in range(count)]
 
@@ -334,7 +334,7 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
         prompt = data.Message(role="user", content=text)
         good, bad = (writer.respond([prompt], random, ["accuracy", "safety"], good=kind) for kind in (True, False))
         if good != bad:
-            pairs.append(data.Comparison(str(i), [prompt], good, bad))
+            pairs.append(data.TextPair(str(i), [prompt], good, bad))
     train(tmp_path / "sft", pairs, SETTINGS, 0, tmp_path / "reward", Recorder())
     _, reloaded = score.load(tmp_path / "reward")
     assert score.encode(reloaded, pairs, 256) == score.encode(tokenizer, pairs, 256)
@@ -350,7 +350,7 @@ def test_a_diverged_training_is_named(checkpoint, tmp_path):
     from rewardbench.train import train
 
     wild = SETTINGS.model_copy(update={"learning_rate": math.inf, "epochs": 1})
-    with pytest.raises(InputError, match="the loss is not finite for sample"):
+    with pytest.raises(InputError, match="the loss is not finite for the samples "):
         train(checkpoint, separable(24), wild, 0, tmp_path / "model", Recorder())
     assert not (tmp_path / "model").exists()
 
@@ -449,7 +449,7 @@ def test_micro_batches_change_nothing(checkpoint, tmp_path):
 def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
     from rewardbench.train import train
 
-    long = data.Comparison("long", separable(1)[0].prompt, "fine " * 40, "awful")
+    long = data.TextPair("long", separable(1)[0].prompt, "fine " * 40, "awful")
     run, how = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
     train(checkpoint, [*separable(12), long], how, 0, tmp_path / "model", run)
     assert run.summary["pairs_too_long"] == 1 and run.summary["pairs_train"] + run.summary["pairs_held_out"] == 12
@@ -595,7 +595,7 @@ def test_a_policys_implicit_reward(checkpoint, tmp_path):
             (own, count), (base, _) = logp(policy, row, text), logp(reference, row, text)
             assert reward == pytest.approx(own - base, abs=1e-3) and mean == pytest.approx(own / count, abs=1e-4)
     with pytest.raises(InputError, match="'long': more than the 128 tokens"):
-        score.by_policy([data.Comparison("long", rows[0].prompt, "x " * 100, "y")], checkpoint, None)
+        score.by_policy([data.TextPair("long", rows[0].prompt, "x " * 100, "y")], checkpoint, None)
 
 
 def test_a_judges_verdicts(tmp_path, capsys):

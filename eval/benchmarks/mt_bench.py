@@ -167,12 +167,12 @@ def _files(data: Path) -> dict[str, Path]:
     return {"mt_bench": data / "mt_bench.jsonl", **known}
 
 
-def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
     """Grades of all turns. A reward has no scale of 1 to 10, so it does not stand in MT-Bench's column."""
     families = {dialogue.id: dialogue.family for dialogue in read(files["mt_bench"])}
     held = read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
     # The oracle and reward models use no reference answers.
-    known = held if how.kind == "openai" else None
+    known = held if settings.asks_an_endpoint else None
     turns = list(answers)
     rows = grade(by, turns, families, known)
     metric = "mt_bench" if by.scale == "1-10" else "mt_bench_reward"

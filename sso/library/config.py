@@ -140,8 +140,8 @@ class SSOConfig(TrainingArguments):
 
     def planned(self) -> "SSOConfig":
         """A copy for GlobalBatchTrainer, which takes a whole global batch a step and plans its micro-batches itself."""
-        how = copy.copy(self)
-        how.per_device_train_batch_size *= how.gradient_accumulation_steps
-        how.gradient_accumulation_steps = 1
-        how._n_gpu = min(how.n_gpu, 1)  # one process a device, never DataParallel
-        return how
+        arguments = copy.copy(self)
+        arguments.per_device_train_batch_size *= arguments.gradient_accumulation_steps
+        arguments.gradient_accumulation_steps = 1
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a device, never DataParallel
+        return arguments

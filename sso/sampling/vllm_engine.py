@@ -67,7 +67,7 @@ class VLLMEngine:
         stop = vllm_stop_ids(self.llm, self.tokenizer)
         # Prompts with a common beginning follow each other: it is computed once and still there for the next.
         for i in sorted(prompts, key=prompts.__getitem__):
-            how = SamplingParams(
+            parameters = SamplingParams(
                 temperature=temperature,
                 top_p=top_p if temperature > 0 else 1.0,
                 max_tokens=max_new_tokens,
@@ -76,7 +76,7 @@ class VLLMEngine:
                 logprobs=0,
                 detokenize=False,
             )
-            engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, how)
+            engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, parameters)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:

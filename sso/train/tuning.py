@@ -100,9 +100,9 @@ def train_best(
         for number, rate in enumerate(tries):
             folder = work / str(rate)
             checkpoint = last_checkpoint(folder, lambda: key, "train")
-            how = training_arguments(training, rate, seed, folder)
+            arguments = training_arguments(training, rate, seed, folder)
             model = with_adapters(load_model(model_path), training, seed)
-            trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
+            trainer = fit(model, tokenizer, made.samples, scores, objective, arguments, checkpoint)
             steps = [row for row in trainer.state.log_history if "loss" in row]
             result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
             if judged_by:

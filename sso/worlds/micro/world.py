@@ -200,7 +200,7 @@ class Writer:
     ) -> str:
         """A response; ``good`` True or False follows a good or bad principle on ``named``, None follows none."""
         task = self.oracle.read(prompt)
-        options = _OPTIONS_OF(prompt[-1].content)
+        options = _options_of(prompt[-1].content)
         plan = self.plan(task, random)
         flaws = self.flaws(task, random, named, good)
         if flaws.get("accuracy") == "near":
@@ -258,7 +258,7 @@ def listed(options: list[str]) -> str:
     return f"{', '.join(options[:-1])} or {options[-1]}?"
 
 
-def _OPTIONS_OF(text: str) -> list[str]:
+def _options_of(text: str) -> list[str]:
     """The options listed at the end of a question; empty where there are none."""
     tail = text.rsplit("? ", 1)[-1] if text.count("?") > 1 else ""
     return tail.rstrip("?").replace(" or ", ", ").split(", ") if tail else []

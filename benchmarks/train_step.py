@@ -156,8 +156,9 @@ def run_trl(args: argparse.Namespace, model: Any, words: Any, records: list[Any]
         }
 
     rows = []
-    for t in records:
-        rows += [row(t.system_good, t.prompt, t.chosen, t.rejected), row(t.system_bad, t.prompt, t.original, t.chosen)]
+    for triple in records:
+        rows.append(row(triple.system_good, triple.prompt, triple.chosen, triple.rejected))
+        rows.append(row(triple.system_bad, triple.prompt, triple.original, triple.chosen))
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             folder, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.1], beta=0.1, learning_rate=5e-7,

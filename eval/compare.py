@@ -129,13 +129,13 @@ def as_table(comparisons: list[BenchmarkDifference], names: tuple[str, str]) -> 
     heads = ("", "n", "A", "B", "A - B", "p", "p McNemar", "p Holm", f"differs (Holm < {LEVEL})")
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
-    for c in comparisons:
+    for row in comparisons:
         cells = [
             f"{i.mean:.2f}" + ("" if i.low is None else f" [{i.low:.2f}, {i.high:.2f}]")
-            for i in (c.a, c.b, c.difference)
+            for i in (row.a, row.b, row.difference)
         ]
-        n = str(c.a.n) if seeds == 1 else f"{c.a.n // seeds} x {seeds}"
-        mcnemar = "" if c.mcnemar is None else f"{c.mcnemar:.3g}"
-        verdict = ("A higher" if c.difference.mean > 0 else "B higher") if c.differs else "no"
-        table.add_row(c.benchmark, n, *cells, f"{c.p:.3g}", mcnemar, f"{c.holm:.3g}", verdict)
+        count = str(row.a.n) if seeds == 1 else f"{row.a.n // seeds} x {seeds}"
+        mcnemar = "" if row.mcnemar is None else f"{row.mcnemar:.3g}"
+        verdict = ("A higher" if row.difference.mean > 0 else "B higher") if row.differs else "no"
+        table.add_row(row.benchmark, count, *cells, f"{row.p:.3g}", mcnemar, f"{row.holm:.3g}", verdict)
     return table

@@ -132,7 +132,7 @@ class Rate:
     items: dict[int, float]
     """By row, where its preference was read: value + influence. Their mean is the value."""
     model: str
-    reason: str = ""
+    reason: str | None = None
     unreadable: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
     preference = np.array([rows[i]["preference"] for i in positions], dtype=np.float64)
     gap = np.array([rows[i]["reference_length"] - rows[i]["length"] for i in positions], dtype=np.float64)
 
-    def rate(scores: np.ndarray, model: str, reason: str = "") -> Rate:
+    def rate(scores: np.ndarray, model: str, reason: str | None = None) -> Rate:
         value = float(scores.mean()) if len(scores) else None
         items = dict(zip(positions, map(float, scores), strict=True))
         return Rate(value, items, model, reason, len(rows) - len(positions))
@@ -165,7 +165,7 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
         return rate(100 * preference, RAW, reason)
     if not gap.any():
         # Nothing to control for: the fit without difficulties is the raw rate.
-        return rate(100 * preference, RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
+        return rate(100 * preference, RAW if table else NO_DIFFICULTIES, "equal lengths" if table else None)
     length = np.tanh(gap / gap.std(ddof=1))
     if length.std() < 0.01:
         # All outputs are far longer, or far shorter: that is not to be told from the intercept.
@@ -188,15 +188,15 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
     return rate(_scores(x, preference, weights, np.stack(columns, 1)), OFFICIAL if table.official else SIMULATED)
 
 
-def _unfit(preference: np.ndarray, gap: np.ndarray) -> str:
-    """Why a model can't be fitted, or nothing."""
+def _unfit(preference: np.ndarray, gap: np.ndarray) -> str | None:
+    """Why a model can't be fitted; None where it can."""
     if len(preference) < LEAST:
         return f"fewer than {LEAST} read annotations"
     if preference.min() == preference.max():
         return "all preferences are equal"
     if gap.any() and gap.min() == gap.max():
         return "all length differences are equal"
-    return ""
+    return None
 
 
 def _separated(x: np.ndarray, y: np.ndarray) -> bool:

@@ -6,13 +6,12 @@ interval of its difference lies on.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from report.measured import Estimate, Measured
 from report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
 from report.tables import header
 
-HEAD = ["claim", "backbone", "verdict", "difference", "test"]
 VERDICTS = (
     "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least "
     "the smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on "
@@ -22,6 +21,18 @@ VERDICTS = (
     "correction for the number of claims. With one seed the interval tells of the questions only, not of another "
     "training run."
 )
+
+
+class ClaimRow(NamedTuple):
+    """What comes of one claim on one backbone, or on all; None: on none, since nothing could be tested."""
+
+    claim: str
+    backbone: str | None
+    verdict: str
+    difference: str
+    """The measured difference with its interval, in words."""
+    test: str
+    """How the interval was made."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +143,14 @@ def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tup
     return value / 100 * abs(level.mean) if level else float("inf")
 
 
-def claims(measured: Measured) -> list[list[str]]:
-    """[claim, backbone, verdict, difference, test] rows: each claim on each backbone and on all."""
-    rows = []
+def claims(measured: Measured) -> list[ClaimRow]:
+    """Each claim on each backbone and on all."""
+    rows: list[ClaimRow] = []
     for spec in measured.content["claims"]:
         sides, name = next(_sides(measured, spec), None), measured.measure(spec["metric"])
         metric = measured.content["metrics"][name]
         if sides and not measured.testable(name):
-            rows.append([spec["claim"], "", "untestable here: needs the oracle", metric["label"], ""])
+            rows.append(ClaimRow(spec["claim"], None, "untestable here: needs the oracle", metric["label"], ""))
             continue
         tested = False
         for scope in measured.scopes:
@@ -154,24 +165,24 @@ def claims(measured: Measured) -> list[list[str]]:
                 text += cell(difference, metric["digits"] + 1, difference.seeds)
                 text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
                 text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
-                rows.append([spec["claim"], scope, said, text, difference.test])
+                rows.append(ClaimRow(spec["claim"], scope, said, text, difference.test))
         if not tested:
-            rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])
+            lacks = "the experiment lacks one of the arms, or its results"
+            rows.append(ClaimRow(spec["claim"], None, "not tested", lacks, ""))
     return rows
 
 
-def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
+def claims_markdown(measured: Measured, rows: Sequence[ClaimRow]) -> str:
     """The claims as a table, a column a backbone; the difference is that of the last column."""
-    by: dict[str, dict[str, Sequence[str]]] = {}
+    by_claim: dict[str, dict[str | None, ClaimRow]] = {}
     for row in rows:
-        by.setdefault(row[0], {})[row[1]] = row
+        by_claim.setdefault(row.claim, {})[row.backbone] = row
     lines = [["claim of the paper", *measured.scopes, f"difference ({measured.scopes[-1]})", "test"]]
-    for claim, scopes in by.items():
-        last = list(scopes.values())[-1]
-        said = [
-            scopes[scope][2] if scope in scopes else last[2] if "" in scopes else NOTHING for scope in measured.scopes
-        ]
-        lines.append([claim, *said, last[3], last[4]])
+    for claim, found in by_claim.items():
+        last = list(found.values())[-1]
+        elsewhere = last.verdict if None in found else NOTHING
+        said = [found[scope].verdict if scope in found else elsewhere for scope in measured.scopes]
+        lines.append([claim, *said, last.difference, last.test])
     return "\n".join(
         [
             "## What holds here\n",

@@ -81,28 +81,30 @@ def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed
     """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues of one temperature."""
     answers: list[Answer] = []
     made: list[Generation] = []
-    history: dict[str, list[Message]] = {d.id: [] for d in dialogues}
-    heat = {d.id: TEMPERATURES.get(d.family, settings.temperature) for d in dialogues}
-    for turn in range(1, max(len(d.turns) for d in dialogues) + 1):
+    history: dict[str, list[Message]] = {dialogue.id: [] for dialogue in dialogues}
+    heat = {dialogue.id: TEMPERATURES.get(dialogue.family, settings.temperature) for dialogue in dialogues}
+    for turn in range(1, max(len(dialogue.turns) for dialogue in dialogues) + 1):
         for temperature in sorted(set(heat.values())):
             asked = [d for d in dialogues if len(d.turns) >= turn and heat[d.id] == temperature]
-            for d in asked:
-                history[d.id] = [*history[d.id], Message(role="user", content=d.turns[turn - 1])]
-            with naming([d.id for d in asked], f"mt_bench, turn {turn}: question"):
+            for dialogue in asked:
+                history[dialogue.id] = [*history[dialogue.id], Message(role="user", content=dialogue.turns[turn - 1])]
+            with naming([dialogue.id for dialogue in asked], f"mt_bench, turn {turn}: question"):
                 generations = engine.generate(
-                    [history[d.id] for d in asked],
-                    seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
+                    [history[dialogue.id] for dialogue in asked],
+                    seeds=[seed_of(seed, dialogue.id, f"mt_bench/{turn}") for dialogue in asked],
                     temperature=temperature,
                     top_p=settings.top_p,
                     max_new_tokens=settings.max_new_tokens,
                 )
             made += generations
-            for d, generation in zip(asked, generations, strict=True):
+            for dialogue, generation in zip(asked, generations, strict=True):
                 about = {"model": model, "turn": turn, "missing": generation.missing}
-                answers.append(Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, **about))
-                history[d.id] = [*history[d.id], Message(role="assistant", content=generation.text)]
+                answers.append(
+                    Answer(id=f"{dialogue.id}/{turn}", prompt=history[dialogue.id], output=generation.text, **about)
+                )
+                history[dialogue.id] = [*history[dialogue.id], Message(role="assistant", content=generation.text)]
     name_missing([answer.id for answer in answers], made, "answers")
-    order = {d.id: i for i, d in enumerate(dialogues)}
+    order = {dialogue.id: i for i, dialogue in enumerate(dialogues)}
     return sorted(answers, key=lambda a: (order[_dialogue(a)], a.turn))
 
 
@@ -115,16 +117,16 @@ def gradings(
     InputError where one is missing: without it the figure would be another benchmark's.
     """
     out = []
-    for a in answers:
-        name = _dialogue(a)
+    for answer in answers:
+        name = _dialogue(answer)
         reference: tuple[str, ...] = ()
         if references is not None and families.get(name) in REFERENCED:
             reference = references.get(name, ())
-            if len(reference) < a.turn:
+            if len(reference) < answer.turn:
                 raise InputError(
-                    f"mt_bench: no reference answer to question {name!r}, turn {a.turn}, in mt_bench_reference.jsonl."
+                    f"mt_bench_reference.jsonl: no reference answer to question {name!r}, turn {answer.turn}; add it."
                 )
-        out.append(Grading([*a.prompt, Message(role="assistant", content=a.output)], reference))
+        out.append(Grading([*answer.prompt, Message(role="assistant", content=answer.output)], reference))
     return out
 
 
@@ -137,8 +139,9 @@ def grade(
     """One row an answer: id of the dialogue, turn, score (None: the judge's reply was unreadable), family."""
     scores = judge.grade(gradings(answers, families, references))
     return [
-        {"id": _dialogue(a), "turn": a.turn, "score": to_json(score), "family": families.get(_dialogue(a), "")}
-        for a, score in zip(answers, scores, strict=True)
+        {"id": name, "turn": answer.turn, "score": to_json(score), "family": families.get(name, "")}
+        for answer, score in zip(answers, scores, strict=True)
+        for name in [_dialogue(answer)]
     ]
 
 

@@ -205,8 +205,8 @@ def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     taken: set[str] = set()
     sets: dict[str, list[Any]] = {"eval": queries(writer, "eval", world.eval_queries, taken)}
     sets["tune"] = queries(writer, "tune", world.tune_queries, taken)
-    for t in range(1, query_sets + 1):
-        sets[f"queries{t}"] = queries(writer, f"queries{t}", world.train_queries, taken)
+    for number in range(1, query_sets + 1):
+        sets[f"queries{number}"] = queries(writer, f"queries{number}", world.train_queries, taken)
     sets["reference"] = reference(writer, sets["eval"])
     sets["tune_reference"] = reference(writer, sets["tune"])
     sets |= benchmarks(writer, world.benchmark_items, taken)

@@ -195,7 +195,7 @@ class Writer:
     def _marker(task: Task, value: int | None) -> str:
         return f"\\boxed{{{value}}}" if task.family == "algebra" else f"#### {value}"
 
-    def flaws(self, task: Task, random: Random, named: Sequence[str], good: bool | None) -> dict[str, str]:
+    def flaws(self, random: Random, named: Sequence[str], good: bool | None) -> dict[str, str]:
         """feature -> "near" or "gross": what goes wrong in one response."""
         found = {}
         for feature, rate in BASE_RATES.items():
@@ -213,7 +213,7 @@ class Writer:
         task = self.oracle.read(prompt)
         options = _options_of(prompt[-1].content)
         plan = self.plan(task, random)
-        flaws = self.flaws(task, random, named, good)
+        flaws = self.flaws(random, named, good)
         if flaws.get("accuracy") == "near":
             self._err(plan, task, random, options)
         if "comprehensiveness" in flaws:

@@ -236,8 +236,8 @@ def _check_generative(ready: list[stock.Ready]) -> None:
     for one in ready:
         if any(task.OUTPUT_TYPE != "generate_until" for task in one.tasks.values()):
             raise InputError(
-                f"evaluation.tasks: {one.source.name} needs log-likelihoods, which a chat endpoint has not: leave it "
-                "out."
+                f"evaluation.tasks: {one.source.name} needs log-likelihoods, which a chat endpoint does not "
+                "give: leave it out."
             )
 
 

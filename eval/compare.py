@@ -78,7 +78,7 @@ def _paired(a: Path, b: Path) -> dict[str, dict[str, tuple[float, float]]]:
         if common:
             out[benchmark] = {item: (left[benchmark][item], right[benchmark][item]) for item in common}
     if not out:
-        raise InputError(f"{a} and {b} have no scored item in common.")
+        raise InputError(f"{a} and {b} have no scored item in common; evaluate both on the same benchmarks.")
     return out
 
 
@@ -90,7 +90,7 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
     seeds = [_paired(a, b) for a, b in pairs]
     shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     if not shared:
-        raise InputError("the seeds' folders have no benchmark in common.")
+        raise InputError("the seeds' folders have no benchmark in common; evaluate all seeds on the same ones.")
     found: list[BenchmarkDifference] = []
     for benchmark in shared:
         items = list(seeds[0][benchmark])

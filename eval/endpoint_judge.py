@@ -50,7 +50,9 @@ def read_prompts(path: str | Path | None = None) -> dict[str, Template]:
     prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
     for number, row in iter_json_lines(path) if path else ():
         if not all(isinstance(row.get(key), str) for key in ("name", "system_prompt", "prompt_template")):
-            raise InputError(f"{path}:{number}: lacks name, system_prompt or prompt_template.")
+            raise InputError(
+                f"{path}:{number}: lacks name, system_prompt or prompt_template, which FastChat's judge prompts have."
+            )
         prompts[row["name"]] = {"system": row["system_prompt"], "text": row["prompt_template"]}
     return {name: Template(name, **prompt) for name, prompt in prompts.items()}
 

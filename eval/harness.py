@@ -113,7 +113,7 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
             if lm.max_length <= room:
                 raise InputError(
                     f"evaluation.max_new_tokens: {room} new tokens of {one.source.name} leave no room for a prompt in "
-                    f"the model's context of {lm.max_length}."
+                    f"the model's context of {lm.max_length}; lower it."
                 )
     out = evaluate(
         lm=lm,

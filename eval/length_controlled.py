@@ -72,12 +72,15 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
     try:
         frame = pd.read_csv(path)
     except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
-        raise InputError(f"{source}: no CSV ({' '.join(str(error).split())[:160]}).") from error
+        raise InputError(f"{source}: not a readable CSV file ({' '.join(str(error).split())[:160]}).") from error
     if missing := [c for c in ("index", "instruction_difficulty") if c not in frame]:
         raise InputError(f"{source}: lacks the column `{missing[0]}`.")
     hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
     if unknown := [i for i in range(len(reference_lengths)) if not np.isfinite(hard.get(i, np.nan))]:
-        raise InputError(f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing).")
+        raise InputError(
+            f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing); "
+            "give the prompt set's own file."
+        )
     if {"preference", "std_delta_len", "not_gamed_baseline"} <= set(frame):
         return Table(frame, True)
     return simulated_baselines([hard[i] for i in range(len(reference_lengths))], reference_lengths)

@@ -62,7 +62,9 @@ def mix(settings: Mixture, bench: Sequence[TextPair]) -> Mixed:
         parsed = preferences.parse(preferences.rows(source), source.path)
         kept, dropped = _clean(parsed.pairs, prompts if settings.dedupe else set(), held, settings.ngram)
         if not kept:
-            raise InputError(f"{source.path}: every pair repeats an earlier source's prompt or is in the benchmark.")
+            raise InputError(
+                f"{source.path}: every pair repeats an earlier source's prompt or is in the benchmark; leave it out."
+            )
         prompts |= {digest(pair.prompt) for pair in kept}
         usable.append(kept)
         rows = len(parsed.pairs) + sum(map(len, parsed.left_out.values()))

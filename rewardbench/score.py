@@ -51,7 +51,7 @@ def weights_for(subsets: Iterable[str]) -> Weights:
             return table
     nearest = max(tables, key=lambda table: sum(subset in table for subset in subsets))
     unknown = next(subset for subset in subsets if subset not in nearest)
-    raise InputError(f"unknown RewardBench subset {unknown!r}; known beside the others: {', '.join(nearest)}.")
+    raise InputError(f"unknown RewardBench subset {unknown!r}; the benchmark has: {', '.join(nearest)}.")
 
 
 def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dict[str, Any]:

@@ -253,11 +253,17 @@ class Client:
         if status == 403 and "moderation" in said.lower():  # OpenRouter's filter
             return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
         if status in (401, 403):
-            return InputError(f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}).")
+            return InputError(
+                f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}); set another."
+            )
         if status == 404:
-            return InputError(f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}).")
+            return InputError(
+                f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}); check `model` and `base_url`."
+            )
         if status == 402 or any(sign in said.lower() for sign in QUOTA):
-            return InputError(f"{self.url}: the account's quota is spent ({said}).")
+            return InputError(
+                f"{self.url}: the account's quota is spent ({said}); raise it and run the same command again."
+            )
         if status in (408, 409, 425, 429) or status >= 500:
             return _NoReply(f"HTTP {status}", _seconds(error.response.headers.get("retry-after")))
         if status in (400, 413, 422, 451):

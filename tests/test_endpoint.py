@@ -188,7 +188,7 @@ def test_the_key_is_seen_nowhere_even_where_the_server_echoes_it(where, tmp_path
 def test_a_refused_key_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong-key-wrong-key")
     with serving(tmp_path / "server", key=CANARY) as server:
-        with pytest.raises(InputError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401\)\.$"):
+        with pytest.raises(InputError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401\); set another\.$"):
             ask(client(server.url, tmp_path), "q")
         assert len(server.requests) == 1
 

@@ -279,5 +279,5 @@ def test_a_model_of_another_kind_trains_in_padded_rows(samples, tmp_path):
     )
     _, log = run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", epochs=1)
     assert log[0]["x+:y+>y-/margin"] == pytest.approx(0, abs=1e-3) and log[0]["padding"] > 0
-    with pytest.raises(InputError, match="a gpt2 model with this config takes no forest"):
+    with pytest.raises(InputError, match="`forest` does not work with this gpt2 model"):
         run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", layout="forest")

@@ -59,7 +59,7 @@ def aligned(answers: Sequence[Answer], references: Sequence[Answer], what: str =
     by_id = {answer.id: answer for answer in answers}
     if missing := [r.id for r in references if r.id not in by_id]:
         count = f"{len(missing)} of {len(references)} are missing"
-        raise InputError(f"{what}: no answer to {missing[0]!r} ({count}); make them.")
+        raise InputError(f"{what}: no answer to {missing[0]!r} ({count}); answer all prompts with `sso-eval answer`.")
     return [by_id[reference.id] for reference in references]
 
 
@@ -68,7 +68,9 @@ def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw
     ours = aligned(answers, references)
     for answer, reference in zip(ours, references, strict=True):
         if answer.prompt != reference.prompt:
-            raise InputError(f"answers: {reference.id!r} answers another prompt than the reference; make them anew.")
+            raise InputError(
+                f"answers: {reference.id!r} answers another prompt than the reference; answer these prompts anew."
+            )
     items = [AnswerPair(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
     scores: Sequence[float | None] = [None] * (2 * len(items))
     if isinstance(judge, OracleJudge):

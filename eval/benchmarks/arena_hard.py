@@ -39,7 +39,7 @@ def read_questions(path: Path) -> list[Query]:
             prompt = row.get("prompt") or row["turns"][0]["content"]
             questions.append(Query(id=_name(path, number, row), prompt=prompt))
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path}:{number}: lacks `prompt`, a text, or its `uid` is empty.") from error
+            raise InputError(f"{path}:{number}: must have a `prompt`, a text, and a `uid`.") from error
     if not questions:
         raise InputError(f"{path}: holds no question.")
     return questions
@@ -57,7 +57,7 @@ def read_answers(path: Path) -> list[Answer]:
             text = text["answer"] if isinstance(text, dict) else text
             answers.append(Answer(id=_name(path, number, row), prompt=prompt, output=text, model=str(row["model"])))
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path}:{number}: no `messages` that end in an answer, or no `model`.") from error
+            raise InputError(f"{path}:{number}: must have `messages` that end in an answer, and a `model`.") from error
     return answers
 
 
@@ -65,7 +65,7 @@ def _name(path: Path, number: int, row: dict[str, Any]) -> str:
     for key in ("id", "uid", "question_id"):
         if key in row:
             return str(row[key])
-    raise InputError(f"{path}:{number}: lacks `uid`.")
+    raise InputError(f"{path}:{number}: must have a `uid`.")
 
 
 def answer(engine: Engine, questions: list[Query], settings: Evaluation, seed: int, model: str) -> list[Answer]:

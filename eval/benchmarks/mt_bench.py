@@ -67,7 +67,9 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
             turns = row["choices"][0]["turns"]
             references[str(row["question_id"])] = tuple(str(turn) for turn in turns)
         except (LookupError, TypeError) as error:
-            raise InputError(f"{path}:{number}: no `question_id` or no `choices[0].turns`.") from error
+            raise InputError(
+                f"{path}:{number}: must have `question_id` and `choices[0].turns`, as FastChat's file has."
+            ) from error
     return references
 
 

@@ -181,7 +181,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     if steps != int(steps) or steps < 1:
         raise InputError(
             f"sft.batch_size: {settings.batch_size} is no multiple of micro_batch_size {settings.micro_batch_size} "
-            f"times {distributed.world_size()} devices."
+            f"times {distributed.world_size()} devices; change one of them."
         )
     if "deepspeed" in engine:
         engine["deepspeed"] = engine["deepspeed"] | {"gradient_accumulation_steps": "auto"}

@@ -107,8 +107,8 @@ def check_engine(trainer: Trainer, engine: str) -> None:
     runs = trainer.accelerator.distributed_type.value
     if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
         raise InputError(
-            f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "
-            "FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
+            f"engine {engine}: accelerate would run {runs} on {trainer.args.world_size} of {world_size()} processes "
+            "instead; FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
         )
 
 

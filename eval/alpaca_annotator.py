@@ -42,7 +42,7 @@ def messages(template: list[dict[str, str]], texts: dict[str, str]) -> list[dict
 
 
 def annotate(judge: EndpointJudge, answers: Sequence[Answer], references: Sequence[Answer], draw: int = 0) -> list[Row]:
-    """Rows of `eval.alpaca_eval.pairwise` in the order of ``references``; None: no logprob of `m` or `M`, twice.
+    """Rows of `eval.benchmarks.alpaca_eval.pairwise` in the order of ``references``; None: no logprob of `m` or `M`, twice.
 
     Raises InputError where the endpoint gives no logprobs at all.
     """

@@ -52,7 +52,7 @@ class Kept:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`."""
+        """See `sso.sampling.engine.Engine`."""
         keys = [digest([conversation, seed]) for conversation, seed in zip(conversations, seeds, strict=True)]
         known = _read(self.folder)
         missing = [i for i, key in enumerate(keys) if key not in known]

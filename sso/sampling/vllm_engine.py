@@ -51,7 +51,7 @@ class VLLMEngine:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`. Temperature 0 is greedy.
+        """See `sso.sampling.engine.Engine`. Temperature 0 is greedy.
 
         A row's noise is its seed's alone; its logits differ between batches in the last digits, as everywhere on a
         GPU, so a draw that hangs on them may too (VLLM_BATCH_INVARIANT=1 prevents that where vLLM supports it).

@@ -42,7 +42,9 @@ def messages(template: list[dict[str, str]], texts: dict[str, str]) -> list[dict
 
 
 def annotate(judge: EndpointJudge, answers: Sequence[Answer], references: Sequence[Answer], draw: int = 0) -> list[Row]:
-    """Rows of `eval.benchmarks.alpaca_eval.pairwise` in the order of ``references``; None: no logprob of `m` or `M`, twice.
+    """Rows as `eval.benchmarks.alpaca_eval.pairwise` makes them, in the order of ``references``.
+
+    A preference is None where the reply had no logprob of `m` or `M`, twice.
 
     Raises InputError where the endpoint gives no logprobs at all.
     """

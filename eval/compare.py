@@ -38,7 +38,7 @@ class BenchmarkDifference:
 
     @property
     def differs(self) -> bool:
-        """Whether by more than chance."""
+        """Whether the arms differ by more than chance."""
         return self.holm < LEVEL
 
 
@@ -120,7 +120,7 @@ def as_json(comparisons: list[BenchmarkDifference]) -> list[dict[str, Any]]:
 
 
 def as_table(comparisons: list[BenchmarkDifference], names: tuple[str, str]) -> "Table":
-    """For a terminal."""
+    """The comparison as a table for a terminal."""
     from rich.table import Table
 
     seeds = comparisons[0].a.seeds

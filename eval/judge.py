@@ -49,7 +49,7 @@ class Preference(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over the orders that could be read; NaN where neither could."""
+        """Mean over the orders that could be read; NaN where neither could."""
         known = [p for p in self if not math.isnan(p)]
         return sum(known) / len(known) if known else math.nan
 

@@ -52,7 +52,7 @@ class Table:
 
     frame: "pd.DataFrame"
     official: bool
-    """False: the rows of the gamed baselines are simulated."""
+    """Whether the rows of the gamed baselines are the package's own; else they are simulated."""
 
     def difficulty(self, positions: Sequence[int]) -> np.ndarray:
         """Difficulties of the prompts at these positions of the prompt set."""
@@ -133,7 +133,7 @@ class Rate:
 
     value: float | None
     items: dict[int, float]
-    """By row, where its preference was read: value + influence. Their mean is the value."""
+    """Value + influence by row, where its preference was read; their mean is the value."""
     model: str
     reason: str | None = None
     unreadable: int = 0

@@ -57,11 +57,11 @@ class Task(Settings):
     file: str | None = None
     """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
     limit: int | None = Field(None, ge=1)
-    """Only the first rows."""
+    """How many rows are asked, from the first; None: all."""
     num_fewshot: int | None = Field(None, ge=0)
     """Worked examples, as turns of the chat; None: the stock task's number."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """None: `max_new_tokens` of the evaluation; of `kind: lm_eval` the task's own, where it has one."""
+    """Tokens of a reply; None: the evaluation's `max_new_tokens`, or with `kind: lm_eval` the task's own, if any."""
 
     @model_validator(mode="after")
     def _kinds(self) -> "Task":

@@ -38,12 +38,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As the task is named in the settings."""
+        """The task's name in the settings."""
         return self.task.name
 
     @property
     def benchmark(self) -> LmEval | None:
-        """None for a task that lm-eval alone knows."""
+        """The benchmark that is asked; None for a task that lm-eval alone knows."""
         return benchmarks.of_lm_eval()[benchmarks.metric(self.name)] if self.task.kind == "benchmark" else None
 
     @property

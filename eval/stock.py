@@ -32,7 +32,7 @@ class Ready:
     source: Source
     tasks: dict[str, Any]
     rows: dict[str, list[int]]
-    """By task: the number in the mirror of each of its rows. A hub's rows are counted over the tasks in order."""
+    """Numbers that each task's rows have in the mirror, by task; a hub's rows are counted over the tasks in order."""
     score: str
     filter: str
     scores: Callable[[Rows], list[float]]

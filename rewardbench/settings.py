@@ -63,7 +63,7 @@ class Reward(Mixture, Optimization):
     base: str | None = None
     """A checkpoint to start from, e.g. meta-llama/Meta-Llama-3-8B-Instruct; None: the backbone's starting model."""
     backbones: list[str] | None = None
-    """Only in these backbones' cells; None: in all that have the arms."""
+    """Backbones in whose cells it is trained; None: all that have the arms."""
     learning_rate: float = Field(5e-4, gt=0)
     epochs: float = Field(2, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"

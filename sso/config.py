@@ -48,7 +48,7 @@ class Arm(Settings):
     writer: str | None = None
     """Who writes this arm's principles: a key of `writers`; None: `principles`."""
     backbones: list[str] | None = None
-    """Only on these backbones; None: on all."""
+    """Backbones that the arm runs on; None: all."""
     evaluation: dict[str, Any] = {}
     """Laid over the backbone's and the experiment's `evaluation`."""
 

@@ -30,11 +30,11 @@ class Preferences(Settings):
 
     path: str
     subset: str | None = None
-    """Its configuration on the hub, where it has several."""
+    """The data set's configuration on the hub, where it has several."""
     split: str = "train"
     """The split of a hub data set; UltraFeedback-binarized has `train_prefs`."""
     revision: str | None = None
-    """A commit of the hub."""
+    """The commit of the data set on the hub."""
     limit: int | None = Field(None, ge=1)
     """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
     seed: int = 0

@@ -38,7 +38,7 @@ class Cost:
 
     @property
     def wall_hours(self) -> float:
-        """With starting, loading and saving."""
+        """Duration with starting, loading and saving."""
         return self.hours + (OVERHEAD_H if self.gpus else 0)
 
     @property

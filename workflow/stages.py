@@ -29,7 +29,7 @@ class Model:
     made: bool
 
     def input(self, name: str = "model") -> dict[str, str]:
-        """As an input of a job; {} where nothing has to be waited for."""
+        """The checkpoint as an input of a job; {} where no job makes it, and none has to be waited for."""
         return {name: self.path} if self.made else {}
 
 

@@ -39,7 +39,7 @@ class Job:
     settings: BaseModel | None = None
     """The settings that ``params`` state as text, as the model that checked them."""
     arm: str | None = None
-    """None for a job that arms share."""
+    """The arm that the job is for; None for a job that arms share."""
     iteration: int = 0
     """Number of the iteration in an arm that has several; else 0."""
     version: str = ""
@@ -47,7 +47,7 @@ class Job:
     responses: tuple[str, ...] = ()
     """What is drawn for each query: y+, y-, yo, second."""
     objectives: tuple[str, ...] = ()
-    """Whose nodes are scored."""
+    """Objectives whose nodes (a response in a context) the job scores."""
 
     @property
     def backbone(self) -> str | None:

@@ -12,7 +12,7 @@ class Endpoint(Settings):
 
     model: str
     base_url: str | None = None
-    """None: OpenAI's own."""
+    """Address of the server; None: OpenAI's own."""
     key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
     concurrency: int = Field(8, ge=1)

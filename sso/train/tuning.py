@@ -22,7 +22,7 @@ class Tuning:
     """What the tries of several learning rates are told apart by: answers to ``queries``, judged by the oracle."""
 
     queries: Path
-    """Beside them lies tune_reference.jsonl."""
+    """File of the queries; tune_reference.jsonl lies beside it."""
     world: World
     sampling: Sampling
 

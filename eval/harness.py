@@ -72,8 +72,8 @@ def vllm(path: Path, dtype: str, settings: Vllm) -> "LM":
     stop, as_asked, generate = vllm_stop_ids(lm.model, tokenizer), lm.modify_gen_kwargs, lm.model.generate
 
     def asked(*args: Any, **kwargs: Any) -> Any:
-        how, until, room = as_asked(*args, **kwargs)
-        return {**how, "stop_token_ids": stop}, until, room
+        decoding, until, room = as_asked(*args, **kwargs)
+        return {**decoding, "stop_token_ids": stop}, until, room
 
     # vLLM divides by the bar's time, which a bar that TQDM_DISABLE switched off does not keep.
     lm.modify_gen_kwargs = asked

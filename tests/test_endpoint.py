@@ -284,9 +284,9 @@ def test_the_address_is_the_settings_alone(tmp_path, monkeypatch):
 def principles_command(folder: Path, url: str, version: str = "v2", **endpoint) -> list[str]:
     write(folder / "queries.jsonl", [Query(id=i, prompt=f"Name a {i}.") for i in ("river", "lockpick", "lamp")])
     served = {"model": "m", "base_url": url, "concurrency": 1, "backoff_s": 0.01, **endpoint}
-    how = json.dumps({"kind": "endpoint", "max_new_tokens": 32, "endpoint": served})
+    settings = json.dumps({"kind": "endpoint", "max_new_tokens": 32, "endpoint": served})
     files = ["--queries", folder / "queries.jsonl", "--out", folder / "p.jsonl", "--version", version]
-    return ["principles", *map(str, files), "--settings", how]
+    return ["principles", *map(str, files), "--settings", settings]
 
 
 @pytest.mark.parametrize(("version", "rounds"), [("v1", 1), ("v2", 2)])

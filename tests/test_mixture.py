@@ -116,8 +116,8 @@ def test_nothing_left_and_no_path_are_errors(file):
 def test_command(file, tmp_path, capsys):
     a = file("a.jsonl", [*rows("a", 3), {"id": "x", "prompt": "q", "chosen": "s", "rejected": "s"}])
     held = file("bench.jsonl", [{"subset": "micro-chat", "prompt": "a 1", "chosen": "c", "rejected": "d"}])
-    how = json.dumps({"sources": [{"path": a, "limit": 9}]})
-    assert main(["mix", "--settings", how, "--bench", held, "--out", str(tmp_path / "pairs.jsonl")]) == 0
+    settings = json.dumps({"sources": [{"path": a, "limit": 9}]})
+    assert main(["mix", "--settings", settings, "--bench", held, "--out", str(tmp_path / "pairs.jsonl")]) == 0
     said = capsys.readouterr()
     assert "left out 1 rows (equal sides): x" in said.err and "left out 1 rows (in the benchmark): 1 (0)" in said.err
     assert "9 pairs asked for, 2 there" in said.err and "mix: 2 pairs of 1 sources" in said.out

@@ -97,9 +97,9 @@ def test_a_loss_that_is_not_finite_names_its_samples(tmp_path):
     objective = build(Training(objective="pairs", batch_size=6, dtype="float32"))
     scores = score(model, samples, objective.nodes, tokenizer.pad_token_id, {"dtype": "float32"})
     scores.logp[[1, 4]] = torch.nan
-    how = training_arguments(objective.training, 1e-3, 0, tmp_path)
+    arguments = training_arguments(objective.training, 1e-3, 0, tmp_path)
     with pytest.raises(InputError, match=r"the loss is not finite for the samples [14], [14]; lower"):
-        fit(model, tokenizer, samples, scores, objective, how)
+        fit(model, tokenizer, samples, scores, objective, arguments)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):

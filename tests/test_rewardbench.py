@@ -435,9 +435,11 @@ def test_micro_batches_change_nothing(checkpoint, tmp_path):
 
     runs = {}
     for name, tokens in (("whole", 8192), ("single", 1)):
-        how = SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5})
+        settings = SETTINGS.model_copy(
+            update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5}
+        )
         runs[name] = Recorder()
-        train(checkpoint, separable(24), how, 1, tmp_path / name, runs[name])
+        train(checkpoint, separable(24), settings, 1, tmp_path / name, runs[name])
     whole, single = (weights_of(tmp_path / name) for name in runs)
     for name, value in whole.items():
         torch.testing.assert_close(value, single[name], rtol=1e-4, atol=1e-5)
@@ -450,14 +452,14 @@ def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
     from rewardbench.train import train
 
     long = data.TextPair("long", separable(1)[0].prompt, "fine " * 40, "awful")
-    run, how = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
-    train(checkpoint, [*separable(12), long], how, 0, tmp_path / "model", run)
+    run, settings = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
+    train(checkpoint, [*separable(12), long], settings, 0, tmp_path / "model", run)
     assert run.summary["pairs_too_long"] == 1 and run.summary["pairs_train"] + run.summary["pairs_held_out"] == 12
     assert (
         "left out 1 pairs of more than 90 tokens (max_length, or the model's context): long" in capsys.readouterr().out
     )
     with pytest.raises(InputError, match="all 1 pairs have more than 90 tokens"):
-        train(checkpoint, [long], how, 0, tmp_path / "none", run)
+        train(checkpoint, [long], settings, 0, tmp_path / "none", run)
 
 
 @pytest.fixture(scope="module")
@@ -468,8 +470,8 @@ def alone(tiny_checkpoint, tmp_path_factory):
     pairs = write(folder / "pairs.jsonl", *[row for row in rows if row["chosen"] != row["rejected"]])
 
     def run(out: Path, **settings) -> subprocess.CompletedProcess:
-        how = {"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 100, **settings}
-        command = ["train", "--model", tiny_checkpoint, "--pairs", pairs, "--settings", json.dumps(how), "--out", out]
+        text = json.dumps({"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 100, **settings})
+        command = ["train", "--model", tiny_checkpoint, "--pairs", pairs, "--settings", text, "--out", out]
         argv = [sys.executable, "-m", "rewardbench.cli", *map(str, command)]
         return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
 
@@ -501,8 +503,8 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
     from rewardbench.train import train
     from rewardbench.trainer import RewardTrainer
 
-    how = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
-    train(checkpoint, separable(24), how, 1, tmp_path / "whole", Recorder())
+    settings = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
+    train(checkpoint, separable(24), settings, 1, tmp_path / "whole", Recorder())
     losses, step = RewardTrainer.sample_losses, []
 
     def stops(self, *args, **kwargs):
@@ -513,7 +515,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(RewardTrainer, "sample_losses", stops)
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+        train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(
         RewardTrainer,
@@ -521,7 +523,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
         lambda self, *a, **k: (step.append(self.state.global_step), losses(self, *a, **k))[1],
     )
     step.clear()
-    train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+    train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
     assert step[0] == 2
     whole, killed = (weights_of(tmp_path / name) for name in ("whole", "killed"))
     for name, value in whole.items():
@@ -671,9 +673,9 @@ def test_best_of_n_command(tiny_checkpoint, tmp_path):
         part.save_pretrained(tmp_path / "reward")
     write_records(tmp_path / "queries.jsonl", queries(Writer(World()), "q", 3, set()))
     files = ("--model", tmp_path / "reward", "--policy", tiny_checkpoint, "--queries", tmp_path / "queries.jsonl")
-    how = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
+    options = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
     for n in (2, 4):
-        argv = ("best-of-n", *files, *how, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
+        argv = ("best-of-n", *files, *options, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
         assert main([str(a) for a in argv]) == 0
     answers = read(tmp_path / "best4.jsonl", Answer)
     assert [a.id for a in answers] == ["q-0", "q-1", "q-2"] and answers[0].model == "best of 4"

@@ -50,7 +50,9 @@ def _folders(run: Path) -> tuple[Path, Path]:
         return run.with_name("judged") if run.name == "answers" else run, run
     if (run / "scores.json").is_file():
         return run, run.with_name("answers")
-    raise InputError(f"{run}: neither a run's folder nor one that `sso-eval answer` or `sso-eval judge` wrote.")
+    raise InputError(
+        f"{run}: holds no scores; give a run's folder, or one that `sso-eval answer` or `sso-eval judge` wrote."
+    )
 
 
 def _documents(answers: Path) -> dict[str, dict[str, str]]:

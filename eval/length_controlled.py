@@ -74,7 +74,7 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
     except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
         raise InputError(f"{source}: not a readable CSV file ({' '.join(str(error).split())[:160]}).") from error
     if missing := [c for c in ("index", "instruction_difficulty") if c not in frame]:
-        raise InputError(f"{source}: lacks the column `{missing[0]}`.")
+        raise InputError(f"{source}: lacks the column `{missing[0]}`, which a file of difficulties must have.")
     hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
     if unknown := [i for i in range(len(reference_lengths)) if not np.isfinite(hard.get(i, np.nan))]:
         raise InputError(
@@ -124,7 +124,9 @@ def read_annotations(path: Path) -> list[Row]:
             for e in entries
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no annotations of alpaca_eval ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"{path}: not a file of alpaca_eval's annotations ({type(error).__name__}: {error})."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,9 @@ def check_alike(annotations: Sequence[Sequence[Row]]) -> None:
     if len({len(rows) for rows in annotations}) != 1:
         raise InputError("difficulties: the annotation files must hold the same prompts; their numbers of rows differ.")
     if len(annotations[0]) < LEAST:
-        raise InputError(f"difficulties: the annotation files hold fewer than {LEAST} prompts, too few for a fit.")
+        raise InputError(
+            f"difficulties: the annotation files hold fewer than {LEAST} prompts, too few for a fit; give more."
+        )
 
 
 def fit_difficulty(annotations: Sequence[Sequence[Row]], spread: float = 1.5) -> np.ndarray:

@@ -98,7 +98,9 @@ def check(settings: Evaluation, micro_world: bool | None = None) -> None:
 
 def _check_own(task: Task) -> None:
     if task.include_path is not None and not Path(task.include_path).is_dir():
-        raise InputError(f"evaluation.tasks: {task.name}: include_path: {task.include_path}: no such folder.")
+        raise InputError(
+            f"evaluation.tasks: {task.name}: include_path: {task.include_path}: no such folder; give another."
+        )
     own = names_in(Path(task.include_path)) if task.include_path else {}
     if task.name not in own and task.name not in lm_eval_names():
         near = hint(task.name, [*own, *lm_eval_names()], "`lm-eval ls tasks` lists what there is; of your own")
@@ -194,5 +196,5 @@ def _rows(path: Path, columns: tuple[str, ...], limit: int | None) -> list[dict[
         if len(rows) == limit:
             break
     if not rows:
-        raise InputError(f"{path}: holds no row.")
+        raise InputError(f"{path}: holds no row; give at least one.")
     return rows

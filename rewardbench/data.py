@@ -95,7 +95,7 @@ def read_bench(path: str | Path) -> list[TextPair]:
             raise InputError(f"{path}: row {name!r}: chosen and rejected are equal; correct or remove the row.")
         made.append(TextPair(name, row.prompt, row.chosen, row.rejected, row.subset))
     if not made:
-        raise InputError(f"{path}: holds no record.")
+        raise InputError(f"{path}: holds no record; give at least one.")
     return made
 
 

@@ -198,7 +198,7 @@ def checked(
         seen[record.id] = number
         records.append(record)
     if not records:
-        raise InputError(f"{name}: holds no record.")
+        raise InputError(f"{name}: holds no record; give at least one.")
     return records
 
 

@@ -26,7 +26,10 @@ def run(*arguments) -> int:
         ('{"stepps": 1}', "error: Sft settings: unknown key `stepps`; did you mean `steps`?\n"),
         ('{"steps": "many"}', "error: Sft settings: `steps`: input should be a valid integer"),
         ('{"steps": 1', "error: --settings: neither JSON"),
-        ("none.yaml", "error: none.yaml: no such config file.\n"),
+        (
+            "none.yaml",
+            "error: none.yaml: no such config file; give the path of a YAML file, or a shipped config's name.\n",
+        ),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, sentence, capsys, tmp_path):

@@ -118,7 +118,7 @@ def read_references(path: Path) -> list[Answer]:
             for i, row in enumerate(rows)
         ]
     except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path}: no list of objects with instruction, output and generator.") from error
+        raise InputError(f"{path}: must be a list of objects with `instruction`, `output` and `generator`.") from error
 
 
 def _queries(data: Path) -> Path:

@@ -41,7 +41,7 @@ def read_questions(path: Path) -> list[Query]:
         except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}:{number}: must have a `prompt`, a text, and a `uid`.") from error
     if not questions:
-        raise InputError(f"{path}: holds no question.")
+        raise InputError(f"{path}: holds no question; give at least one.")
     return questions
 
 

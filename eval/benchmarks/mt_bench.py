@@ -52,7 +52,7 @@ def read(path: Path) -> list[Dialogue]:
             raise InputError(f"{path}:{number}: `turns` must be the list of the user's turns.")
         name, family = str(row.get("id", row.get("question_id", number - 1))), row.get("family", row.get("category"))
         if not name:
-            raise InputError(f"{path}:{number}: `id` is empty.")
+            raise InputError(f"{path}:{number}: `id` is empty; every dialogue must have one.")
         dialogues.append(Dialogue(id=name, family=str(family or ""), turns=turns))
     if len({d.id for d in dialogues}) < len(dialogues) or not dialogues:
         raise InputError(f"{path}: {'two dialogues have the same id' if dialogues else 'holds no dialogue'}.")

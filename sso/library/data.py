@@ -146,7 +146,7 @@ def from_authors(rows: str | Path | Iterable[Mapping[str, Any]]) -> Any:
         unique = own if own not in made else f"{own}#{number - 1}"
         made[unique] = {"id": unique, **triple}
     if not made:
-        raise InputError(f"{name}: holds no row.")
+        raise InputError(f"{name}: holds no row; give at least one.")
     return Dataset.from_list(list(made.values()))
 
 

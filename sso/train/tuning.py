@@ -33,7 +33,9 @@ def rates(training: Training, rate_from: Path | None, tuning: Tuning | None) -> 
         try:
             return [float(json.loads(rate_from.read_text(encoding="utf-8"))["learning_rate"])]
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{rate_from}: no tuning.json with `learning_rate` ({error}).") from error
+            raise InputError(
+                f"{rate_from}: not a tuning.json with `learning_rate` ({error}); give the one beside trained weights."
+            ) from error
     if len(training.learning_rates) > 1 and tuning is None:
         raise InputError("several learning_rates need --tune, --world and --sampling to choose by; or give one.")
     return training.learning_rates

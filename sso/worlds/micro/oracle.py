@@ -186,7 +186,7 @@ class Oracle:
             for attribute, follow_up in lex.FOLLOW_UPS.items():
                 if follow_up in text and isinstance(topic, Fact):
                     return Task("fact", (Fact(attribute, topic.name),), risk)
-        raise InputError(f"the oracle judges only prompts of the micro-world, not {text[:60]!r}.")
+        raise InputError(f"the oracle judges only prompts of the micro-world, not {text[:60]!r}; use another judge.")
 
     def fact(self, name: str, attribute: str) -> str | None:
         return self.facts.get(name, {}).get(attribute)

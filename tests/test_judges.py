@@ -188,7 +188,7 @@ def test_the_bootstrap_interval_has_the_width_of_theory():
 def test_arena_files_that_do_not_fit_are_told(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"uid": "u", "messages": []}\n')
-    with pytest.raises(InputError, match=r"a.jsonl:1: no `messages`"):
+    with pytest.raises(InputError, match=r"a.jsonl:1: must have `messages`"):
         arena_hard.read_answers(path)
     path.write_text('{"prompt": "p"}\n')
     with pytest.raises(InputError, match=r"a.jsonl:1: lacks `uid`"):

@@ -191,7 +191,7 @@ def test_arena_files_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(InputError, match=r"a.jsonl:1: must have `messages`"):
         arena_hard.read_answers(path)
     path.write_text('{"prompt": "p"}\n')
-    with pytest.raises(InputError, match=r"a.jsonl:1: lacks `uid`"):
+    with pytest.raises(InputError, match=r"a.jsonl:1: must have a `uid`"):
         arena_hard.read_questions(path)
     path.write_text("\n")
     with pytest.raises(InputError, match=r"a.jsonl: holds no question"):

@@ -64,8 +64,8 @@ def predict(work: Arithmetic, size: Shape) -> dict[str, float]:
     found = {"reference scores": 3600 * work.score(size, tokens, 1).hours}
     found["training step"] = 3600 * work.fit(size, training, tokens, 8192).hours
     for rows in (1, 32):
-        how = Decoding(batch_size=rows)
-        found[f"{rows} answers at once"] = 3600 * work.decode(size, how, rows, PROMPT + PRINCIPLE, NEW).hours
+        decoding = Decoding(batch_size=rows)
+        found[f"{rows} answers at once"] = 3600 * work.decode(size, decoding, rows, PROMPT + PRINCIPLE, NEW).hours
     return found
 
 

@@ -19,7 +19,7 @@ METHODS = ("ours", "Satterthwaite", "Cochran", "t of seeds", "items apart")
 
 
 def covered(scores: np.ndarray) -> list[bool]:
-    """Of one draw [seeds, items] around zero, by METHODS."""
+    """Whether each of METHODS' intervals covers zero, for one draw [seeds, items] around zero."""
     seeds, n = scores.shape
     ours, means = mean_interval(list(scores)), scores.mean(1)
     parts = [part for part in (seeds_part(means[:, None]), items_part(scores[:, None])) if part.value > 0]

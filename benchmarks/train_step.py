@@ -136,8 +136,8 @@ def run_ours(args: argparse.Namespace, model: Any, words: Any, records: list[Any
     )
     scored = clock(args.device) - start
     with tempfile.TemporaryDirectory() as folder:
-        how = training_arguments(training, 5e-7, 0, Path(folder))
-        trainer = fit(model, words, samples, scores, objective, how, callbacks=[steps])
+        arguments = training_arguments(training, 5e-7, 0, Path(folder))
+        trainer = fit(model, words, samples, scores, objective, arguments, callbacks=[steps])
     log = [row for row in trainer.state.log_history if "loss" in row]
     return {"reference": scored / (len(records) / args.batch), "loss": log[0]["loss"], "padding": log[0]["padding"]}
 
@@ -156,10 +156,11 @@ def run_trl(args: argparse.Namespace, model: Any, words: Any, records: list[Any]
         }
 
     rows = []
-    for t in records:
-        rows += [row(t.system_good, t.prompt, t.chosen, t.rejected), row(t.system_bad, t.prompt, t.original, t.chosen)]
+    for triple in records:
+        rows.append(row(triple.system_good, triple.prompt, triple.chosen, triple.rejected))
+        rows.append(row(triple.system_bad, triple.prompt, triple.original, triple.chosen))
     with tempfile.TemporaryDirectory() as folder:
-        how = DPOConfig(
+        config = DPOConfig(
             folder, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.1], beta=0.1, learning_rate=5e-7,
             max_length=None, per_device_train_batch_size=2 * args.batch, num_train_epochs=1, report_to=[],
             save_strategy="no", logging_steps=1, precompute_ref_log_probs=precompute, use_cpu=args.device == "cpu",
@@ -167,7 +168,7 @@ def run_trl(args: argparse.Namespace, model: Any, words: Any, records: list[Any]
             bf16=args.device == "cuda", activation_checkpointing=args.device == "cuda", warmup_steps=0.1,
         )  # fmt: skip
         frozen = copy.deepcopy(model)
-        trainer = DPOTrainer(model, frozen, how, train_dataset=Dataset.from_list(rows), processing_class=words)
+        trainer = DPOTrainer(model, frozen, config, train_dataset=Dataset.from_list(rows), processing_class=words)
         trainer.add_callback(steps)
         trainer.train()
     return {"loss": next(r["loss"] for r in trainer.state.log_history if "loss" in r)}
@@ -191,11 +192,11 @@ def contend(args: argparse.Namespace) -> None:
     model = model.to(torch.bfloat16 if args.device == "cuda" else torch.float32)
     words = tokenizer(shape["vocab_size"])
     records, steps = triples(args, shape["vocab_size"]), timer(args.device)
-    who, _, how = args.contender.partition(" ")
+    who, _, variant = args.contender.partition(" ")
     if who == "ours":
-        found = run_ours(args, model, words, records, how, steps)
+        found = run_ours(args, model, words, records, variant, steps)
     else:
-        found = run_trl(args, model, words, records, bool(how), steps)
+        found = run_trl(args, model, words, records, bool(variant), steps)
     counted = steps.steps[1:] or steps.steps
     found |= {"step": sum(counted) / len(counted), "steps": len(counted)}
     if args.device == "cuda":

@@ -42,7 +42,9 @@ def messages(template: list[dict[str, str]], texts: dict[str, str]) -> list[dict
 
 
 def annotate(judge: EndpointJudge, answers: Sequence[Answer], references: Sequence[Answer], draw: int = 0) -> list[Row]:
-    """Rows of `eval.alpaca_eval.pairwise` in the order of ``references``; None: no logprob of `m` or `M`, twice.
+    """Rows as `eval.benchmarks.alpaca_eval.pairwise` makes them, in the order of ``references``.
+
+    A preference is None where the reply had no logprob of `m` or `M`, twice.
 
     Raises InputError where the endpoint gives no logprobs at all.
     """
@@ -91,7 +93,9 @@ def _annotator(kind: Any, judge: EndpointJudge, draw: int) -> Any:
     def read(completion: Completion) -> dict[str, Any] | None:
         """The reply's first token as the package's parser takes it, where that finds a preference."""
         if completion.logprobs is None:
-            raise InputError(f"{judge.name}: the endpoint returns no logprobs, which AlpacaEval 2's annotator needs.")
+            raise InputError(
+                f"{judge.name}: returns no logprobs, which AlpacaEval 2's annotator needs; use another endpoint."
+            )
         first = {"logprobs": {"content": completion.logprobs[:1]}}
         return first if any(t["token"] in ("m", "M") for c in completion.logprobs[:1] for t in _top(c)) else None
 

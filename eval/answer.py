@@ -196,8 +196,8 @@ def answer(
             import lm_eval.models.huggingface  # noqa: F401
         end_start_up()
         for asked in opened:
-            how, file = asked.decoding, asked.benchmark.answers
-            said = [how.temperature, how.top_p, how.max_new_tokens, asked.prompts]
+            decoding, file = asked.decoding, asked.benchmark.answers
+            said = [decoding.temperature, decoding.top_p, decoding.max_new_tokens, asked.prompts]
             rows = parts.take(file, said, partial(ask, asked))
             for row in rows:
                 if why := row.get("missing"):
@@ -236,8 +236,8 @@ def _check_generative(ready: list[stock.Ready]) -> None:
     for one in ready:
         if any(task.OUTPUT_TYPE != "generate_until" for task in one.tasks.values()):
             raise InputError(
-                f"evaluation.tasks: {one.source.name} needs log-likelihoods, which a chat endpoint has not: leave it "
-                "out."
+                f"evaluation.tasks: {one.source.name} needs log-likelihoods, which a chat endpoint does not "
+                "give: leave it out."
             )
 
 

@@ -134,7 +134,7 @@ def _winrate(args: argparse.Namespace) -> None:
 
     files = {path.stem: read_annotations(path) for path in args.annotations}
     if len(files) < len(args.annotations):
-        raise InputError("sso-eval winrate: two files have the same name, which names the model here.")
+        raise InputError("sso-eval winrate: two files have the same name, which names the model here; rename one.")
     table: dict[str, Table] = {}
     lengths = {name: [row["reference_length"] for row in rows] for name, rows in files.items()}
     if args.difficulty == "refit":
@@ -218,7 +218,7 @@ def _radar(args: argparse.Namespace) -> None:
 
     labels = args.labels or [path.parent.name for path in args.scores]
     if len(labels) != len(args.scores):
-        raise InputError(f"--labels: {len(labels)} for {len(args.scores)} files; give one a file.")
+        raise InputError(f"--labels: {len(labels)} labels for {len(args.scores)} files; give one for each file.")
     draw({label: read_categories(path) for label, path in zip(labels, args.scores, strict=True)}, args.out)
 
 

@@ -23,7 +23,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchmarkDifference:
     """One benchmark of two arms. mcnemar: None where scores are not 0 and 1, or there are several seeds."""
 
     benchmark: str
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether by more than chance."""
+        """Whether the arms differ by more than chance."""
         return self.holm < LEVEL
 
 
@@ -50,7 +50,9 @@ def _folders(run: Path) -> tuple[Path, Path]:
         return run.with_name("judged") if run.name == "answers" else run, run
     if (run / "scores.json").is_file():
         return run, run.with_name("answers")
-    raise InputError(f"{run}: neither a run's folder nor one that `sso-eval answer` or `sso-eval judge` wrote.")
+    raise InputError(
+        f"{run}: holds no scores; give a run's folder, or one that `sso-eval answer` or `sso-eval judge` wrote."
+    )
 
 
 def _documents(answers: Path) -> dict[str, dict[str, str]]:
@@ -78,11 +80,11 @@ def _paired(a: Path, b: Path) -> dict[str, dict[str, tuple[float, float]]]:
         if common:
             out[benchmark] = {item: (left[benchmark][item], right[benchmark][item]) for item in common}
     if not out:
-        raise InputError(f"{a} and {b} have no scored item in common.")
+        raise InputError(f"{a} and {b} have no scored item in common; evaluate both on the same benchmarks.")
     return out
 
 
-def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
+def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
     """Arms A and B, one pair of folders a seed, on every benchmark that all folders have.
 
     Raises InputError where folders hold no scores, or scores of other questions.
@@ -90,8 +92,8 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
     seeds = [_paired(a, b) for a, b in pairs]
     shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     if not shared:
-        raise InputError("the seeds' folders have no benchmark in common.")
-    found: list[Comparison] = []
+        raise InputError("the seeds' folders have no benchmark in common; evaluate all seeds on the same ones.")
+    found: list[BenchmarkDifference] = []
     for benchmark in shared:
         items = list(seeds[0][benchmark])
         if any(seed[benchmark].keys() != set(items) for seed in seeds):
@@ -100,7 +102,7 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
         binary = len(seeds) == 1 and {*a[0], *b[0]} <= {0.0, 100.0}
         permutation, difference = permutation_p(a, b), paired_difference(a, b)
         found.append(
-            Comparison(
+            BenchmarkDifference(
                 benchmark,
                 mean_interval(a),
                 mean_interval(b),
@@ -114,13 +116,13 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[Comparison]:
     return [replace(c, holm=adjusted[c.benchmark]) for c in found]
 
 
-def as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
+def as_json(comparisons: list[BenchmarkDifference]) -> list[dict[str, Any]]:
     """Plain values, one entry a benchmark."""
     return [asdict(c) | {"differs": c.differs} for c in comparisons]
 
 
-def as_table(comparisons: list[Comparison], names: tuple[str, str]) -> "Table":
-    """For a terminal."""
+def as_table(comparisons: list[BenchmarkDifference], names: tuple[str, str]) -> "Table":
+    """The comparison as a table for a terminal."""
     from rich.table import Table
 
     seeds = comparisons[0].a.seeds
@@ -129,13 +131,13 @@ def as_table(comparisons: list[Comparison], names: tuple[str, str]) -> "Table":
     heads = ("", "n", "A", "B", "A - B", "p", "p McNemar", "p Holm", f"differs (Holm < {LEVEL})")
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
-    for c in comparisons:
+    for row in comparisons:
         cells = [
             f"{i.mean:.2f}" + ("" if i.low is None else f" [{i.low:.2f}, {i.high:.2f}]")
-            for i in (c.a, c.b, c.difference)
+            for i in (row.a, row.b, row.difference)
         ]
-        n = str(c.a.n) if seeds == 1 else f"{c.a.n // seeds} x {seeds}"
-        mcnemar = "" if c.mcnemar is None else f"{c.mcnemar:.3g}"
-        verdict = ("A higher" if c.difference.mean > 0 else "B higher") if c.differs else "no"
-        table.add_row(c.benchmark, n, *cells, f"{c.p:.3g}", mcnemar, f"{c.holm:.3g}", verdict)
+        count = str(row.a.n) if seeds == 1 else f"{row.a.n // seeds} x {seeds}"
+        mcnemar = "" if row.mcnemar is None else f"{row.mcnemar:.3g}"
+        verdict = ("A higher" if row.difference.mean > 0 else "B higher") if row.differs else "no"
+        table.add_row(row.benchmark, count, *cells, f"{row.p:.3g}", mcnemar, f"{row.holm:.3g}", verdict)
     return table

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.judge import Comparison, Judge, to_json
+from eval.judge import AnswerPair, Judge, to_json
 from eval.statistics import mean_and_error
 from sso.errors import InputError
 from sso.preferences import read, sample
@@ -30,7 +30,7 @@ def judged(judge: Judge, pairs: list[Pair], draw: int = 0) -> list[dict[str, Any
 
     None stands for an unreadable verdict; ``agree`` is None where either order is.
     """
-    items = [Comparison(p.prompt, p.chosen[-1].content, p.rejected[-1].content) for p in pairs]
+    items = [AnswerPair(p.prompt, p.chosen[-1].content, p.rejected[-1].content) for p in pairs]
     rows = []
     for pair, preference in zip(pairs, judge.pairwise(items, draw), strict=True):
         mean, (first, second) = to_json(preference.mean), map(to_json, preference)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from eval.judge import Comparison, Grading, Preference
+from eval.judge import AnswerPair, Grading, Preference
 from eval.settings import Judge as JudgeSettings
 from eval.verdicts import choice, rating
 from sso.endpoint import Client, Completion, Progress, Refused
@@ -50,7 +50,9 @@ def read_prompts(path: str | Path | None = None) -> dict[str, Template]:
     prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
     for number, row in iter_json_lines(path) if path else ():
         if not all(isinstance(row.get(key), str) for key in ("name", "system_prompt", "prompt_template")):
-            raise InputError(f"{path}:{number}: lacks name, system_prompt or prompt_template.")
+            raise InputError(
+                f"{path}:{number}: lacks name, system_prompt or prompt_template, which FastChat's judge prompts have."
+            )
         prompts[row["name"]] = {"system": row["system_prompt"], "text": row["prompt_template"]}
     return {name: Template(name, **prompt) for name, prompt in prompts.items()}
 
@@ -65,10 +67,10 @@ class EndpointJudge:
         self.prompts = read_prompts(settings.prompts)
         self.unreadable = self.empty = 0
 
-    def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
+    def pairwise(self, items: Sequence[AnswerPair], draw: int = 0) -> list[Preference]:
         """FastChat's pair-v2, each order a request."""
 
-        def question(item: Comparison, a: str, b: str) -> Question:
+        def question(item: AnswerPair, a: str, b: str) -> Question:
             prompt = self.prompts["pair-v2"].fill(question=conversation(item.prompt), answer_a=a, answer_b=b)
             return Question(prompt, said(lambda reply: choice(reply, tuple(PAIR))), greedy(2048))
 
@@ -76,10 +78,10 @@ class EndpointJudge:
         values = [math.nan if verdict is None else PAIR[verdict] for verdict in verdicts]
         return [Preference(a, 1 - b) for a, b in zip(values[::2], values[1::2], strict=True)]
 
-    def five_way(self, items: Sequence[Comparison], draw: int = 0) -> list[tuple[str | None, str | None]]:
+    def five_way(self, items: Sequence[AnswerPair], draw: int = 0) -> list[tuple[str | None, str | None]]:
         """Arena-Hard's prompt, each order a request; an unreadable judgment is continued once, as its owners do."""
 
-        def question(item: Comparison, a: str, b: str) -> Question:
+        def question(item: AnswerPair, a: str, b: str) -> Question:
             fields = {"question_1": conversation(item.prompt), "answer_1": a, "answer_2": b}
             prompt = self.prompts["arena-hard-v0.1"].fill(**fields)
             return Question(prompt, said(lambda reply: choice(reply, FIVE)), greedy(4096), CONTINUE)

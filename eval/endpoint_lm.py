@@ -27,7 +27,7 @@ class EndpointLM(LM):
         super().__init__()
         self.client = client
         self.refused: dict[str, set[int]] = {}
-        """Of each task, the documents whose requests were refused, and count as empty replies."""
+        """By task, the documents whose requests were refused; their replies count as empty."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -40,9 +40,12 @@ class EndpointLM(LM):
         """See `lm_eval.api.model.LM`."""
 
         def one(request: Instance) -> str | Refused:
-            prompt, how = request.args
-            stops = [how["until"]] if isinstance(how.get("until"), str) else how.get("until") or []
-            parameters: dict[str, Any] = {"max_tokens": how["max_gen_toks"], "temperature": how.get("temperature", 0)}
+            prompt, asked = request.args
+            stops = [asked["until"]] if isinstance(asked.get("until"), str) else asked.get("until") or []
+            parameters: dict[str, Any] = {
+                "max_tokens": asked["max_gen_toks"],
+                "temperature": asked.get("temperature", 0),
+            }
             if stops:
                 parameters["stop"] = stops[:STOPS]
             try:

@@ -72,8 +72,8 @@ def vllm(path: Path, dtype: str, settings: Vllm) -> "LM":
     stop, as_asked, generate = vllm_stop_ids(lm.model, tokenizer), lm.modify_gen_kwargs, lm.model.generate
 
     def asked(*args: Any, **kwargs: Any) -> Any:
-        how, until, room = as_asked(*args, **kwargs)
-        return {**how, "stop_token_ids": stop}, until, room
+        decoding, until, room = as_asked(*args, **kwargs)
+        return {**decoding, "stop_token_ids": stop}, until, room
 
     # vLLM divides by the bar's time, which a bar that TQDM_DISABLE switched off does not keep.
     lm.modify_gen_kwargs = asked
@@ -113,7 +113,7 @@ def run(ready: list[Ready], lm: "LM") -> dict[str, dict[str, Any]]:
             if lm.max_length <= room:
                 raise InputError(
                     f"evaluation.max_new_tokens: {room} new tokens of {one.source.name} leave no room for a prompt in "
-                    f"the model's context of {lm.max_length}."
+                    f"the model's context of {lm.max_length}; lower it."
                 )
     out = evaluate(
         lm=lm,

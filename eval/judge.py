@@ -25,7 +25,7 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerPair:
     """Two answers to one prompt."""
 
     prompt: list[Message]
@@ -49,7 +49,7 @@ class Preference(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over the orders that could be read; NaN where neither could."""
+        """Mean over the orders that could be read; NaN where neither could."""
         known = [p for p in self if not math.isnan(p)]
         return sum(known) / len(known) if known else math.nan
 
@@ -61,10 +61,10 @@ class Judge(Protocol):
     scale: str
     """What `grade` gives: "1-10", or "reward"."""
 
-    def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
+    def pairwise(self, items: Sequence[AnswerPair], draw: int = 0) -> list[Preference]:
         """Which answer is better, in both orders."""
 
-    def five_way(self, items: Sequence[Comparison], draw: int = 0) -> list[tuple[str | None, str | None]]:
+    def five_way(self, items: Sequence[AnswerPair], draw: int = 0) -> list[tuple[str | None, str | None]]:
         """Arena-Hard's labels, A>>B to B>>A, with a as assistant A and with a as assistant B; None: unreadable."""
 
     def grade(self, items: Sequence[Grading], draw: int = 0) -> list[float]:
@@ -84,13 +84,13 @@ class ScoringJudge:
         """The score of each (prompt, answer)."""
         raise NotImplementedError
 
-    def pairwise(self, items: Sequence[Comparison], draw: int = 0) -> list[Preference]:
+    def pairwise(self, items: Sequence[AnswerPair], draw: int = 0) -> list[Preference]:
         """1, 0 or 0.5 by the scores."""
         values = self.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
         both = zip(values[: len(items)], values[len(items) :], strict=True)
         return [Preference(p, p) for p in (preference(a, b) for a, b in both)]
 
-    def five_way(self, items: Sequence[Comparison], draw: int = 0) -> list[tuple[str | None, str | None]]:
+    def five_way(self, items: Sequence[AnswerPair], draw: int = 0) -> list[tuple[str | None, str | None]]:
         """Better, worse or equal; a score has no threshold for `significantly`."""
         games = {1.0: ("A>B", "B>A"), 0.5: ("A=B", "A=B"), 0.0: ("B>A", "A>B")}
         return [games[p.first] for p in self.pairwise(items)]

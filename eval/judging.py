@@ -33,13 +33,13 @@ def judge_all(judge_of: Callable[[str], Judge], answers: Path, data: Path, setti
     files, spread = inputs(data, settings), {}
     scores: Scores = {}
     for name in settings.judged:
-        benchmark, how = benchmarks.of_judges()[name], settings.judge_of(name)
+        benchmark, judge = benchmarks.of_judges()[name], settings.judge_of(name)
         path = answers / f"{benchmark.answers}.jsonl"
         said = benchmark.read_answers(path) if benchmark.read_answers else read(path, Answer)
-        verdicts = benchmark.judge(judge_of(name), how, said, files)
+        verdicts = benchmark.judge(judge_of(name), judge, said, files)
         write(out / f"{benchmark.judged}.jsonl", verdicts.rows)
         scores |= verdicts.scores
-        if how.repeats > 1:
-            again = partial(verdicts.again, variance.subset(verdicts.items, how.repeat_items))
-            spread[verdicts.metric] = variance.repeat(again, how.repeats)
+        if judge.repeats > 1:
+            again = partial(verdicts.again, variance.subset(verdicts.items, judge.repeat_items))
+            spread[verdicts.metric] = variance.repeat(again, judge.repeats)
     return scores | ({"judge_spread": spread} if spread else {})

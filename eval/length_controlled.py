@@ -42,7 +42,7 @@ GAMED = ((2402, -1.5835, 0.8335), (1136, -1.6425, 0.6836))
 """gpt4_1106_preview_verbose and _concise: mean length (leaderboard), and the official coefficients of length and
 difficulty (alpaca_eval's repository, metrics/weights/weighted_alpaca_eval_gpt4_turbo/length_controlled_v1)."""
 WEIGHT = 0.2 / 2
-"""Of a gamed row beside an own one, as the package has it."""
+"""Weight of a gamed baseline's row in the fit, where a row of an own answer weighs 1; alpaca_eval's value."""
 OFFICIAL, SIMULATED, NO_DIFFICULTIES, RAW = "official", "simulated baselines", "no difficulties", "raw"
 
 
@@ -52,10 +52,10 @@ class Table:
 
     frame: "pd.DataFrame"
     official: bool
-    """False: the rows of the gamed baselines are simulated."""
+    """Whether the rows of the gamed baselines are the package's own; else they are simulated."""
 
     def difficulty(self, positions: Sequence[int]) -> np.ndarray:
-        """Of the prompts at these positions of the prompt set."""
+        """Difficulties of the prompts at these positions of the prompt set."""
         known = self.frame.drop_duplicates("index").set_index("index")["instruction_difficulty"]
         return known.loc[list(positions)].to_numpy(dtype=np.float64)
 
@@ -72,12 +72,15 @@ def read_table(source: str | Path, reference_lengths: Sequence[int]) -> Table:
     try:
         frame = pd.read_csv(path)
     except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
-        raise InputError(f"{source}: no CSV ({' '.join(str(error).split())[:160]}).") from error
+        raise InputError(f"{source}: not a readable CSV file ({' '.join(str(error).split())[:160]}).") from error
     if missing := [c for c in ("index", "instruction_difficulty") if c not in frame]:
-        raise InputError(f"{source}: lacks the column `{missing[0]}`.")
+        raise InputError(f"{source}: lacks the column `{missing[0]}`, which a file of difficulties must have.")
     hard = dict(zip(frame["index"], frame["instruction_difficulty"], strict=True))
     if unknown := [i for i in range(len(reference_lengths)) if not np.isfinite(hard.get(i, np.nan))]:
-        raise InputError(f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing).")
+        raise InputError(
+            f"{source}: no difficulty of prompt {unknown[0]} ({len(unknown)} are missing); "
+            "give the prompt set's own file."
+        )
     if {"preference", "std_delta_len", "not_gamed_baseline"} <= set(frame):
         return Table(frame, True)
     return simulated_baselines([hard[i] for i in range(len(reference_lengths))], reference_lengths)
@@ -121,7 +124,9 @@ def read_annotations(path: Path) -> list[Row]:
             for e in entries
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no annotations of alpaca_eval ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"{path}: not a file of alpaca_eval's annotations ({type(error).__name__}: {error})."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,9 @@ class Rate:
 
     value: float | None
     items: dict[int, float]
-    """By row, where its preference was read: value + influence. Their mean is the value."""
+    """Value + influence by row, where its preference was read; their mean is the value."""
     model: str
-    reason: str = ""
+    reason: str | None = None
     unreadable: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
     preference = np.array([rows[i]["preference"] for i in positions], dtype=np.float64)
     gap = np.array([rows[i]["reference_length"] - rows[i]["length"] for i in positions], dtype=np.float64)
 
-    def rate(scores: np.ndarray, model: str, reason: str = "") -> Rate:
+    def rate(scores: np.ndarray, model: str, reason: str | None = None) -> Rate:
         value = float(scores.mean()) if len(scores) else None
         items = dict(zip(positions, map(float, scores), strict=True))
         return Rate(value, items, model, reason, len(rows) - len(positions))
@@ -165,7 +170,7 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
         return rate(100 * preference, RAW, reason)
     if not gap.any():
         # Nothing to control for: the fit without difficulties is the raw rate.
-        return rate(100 * preference, RAW if table else NO_DIFFICULTIES, "equal lengths" if table else "")
+        return rate(100 * preference, RAW if table else NO_DIFFICULTIES, "equal lengths" if table else None)
     length = np.tanh(gap / gap.std(ddof=1))
     if length.std() < 0.01:
         # All outputs are far longer, or far shorter: that is not to be told from the intercept.
@@ -188,15 +193,15 @@ def length_controlled(rows: Sequence[Row], table: Table | None = None) -> Rate:
     return rate(_scores(x, preference, weights, np.stack(columns, 1)), OFFICIAL if table.official else SIMULATED)
 
 
-def _unfit(preference: np.ndarray, gap: np.ndarray) -> str:
-    """Why a model can't be fitted, or nothing."""
+def _unfit(preference: np.ndarray, gap: np.ndarray) -> str | None:
+    """Why a model can't be fitted; None where it can."""
     if len(preference) < LEAST:
         return f"fewer than {LEAST} read annotations"
     if preference.min() == preference.max():
         return "all preferences are equal"
     if gap.any() and gap.min() == gap.max():
         return "all length differences are equal"
-    return ""
+    return None
 
 
 def _separated(x: np.ndarray, y: np.ndarray) -> bool:
@@ -297,7 +302,9 @@ def check_alike(annotations: Sequence[Sequence[Row]]) -> None:
     if len({len(rows) for rows in annotations}) != 1:
         raise InputError("difficulties: the annotation files must hold the same prompts; their numbers of rows differ.")
     if len(annotations[0]) < LEAST:
-        raise InputError(f"difficulties: the annotation files hold fewer than {LEAST} prompts, too few for a fit.")
+        raise InputError(
+            f"difficulties: the annotation files hold fewer than {LEAST} prompts, too few for a fit; give more."
+        )
 
 
 def fit_difficulty(annotations: Sequence[Sequence[Row]], spread: float = 1.5) -> np.ndarray:

@@ -28,11 +28,16 @@ class Judge(Endpoint):
     """More than one: a subset of the items is judged so often, and the spread is reported."""
     repeat_items: int = Field(40, ge=2)
 
+    @property
+    def asks_an_endpoint(self) -> bool:
+        """Whether a model behind an OpenAI-compatible endpoint judges: each verdict is a request, which may cost."""
+        return self.kind == "openai"
+
     @model_validator(mode="after")
     def _complete(self) -> "Judge":
         if (self.kind == "reward") != (self.path is not None):
             raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
-        if self.kind == "openai" and "model" not in self.model_fields_set:
+        if self.asks_an_endpoint and "model" not in self.model_fields_set:
             raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
         return self
 
@@ -52,11 +57,11 @@ class Task(Settings):
     file: str | None = None
     """A JSON Lines mirror of its data. Without: `mirrors`, then (micro) the data folder or (real) the hub."""
     limit: int | None = Field(None, ge=1)
-    """Only the first rows."""
+    """How many rows are asked, from the first; None: all."""
     num_fewshot: int | None = Field(None, ge=0)
     """Worked examples, as turns of the chat; None: the stock task's number."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """None: `max_new_tokens` of the evaluation; of `kind: lm_eval` the task's own, where it has one."""
+    """Tokens of a reply; None: the evaluation's `max_new_tokens`, or with `kind: lm_eval` the task's own, if any."""
 
     @model_validator(mode="after")
     def _kinds(self) -> "Task":
@@ -108,7 +113,7 @@ class AnswerDecoding(Settings):
 
     max_new_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
-    """Of Arena-Hard nothing else than 0, and of MT-Bench's categories FastChat's own."""
+    """Arena-Hard takes 0 only; the categories of MT-Bench that FastChat names keep FastChat's."""
     top_p: float | None = Field(None, gt=0, le=1)
 
 
@@ -122,8 +127,9 @@ class Evaluation(Vllm):
     files: dict[Annotated[str, AfterValidator(_known_file)], str] = {}
     """The judged benchmarks' own files (docs/evaluation_judges.md): local, or hf://datasets/OWNER/NAME/FILE."""
     difficulty: str | None = None
-    """Of AlpacaEval's instructions, for the length-controlled win rate: `hub` (the official df_gamed.csv), a local or
-    hf:// CSV, or None: one fit without difficulties. The report says which model a figure is of."""
+    """Where the difficulties of AlpacaEval's instructions come from, for the length-controlled win rate: `hub` (the
+    official df_gamed.csv), a local or hf:// CSV, or None: one fit without difficulties. The report says which fit
+    gave a figure."""
     judged: list[JudgedName] = ["alpaca_eval", "mt_bench"]
     """Benchmarks of open prompts, whose answers are judged (eval/benchmarks)."""
     rewardbench: str = "allenai/reward-bench"
@@ -131,7 +137,7 @@ class Evaluation(Vllm):
     batch_size: int = 64
     max_new_tokens: int = 64
     temperature: float = 1.0
-    """Of the open-ended answers; lm-eval's tasks decode greedily."""
+    """Sampling temperature of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
     decoding: dict[JudgedName, AnswerDecoding] = {}
     """What one benchmark of open prompts does otherwise."""

@@ -38,12 +38,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As the task is named in the settings."""
+        """The task's name in the settings."""
         return self.task.name
 
     @property
     def benchmark(self) -> LmEval | None:
-        """None for a task that lm-eval alone knows."""
+        """The benchmark that is asked; None for a task that lm-eval alone knows."""
         return benchmarks.of_lm_eval()[benchmarks.metric(self.name)] if self.task.kind == "benchmark" else None
 
     @property
@@ -77,7 +77,7 @@ def check(settings: Evaluation, micro_world: bool | None = None) -> None:
     for number, task in enumerate(settings.tasks):
         same = [o.name for o in settings.tasks[:number] if benchmarks.metric(o.name) == benchmarks.metric(task.name)]
         if same:
-            what = "is named twice" if task.name in same else f"and {same[0]} would be one figure"
+            what = "is named twice" if task.name in same else f"and {same[0]} would give the same figure"
             raise InputError(f"evaluation.tasks: {task.name} {what}; leave one out.")
         if task.kind == "lm_eval":
             _check_own(task)
@@ -89,23 +89,25 @@ def check(settings: Evaluation, micro_world: bool | None = None) -> None:
         elif task.file is None and task.name.startswith("micro_") and micro_world is False:
             raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
         elif task.file is not None and not Path(task.file).is_file():
-            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file.")
+            raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file; give a JSON Lines file.")
     for name, mirror in settings.mirrors.items():
         for file in filter(None, [mirror.test, mirror.shots]):
             if not Path(file).is_file():
-                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file.")
+                raise InputError(f"evaluation.mirrors.{name}: {file}: no such file; give a JSON Lines file.")
 
 
 def _check_own(task: Task) -> None:
     if task.include_path is not None and not Path(task.include_path).is_dir():
-        raise InputError(f"evaluation.tasks: {task.name}: include_path: {task.include_path}: no such folder.")
+        raise InputError(
+            f"evaluation.tasks: {task.name}: include_path: {task.include_path}: no such folder; give another."
+        )
     own = names_in(Path(task.include_path)) if task.include_path else {}
     if task.name not in own and task.name not in lm_eval_names():
         near = hint(task.name, [*own, *lm_eval_names()], "`lm-eval ls tasks` lists what there is; of your own")
         raise InputError(f"evaluation.tasks: lm-eval has no task {task.name!r}; {near[:300]}")
     if benchmarks.metric(task.name) in benchmarks.columns():
         raise InputError(
-            f"evaluation.tasks: {task.name}: `kind: lm_eval` would stand in the column of a benchmark of that name; "
+            f"evaluation.tasks: {task.name}: with `kind: lm_eval` it would stand in the column of our own benchmark; "
             f"take real_{benchmarks.metric(task.name)}."
         )
 
@@ -156,7 +158,7 @@ def _check_generative(task: str, world: str, name: str) -> None:
     variant = benchmark.generative if world == "real" else None
     if variant or (world == "micro" and benchmark.micro_likelihoods):
         way = f"take {variant}" if variant else "leave it out"
-        raise InputError(f"evaluation.tasks: {task} needs log-likelihoods, which a chat endpoint has not: {way}.")
+        raise InputError(f"evaluation.tasks: {task} needs log-likelihoods, which a chat endpoint does not give: {way}.")
 
 
 def _micro(task: Task, name: str, data: Path | None) -> Source:
@@ -194,5 +196,5 @@ def _rows(path: Path, columns: tuple[str, ...], limit: int | None) -> list[dict[
         if len(rows) == limit:
             break
     if not rows:
-        raise InputError(f"{path}: holds no row.")
+        raise InputError(f"{path}: holds no row; give at least one.")
     return rows

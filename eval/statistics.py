@@ -12,7 +12,7 @@ imported where it is needed only, because that costs more than all intervals of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,10 +49,6 @@ class Interval:
     seeds: int
     seed_spread: float | None
     p: float | None = None
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain values, for JSON and tables."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -104,14 +100,14 @@ def interval(
 
 
 def seeds_part(means: np.ndarray) -> Part:
-    """Of seeds' means [seeds, backbones]: what their spread says of the variance of the mean over all."""
+    """The seeds' part of the variance of the mean over all, from the spread of the seeds' means [seeds, backbones]."""
     seeds, backbones = means.shape
     own = means.var(0, ddof=1) / (seeds * backbones**2)
     return Part(float(own.sum()), float((own**2).sum() / (seeds - 1)))
 
 
 def items_part(scores: np.ndarray) -> Part:
-    """Of scores [seeds, backbones, items]: the items' part, without the residual that the seeds' part holds."""
+    """The items' part of that variance, from scores [seeds, backbones, items]; the residual is in the seeds' part."""
     seeds, backbones, n = scores.shape
     whole = scores.mean((0, 1)).var(ddof=1) / n
     if seeds == 1:

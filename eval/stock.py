@@ -22,7 +22,7 @@ from sso.errors import InputError
 TASKS = Path(__file__).with_name("tasks")
 """The micro-world's."""
 SEED = 1234
-"""Of the drawn worked examples and of GPQA's order of options: lm-eval's own default."""
+"""Seed of the drawn worked examples and of GPQA's order of options: lm-eval's own default."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Ready:
     source: Source
     tasks: dict[str, Any]
     rows: dict[str, list[int]]
-    """By task: the number in the mirror of each of its rows. A hub's rows are counted over the tasks in order."""
+    """Numbers that each task's rows have in the mirror, by task; a hub's rows are counted over the tasks in order."""
     score: str
     filter: str
     scores: Callable[[Rows], list[float]]
@@ -101,7 +101,10 @@ def _benchmark(source: Source, rows: dict[str, list[int]]) -> dict[str, Any]:
         for number, row in enumerate(source.rows):
             name = benchmark.task(row) if benchmark else source.name
             if name not in index:
-                raise InputError(f"{source.path}:{number + 1}: lm-eval has no task {name!r} for this row's subject.")
+                raise InputError(
+                    f"{source.path}:{number + 1}: lm-eval has no task {name!r} for this row's subject; "
+                    "correct or remove it."
+                )
             rows[name].append(number)
         specs = [{"task": name, **given, **_local(source, index[name], numbers)} for name, numbers in rows.items()]
     try:
@@ -121,9 +124,9 @@ def _named(source: Source) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     name, own = source.name, source.task.include_path
-    mine = own is not None and name in names_in(Path(own))
-    file = names_in(Path(own))[name] if own and mine else lm_eval_names()[name]
-    paths = [str(own)] if own and mine else [str(file.parent)]
+    in_own_folder = own is not None and name in names_in(Path(own))
+    file = names_in(Path(own))[name] if own and in_own_folder else lm_eval_names()[name]
+    paths = [str(own)] if own and in_own_folder else [str(file.parent)]
     spec = {"task": name, **_given(source)}
     try:
         try:
@@ -137,9 +140,14 @@ def _named(source: Source) -> dict[str, Any]:
         ) from error
     for task in loaded["tasks"].values():
         if task.config.unsafe_code:
-            raise InputError(f"evaluation.tasks: {name} runs code that the model writes, which this suite does not do.")
+            raise InputError(
+                f"evaluation.tasks: {name} runs code that the model writes, which this suite does not do; leave it out."
+            )
         if task.OUTPUT_TYPE not in ("generate_until", "multiple_choice", "loglikelihood"):
-            raise InputError(f"evaluation.tasks: {name} is of type {task.OUTPUT_TYPE}, which has no score an item.")
+            raise InputError(
+                f"evaluation.tasks: {name} is of type {task.OUTPUT_TYPE}, which gives no score for each item; "
+                "leave it out."
+            )
     return loaded["tasks"]
 
 
@@ -171,7 +179,9 @@ def _items(name: str, score: str, samples: Rows) -> list[float]:
     try:
         return [float(sample[score]) for sample in samples]
     except (TypeError, KeyError) as error:
-        raise InputError(f"evaluation.tasks: {name}: {score} has no score an item; name another `metric`.") from error
+        raise InputError(
+            f"evaluation.tasks: {name}: {score} gives no score for each item; name another `metric`."
+        ) from error
 
 
 def _process_once(task: Any) -> None:

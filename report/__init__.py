@@ -32,7 +32,7 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
         pages = {}
         claimed = claims.claims(measured)
         pages["claims"] = claims.claims_markdown(measured, claimed)
-        records.write_text(folder / "tables/claims.csv", render.to_csv([claims.HEAD, *claimed]))
+        records.write_text(folder / "tables/claims.csv", render.to_csv([claims.ClaimRow._fields, *claimed]))
         made = {name: tables.table(measured, name) for name in measured.content["tables"]}
         for name, table in made.items():
             pages[name] = render.markdown(measured, table)
@@ -85,7 +85,7 @@ def _page(experiment: Experiment, pages: dict[str, str], drawn: Sequence[str], p
     parts.append("Every figure with its file: [results.csv](results.csv). Each table is in `tables/` as CSV too.\n")
     parts += pages.values()
     for name in drawn:
-        parts.append(f"## {CHARTS[name][0]}\n\n![{CHARTS[name][0]}](figures/{name}.png)\n")
+        parts.append(f"## {CHARTS[name].title}\n\n![{CHARTS[name].title}](figures/{name}.png)\n")
     dirty = " (with uncommitted changes)" if provenance["git_dirty"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     if experiment.assumed:

@@ -6,13 +6,12 @@ interval of its difference lies on.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from report.measured import Estimate, Measured
 from report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
 from report.tables import header
 
-HEAD = ["claim", "backbone", "verdict", "difference", "test"]
 VERDICTS = (
     "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least "
     "the smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on "
@@ -24,8 +23,20 @@ VERDICTS = (
 )
 
 
+class ClaimRow(NamedTuple):
+    """What comes of one claim on one backbone, or on all; None: on none, since nothing could be tested."""
+
+    claim: str
+    backbone: str | None
+    verdict: str
+    difference: str
+    """The measured difference with its interval, in words."""
+    test: str
+    """How the interval was made."""
+
+
 @dataclass(frozen=True)
-class Comparison:
+class ArmDifference:
     """a - b of one metric on one backbone (or all)."""
 
     backbone: str
@@ -55,7 +66,7 @@ def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[tuple[str
                 yield a, b
 
 
-def comparisons(measured: Measured) -> list[Comparison]:
+def comparisons(measured: Measured) -> list[ArmDifference]:
     """Paired differences, per backbone and, where there are several, over all."""
     found = []
     for spec in measured.content["comparisons"]:
@@ -64,11 +75,11 @@ def comparisons(measured: Measured) -> list[Comparison]:
                 for scope in measured.scopes:
                     difference = measured.difference(scope, a, b, metric)
                     if difference:
-                        found.append(Comparison(scope, measured.label(*a), measured.label(*b), metric, difference))
+                        found.append(ArmDifference(scope, measured.label(*a), measured.label(*b), metric, difference))
     return found
 
 
-def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str:
+def comparisons_markdown(measured: Measured, found: Sequence[ArmDifference]) -> str:
     """All differences as one table, a column a backbone."""
     metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
     rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
@@ -90,7 +101,7 @@ def comparisons_markdown(measured: Measured, found: Sequence[Comparison]) -> str
     return "\n".join(parts)
 
 
-def comparisons_csv(found: Sequence[Comparison]) -> str:
+def comparisons_csv(found: Sequence[ArmDifference]) -> str:
     """All differences, a row each."""
     head = ["a", "b", "metric", "backbone", "difference", "low", "high", "seed_sd", "cells", "n", "test", "fit"]
     rows = [
@@ -132,14 +143,14 @@ def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tup
     return value / 100 * abs(level.mean) if level else float("inf")
 
 
-def claims(measured: Measured) -> list[list[str]]:
-    """[claim, backbone, verdict, difference, test] rows: each claim on each backbone and on all."""
-    rows = []
+def claims(measured: Measured) -> list[ClaimRow]:
+    """Each claim on each backbone and on all."""
+    rows: list[ClaimRow] = []
     for spec in measured.content["claims"]:
         sides, name = next(_sides(measured, spec), None), measured.measure(spec["metric"])
         metric = measured.content["metrics"][name]
         if sides and not measured.testable(name):
-            rows.append([spec["claim"], "", "untestable here: needs the oracle", metric["label"], ""])
+            rows.append(ClaimRow(spec["claim"], None, "untestable here: needs the oracle", metric["label"], ""))
             continue
         tested = False
         for scope in measured.scopes:
@@ -154,24 +165,24 @@ def claims(measured: Measured) -> list[list[str]]:
                 text += cell(difference, metric["digits"] + 1, difference.seeds)
                 text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
                 text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
-                rows.append([spec["claim"], scope, said, text, difference.test])
+                rows.append(ClaimRow(spec["claim"], scope, said, text, difference.test))
         if not tested:
-            rows.append([spec["claim"], "", "not tested", "the experiment lacks one of the arms, or its results", ""])
+            lacks = "the experiment lacks one of the arms, or its results"
+            rows.append(ClaimRow(spec["claim"], None, "not tested", lacks, ""))
     return rows
 
 
-def claims_markdown(measured: Measured, rows: Sequence[Sequence[str]]) -> str:
+def claims_markdown(measured: Measured, rows: Sequence[ClaimRow]) -> str:
     """The claims as a table, a column a backbone; the difference is that of the last column."""
-    by: dict[str, dict[str, Sequence[str]]] = {}
+    by_claim: dict[str, dict[str | None, ClaimRow]] = {}
     for row in rows:
-        by.setdefault(row[0], {})[row[1]] = row
+        by_claim.setdefault(row.claim, {})[row.backbone] = row
     lines = [["claim of the paper", *measured.scopes, f"difference ({measured.scopes[-1]})", "test"]]
-    for claim, scopes in by.items():
-        last = list(scopes.values())[-1]
-        said = [
-            scopes[scope][2] if scope in scopes else last[2] if "" in scopes else NOTHING for scope in measured.scopes
-        ]
-        lines.append([claim, *said, last[3], last[4]])
+    for claim, found in by_claim.items():
+        last = list(found.values())[-1]
+        elsewhere = last.verdict if None in found else NOTHING
+        said = [found[scope].verdict if scope in found else elsewhere for scope in measured.scopes]
+        lines.append([claim, *said, last.difference, last.test])
     return "\n".join(
         [
             "## What holds here\n",

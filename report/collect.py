@@ -44,7 +44,7 @@ class Figure:
     source: str
     items: Items | None = None
     measure: str = ""
-    """Of a length-controlled win rate: which fit it is of, or that it is the raw one and why."""
+    """For a length-controlled win rate: the fit that gave it, or why it is the raw rate instead. Else empty."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Collected:
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
     def version(self, name: str, of: str) -> str:
-        """Of an arm, or of the arms whose pairs a reward model reads; else that of the experiment's first arm."""
+        """The objective's version of an arm, or of the arms whose pairs a reward model reads; else the first arm's."""
         arms = self.experiment.arms
         if of == "arms":
             return arms[name].version

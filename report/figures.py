@@ -6,7 +6,7 @@ marker too; the same data gives the same bytes.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from report import curves, style
 from report.measured import Measured
@@ -125,13 +125,22 @@ def iterations(measured: Measured) -> "Figure | None":
     return figure
 
 
-CHARTS: dict[str, tuple[str, Callable[[Measured], "Figure | None"]]] = {
-    "figure3": ("Quality and on-policyness of the pairs (v2, figure 3)", figure3),
-    "ablation": ("Win rate of every v2 arm, with 95% intervals", ablation),
-    "ablation_v1": ("v1 with and without W and G: win rate after the last iteration, with 95% intervals", ablation_v1),
-    "v1_iterations": ("v1: win rate, grade and response length per iteration", iterations),
-    "categories": ("Scores by category, first seed", curves.categories),
-    "training": ("Training curves, first seed", curves.training),
+class Chart(NamedTuple):
+    """A chart of the report; ``draw`` returns None where there is nothing to draw."""
+
+    title: str
+    draw: Callable[[Measured], "Figure | None"]
+
+
+CHARTS = {
+    "figure3": Chart("Quality and on-policyness of the pairs (v2, figure 3)", figure3),
+    "ablation": Chart("Win rate of every v2 arm, with 95% intervals", ablation),
+    "ablation_v1": Chart(
+        "v1 with and without W and G: win rate after the last iteration, with 95% intervals", ablation_v1
+    ),
+    "v1_iterations": Chart("v1: win rate, grade and response length per iteration", iterations),
+    "categories": Chart("Scores by category, first seed", curves.categories),
+    "training": Chart("Training curves, first seed", curves.training),
 }
 
 
@@ -140,12 +149,13 @@ def draw(measured: Measured, folder: Path) -> Sequence[str]:
     drawn = []
     folder.mkdir(parents=True, exist_ok=True)
     with style.settings():
-        for name, (title, chart) in CHARTS.items():
-            figure = chart(measured)
+        for name, chart in CHARTS.items():
+            figure = chart.draw(measured)
             if figure is None:
                 continue
             world = measured.experiment.world
-            figure.suptitle(f"{title}{f'; micro-world {world.name}' if world else ''}", fontsize=10, x=0.01, ha="left")
+            title = chart.title + (f"; micro-world {world.name}" if world else "")
+            figure.suptitle(title, fontsize=10, x=0.01, ha="left")
             # No date: equal data, equal bytes.
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": header(measured)})
             figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})

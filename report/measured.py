@@ -53,7 +53,7 @@ class Estimate:
     test: str
     """How the interval was made."""
     fits: tuple[str, ...] = ()
-    """Of length-controlled win rates: the fits that its figures are of, or that they are raw ones and why."""
+    """For length-controlled win rates: the fits that gave the figures, or why they are raw rates instead."""
 
     @property
     def raw(self) -> tuple[str, ...]:
@@ -246,7 +246,8 @@ def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
 
 
 def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) -> Estimate:
-    """Of each seed's items by backbone: the common items of all seeds, or the seeds' means where they share none."""
+    """An estimate from each seed's items by backbone: over the items that all seeds share, or over the seeds' means
+    where they share none."""
     from eval.statistics import LEAST_ITEMS, mean_interval
 
     own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]

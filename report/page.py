@@ -127,11 +127,10 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
         rows, shown = [], []
         for scope in measured.scopes:
             cells = []
-            for arm, t in at:
-                where = (
-                    sources(measured, scope, arm, t, spec["metric"]) if scope in measured.experiment.backbones else []
-                )
-                cells.append(figure(measured.estimate(scope, arm, t, spec["metric"]), metric["digits"], where))
+            for arm, iteration in at:
+                is_backbone = scope in measured.experiment.backbones
+                where = sources(measured, scope, arm, iteration, spec["metric"]) if is_backbone else []
+                cells.append(figure(measured.estimate(scope, arm, iteration, spec["metric"]), metric["digits"], where))
             difference = measured.difference(scope, at[-1], at[-2], spec["metric"])
             if difference is None:
                 continue
@@ -140,7 +139,7 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
             shown.append(difference)
             rows.append({"label": scope + (f" (paper: {paper})" if paper else ""), "cells": cells})
         if rows:
-            names = [measured.label(arm, t) for arm, t in at]
+            names = [measured.label(arm, iteration) for arm, iteration in at]
             about = {"heading": render.heading(measured, spec["metric"], shown), "notes": render.raw_note(shown)}
             head = [*names, f"({names[-1]}) - ({names[-2]})"]
             found.append({"title": spec["title"], **about, "head": head, "rows": rows})
@@ -161,17 +160,22 @@ def _printed_difference(measured: Measured, spec: dict[str, Any], backbone: str)
     return None, ""
 
 
-def _claims(measured: Measured, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def _claims(rows: Sequence[claims.ClaimRow]) -> list[dict[str, Any]]:
     """Each claim with its verdict over all backbones, and those on each."""
-    by: dict[str, list[Sequence[str]]] = {}
+    by_claim: dict[str, list[claims.ClaimRow]] = {}
     for row in rows:
-        by.setdefault(row[0], []).append(row)
+        by_claim.setdefault(row.claim, []).append(row)
     found = []
-    for claim, verdicts in by.items():
-        last = verdicts[-1]
-        each = [{"backbone": v[1], "said": v[2], "sign": _sign(v[2])} for v in verdicts if v[1] not in ("", POOLED)]
-        about = {"claim": claim, "said": last[2], "sign": _sign(last[2]), "text": last[3], "test": last[4]}
-        found.append({**about, "each": each, "pooled": last[1] == POOLED, "backbone": last[1]})
+    for claim, own in by_claim.items():
+        last = own[-1]
+        each = [
+            {"backbone": row.backbone, "said": row.verdict, "sign": _sign(row.verdict)}
+            for row in own
+            if row.backbone not in (None, POOLED)
+        ]
+        about = {"claim": claim, "said": last.verdict, "sign": _sign(last.verdict)}
+        about |= {"text": last.difference, "test": last.test}
+        found.append({**about, "each": each, "pooled": last.backbone == POOLED, "backbone": last.backbone or ""})
     return found
 
 
@@ -179,7 +183,7 @@ def _sign(said: str) -> tuple[str, str]:
     return next((sign for start, sign in SIGNS.items() if said.startswith(start)), ("open", "≈"))
 
 
-def _comparisons(measured: Measured, found: Sequence[claims.Comparison]) -> list[dict[str, Any]]:
+def _comparisons(measured: Measured, found: Sequence[claims.ArmDifference]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
     for row in found:
         digits = measured.content["metrics"][row.metric]["digits"] + 1
@@ -200,15 +204,15 @@ def inline(svg: str, name: str) -> Markup:
     """A chart's SVG for a page that holds several: own ids, no prologue, no metadata, a name for who can't see it."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    label = Markup.escape(CHARTS[name][0])
+    label = Markup.escape(CHARTS[name].title)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
 def html(
     measured: Measured,
     made: dict[str, Table],
-    claimed: Sequence[Sequence[str]],
-    compared: Sequence[claims.Comparison],
+    claimed: Sequence[claims.ClaimRow],
+    compared: Sequence[claims.ArmDifference],
     figures: dict[str, str],
     read: samples.Samples,
     provenance: dict[str, Any],
@@ -233,10 +237,10 @@ def html(
         experiment=experiment,
         header=header(measured),
         scopes=measured.scopes,
-        claims=_claims(measured, claimed),
+        claims=_claims(claimed),
         verdicts=claims.VERDICTS,
         headline=_headline(measured),
-        charts=[(name, CHARTS[name][0], inline(svg, name)) for name, svg in figures.items()],
+        charts=[(name, CHARTS[name].title, inline(svg, name)) for name, svg in figures.items()],
         tables=[_table(measured, table) for table in made.values() if table.applies],
         left_out=[table.spec["title"] for table in made.values() if not table.applies],
         comparisons=_comparisons(measured, compared),

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 NOTHING = "-"
 """An empty cell."""
 MARK = "†"
-"""Of a raw rate that stands in a length-controlled one's place."""
+"""Marks a raw rate that stands in a length-controlled one's place."""
 DOUBT = "?"
-"""Of a printed figure that may be wrong."""
+"""Marks a figure of the paper that may be misprinted."""
 Column = tuple[str, str]
 """A metric, and whether the column is `ours` or the `paper`'s."""
 

@@ -110,7 +110,7 @@ def _beside(measured: Measured, spec: dict[str, Any], papers: dict[str, str]) ->
 
 
 def _namesake(paper: str | None, known: Collection[str]) -> str | None:
-    """Of `Qwen2-7B-SFT`, say, `Qwen2-7B-Instruct`."""
+    """The known backbone that differs only in its last part: `Qwen2-7B-Instruct` for `Qwen2-7B-SFT`."""
     stem = (paper or "").rpartition("-")[0]
     return next((name for name in known if stem and name.rpartition("-")[0] == stem), None)
 

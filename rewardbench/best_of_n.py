@@ -17,7 +17,7 @@ from sso.sampling.engine import Engine, Show, name_missing, seed_of
 from sso.sampling.settings import Sampling
 
 BINS = 8
-"""Of the calibration, equally full."""
+"""Bins of the calibration, each with as many pairs."""
 
 
 def draw(

@@ -27,10 +27,10 @@ def _mix(args: argparse.Namespace) -> None:
     from rewardbench.data import read_bench
     from rewardbench.mix import mix
 
-    how = args.settings
-    inputs = {f"source{i}": source.path for i, source in enumerate(how.parts) if source.path}
-    with tracking.run(args.out, "mix", how, {**inputs, "bench": args.bench}) as run:
-        mixed = mix(how, read_bench(args.bench) if how.ngram else [])
+    mixture = args.settings
+    inputs = {f"source{i}": source.path for i, source in enumerate(mixture.parts) if source.path}
+    with tracking.run(args.out, "mix", mixture, {**inputs, "bench": args.bench}) as run:
+        mixed = mix(mixture, read_bench(args.bench) if mixture.ngram else [])
         for entry in mixed.report:
             preferences.warn(entry["left_out"], entry["source"], entry["row_numbers"])
             wanted = entry["asked"] or entry["usable"]
@@ -48,10 +48,10 @@ def _train(args: argparse.Namespace) -> None:
     from rewardbench import data
     from sso.jobs import distributed
 
-    how = args.settings
-    distributed.launch(how, args.argv, "rewardbench.cli")
+    reward = args.settings
+    distributed.launch(reward, args.argv, "rewardbench.cli")
     inputs = {"model": args.model, "pairs": args.pairs}
-    with tracking.run(args.out, "reward", how, inputs, args.seed) as run:
+    with tracking.run(args.out, "reward", reward, inputs, args.seed) as run:
         pairs, left_out, numbers = data.read_pairs(args.pairs)
         if distributed.is_main():
             preferences.warn(left_out, args.pairs, numbers)
@@ -61,7 +61,7 @@ def _train(args: argparse.Namespace) -> None:
         from rewardbench.train import train
 
         end_start_up()
-        train(args.model, [data.comparison(pair) for pair in pairs], how, args.seed, args.out, run)
+        train(args.model, [data.text_pair(pair) for pair in pairs], reward, args.seed, args.out, run)
         print(", ".join(f"{key} {value:g}" for key, value in run.summary.items()))
 
 
@@ -70,8 +70,8 @@ def _score(args: argparse.Namespace) -> None:
     from rewardbench.data import read_bench
 
     given = {"model": args.model, "policy": args.policy, "reference": args.reference, "data": args.data}
-    how = {"dtype": args.dtype, "judge": args.judge and args.judge.model_dump()}
-    with tracking.run(args.out, "rewardbench", how, {k: v for k, v in given.items() if v}) as run:
+    settings = {"dtype": args.dtype, "judge": args.judge and args.judge.model_dump()}
+    with tracking.run(args.out, "rewardbench", settings, {k: v for k, v in given.items() if v}) as run:
         rows = read_bench(args.data)
         score.weights_for(row.subset for row in rows)  # before a model is loaded, or a judge paid
         scorer: dict[str, Any]

@@ -30,7 +30,7 @@ LLMBAR = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TextPair:
     """One prompt with the response that should win and the one that should lose, as texts."""
 
     id: str
@@ -40,7 +40,7 @@ class Comparison:
     subset: str = ""
     margin: float | None = None
     cut: tuple[str, ...] = ()
-    """Of `chosen` and `rejected`, those that were cut when they were drawn."""
+    """Which of `chosen` and `rejected` were cut at the limit of tokens when they were drawn."""
 
 
 class BenchRow(records.Prompted):
@@ -51,9 +51,9 @@ class BenchRow(records.Prompted):
     rejected: str
 
 
-def comparison(pair: Preference) -> Comparison:
+def text_pair(pair: Preference) -> TextPair:
     """The pair as texts."""
-    return Comparison(
+    return TextPair(
         pair.id, pair.prompt, pair.chosen[-1].content, pair.rejected[-1].content, "", pair.margin, tuple(pair.cut)
     )
 
@@ -67,13 +67,13 @@ def read_pairs(path: str | Path) -> Parsed:
     return preferences.parse(preferences.file_rows(Path(path)), str(path))
 
 
-def read_bench(path: str | Path) -> list[Comparison]:
+def read_bench(path: str | Path) -> list[TextPair]:
     """RewardBench rows {id, subset, prompt, chosen, rejected}: a file, the data set's name on the hub, or a folder
     with LLMBar's files, which are five of its subsets.
 
     A benchmark with a bad row is not that benchmark: an empty side or equal sides raise InputError.
     """
-    made: list[Comparison] = []
+    made: list[TextPair] = []
     seen: set[str] = set()
     for number, values in enumerate(_bench_rows(Path(path), str(path)), 1):
         sides = {side: _text(values[side]) for side in preferences.SIDES if side in values}
@@ -93,9 +93,9 @@ def read_bench(path: str | Path) -> list[Comparison]:
                 raise InputError(f"{path}: row {name!r}: `{side}` is empty; give a text or remove the row.")
         if row.chosen == row.rejected:
             raise InputError(f"{path}: row {name!r}: chosen and rejected are equal; correct or remove the row.")
-        made.append(Comparison(name, row.prompt, row.chosen, row.rejected, row.subset))
+        made.append(TextPair(name, row.prompt, row.chosen, row.rejected, row.subset))
     if not made:
-        raise InputError(f"{path}: holds no record.")
+        raise InputError(f"{path}: holds no record; give at least one.")
     return made
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rewardbench.data import Comparison
+from rewardbench.data import TextPair
 from rewardbench.settings import Mixture, Source
 from sso import preferences
 from sso.errors import InputError
@@ -36,7 +36,7 @@ def asked(prompt: Iterable[Message]) -> list[str]:
     return [message.content for message in prompt if message.role == "user"]
 
 
-def bench_grams(rows: Iterable[Comparison], n: int) -> dict[Gram, str]:
+def bench_grams(rows: Iterable[TextPair], n: int) -> dict[Gram, str]:
     """Every run of n words of the benchmark's prompts, and the first row that has it."""
     found: dict[Gram, str] = {}
     for row in rows:
@@ -46,7 +46,7 @@ def bench_grams(rows: Iterable[Comparison], n: int) -> dict[Gram, str]:
     return found
 
 
-def mix(settings: Mixture, bench: Sequence[Comparison]) -> Mixed:
+def mix(settings: Mixture, bench: Sequence[TextPair]) -> Mixed:
     """Read, clean and sample the sources.
 
     Raises:
@@ -62,7 +62,9 @@ def mix(settings: Mixture, bench: Sequence[Comparison]) -> Mixed:
         parsed = preferences.parse(preferences.rows(source), source.path)
         kept, dropped = _clean(parsed.pairs, prompts if settings.dedupe else set(), held, settings.ngram)
         if not kept:
-            raise InputError(f"{source.path}: every pair repeats an earlier source's prompt or is in the benchmark.")
+            raise InputError(
+                f"{source.path}: every pair repeats an earlier source's prompt or is in the benchmark; leave it out."
+            )
         prompts |= {digest(pair.prompt) for pair in kept}
         usable.append(kept)
         rows = len(parsed.pairs) + sum(map(len, parsed.left_out.values()))

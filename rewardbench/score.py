@@ -19,7 +19,7 @@ from sso.reward_model import load, rewards
 from sso.settings import ROOT
 
 if TYPE_CHECKING:
-    from rewardbench.data import Comparison
+    from rewardbench.data import TextPair
 
 SECTIONS = {
     "Chat": "rewardbench_chat",
@@ -51,7 +51,7 @@ def weights_for(subsets: Iterable[str]) -> Weights:
             return table
     nearest = max(tables, key=lambda table: sum(subset in table for subset in subsets))
     unknown = next(subset for subset in subsets if subset not in nearest)
-    raise InputError(f"unknown RewardBench subset {unknown!r}; known beside the others: {', '.join(nearest)}.")
+    raise InputError(f"unknown RewardBench subset {unknown!r}; the benchmark has: {', '.join(nearest)}.")
 
 
 def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def aggregate(rows: Iterable[tuple[str, float, float]], weights: Weights) -> dic
 
 def encode(
     tokenizer: Any,
-    comparisons: "Sequence[Comparison]",
+    pairs: "Sequence[TextPair]",
     max_length: int | None = None,
     end_cut_responses: bool = True,
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -99,7 +99,7 @@ def encode(
     from sso import chat
 
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-    for row in comparisons:
+    for row in pairs:
         with chat.naming([row.id], "pair"):
             prompt = chat.encode_prompt(tokenizer, row.prompt)
             made = [
@@ -115,7 +115,7 @@ def encode(
     return sides
 
 
-def check_prompts(tokenizer: Any, rows: "Sequence[Comparison]") -> None:
+def check_prompts(tokenizer: Any, rows: "Sequence[TextPair]") -> None:
     """Raise InputError that names the pair whose prompt the chat template refuses; before a model is loaded."""
     from sso.chat import check_conversations, naming
 
@@ -128,7 +128,7 @@ Scored = list[tuple[float, float]]
 
 
 def by_reward_model(
-    rows: "Sequence[Comparison]", path: str | Path, batch_size: int = 64, dtype: str = "float32"
+    rows: "Sequence[TextPair]", path: str | Path, batch_size: int = 64, dtype: str = "float32"
 ) -> Scored:
     """The rewards of a Bradley-Terry model."""
     from sso.chat import context_limit, load_tokenizer
@@ -141,7 +141,7 @@ def by_reward_model(
 
 
 def by_policy(
-    rows: "Sequence[Comparison]", policy: str | Path, reference: str | Path | None, dtype: str = "float32"
+    rows: "Sequence[TextPair]", policy: str | Path, reference: str | Path | None, dtype: str = "float32"
 ) -> Scored:
     """The implicit reward of a DPO policy, log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats; beta is left
     out, since it ranks nothing. Without a reference: the policy's mean log-probability per token."""
@@ -151,7 +151,7 @@ def by_policy(
     return [tuple(row) for row in values.tolist()]
 
 
-def _logps(rows: "Sequence[Comparison]", path: str | Path, dtype: str) -> tuple[Any, Any]:
+def _logps(rows: "Sequence[TextPair]", path: str | Path, dtype: str) -> tuple[Any, Any]:
     """log pi(y|x), summed, and tokens of both responses; [rows, 2] each."""
     from sso.chat import context_limit, load_model, load_tokenizer
     from sso.objective import Node
@@ -174,15 +174,15 @@ def _logps(rows: "Sequence[Comparison]", path: str | Path, dtype: str) -> tuple[
     return scores.logp.double(), scores.tokens.double()
 
 
-def by_judge(rows: "Sequence[Comparison]", judge: Any) -> Scored:
+def by_judge(rows: "Sequence[TextPair]", judge: Any) -> Scored:
     """A judge's preference for each side, over both orders (`eval.judge.Judge`); NaN where no reply could be read."""
-    from eval.judge import Comparison as Shown
+    from eval.judge import AnswerPair
 
-    verdicts = judge.pairwise([Shown(row.prompt, row.chosen, row.rejected) for row in rows])
+    verdicts = judge.pairwise([AnswerPair(row.prompt, row.chosen, row.rejected) for row in rows])
     return [(verdict.mean, 1 - verdict.mean) for verdict in verdicts]
 
 
-def write(rows: "Sequence[Comparison]", values: Scored, out: str | Path, scorer: Mapping[str, Any]) -> dict[str, Any]:
+def write(rows: "Sequence[TextPair]", values: Scored, out: str | Path, scorer: Mapping[str, Any]) -> dict[str, Any]:
     """Aggregate, and write the table with ``scorer`` in it to ``out``, the rows' values beside it (`*_rows.jsonl`).
 
     What is not a number is named on standard error, and null in the file.

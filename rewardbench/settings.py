@@ -57,13 +57,13 @@ class Reward(Mixture, Optimization):
 
     label: str
     version: Literal["v1", "v2"] = "v2"
-    """Of the paper, in whose table it stands."""
+    """The paper's version whose table the model stands in."""
     method: str | None = None
     """The paper's name of its data in results/paper/results.csv, e.g. `skywork+sso`."""
     base: str | None = None
     """A checkpoint to start from, e.g. meta-llama/Meta-Llama-3-8B-Instruct; None: the backbone's starting model."""
     backbones: list[str] | None = None
-    """Only in these backbones' cells; None: in all that have the arms."""
+    """Backbones in whose cells it is trained; None: all that have the arms."""
     learning_rate: float = Field(5e-4, gt=0)
     epochs: float = Field(2, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"

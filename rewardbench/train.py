@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardbench.data import Comparison
+from rewardbench.data import TextPair
 from rewardbench.score import encode
 from rewardbench.settings import Reward
 from sso.chat import end_of_turn
@@ -110,7 +110,7 @@ def accuracy(model: Any, pairs: Sequence["Sides"], settings: Reward, name: str) 
 
 
 def train(
-    model_path: str | Path, pairs: Sequence[Comparison], settings: Reward, seed: int, out: str | Path, run: Any
+    model_path: str | Path, pairs: Sequence[TextPair], settings: Reward, seed: int, out: str | Path, run: Any
 ) -> None:
     """Train on all but the held-out ``pairs`` and write a model folder to ``out``, whole or not at all.
 
@@ -129,7 +129,7 @@ def train(
     out = Path(out)
     work = out.with_name(f".{out.name}.work")
     # With ZeRO-3 the arguments must exist before the model is loaded, which is then loaded in parts.
-    how = training_arguments(settings, settings.learning_rate, seed, work)
+    arguments = training_arguments(settings, settings.learning_rate, seed, work)
     chosen, rejected = encode(
         load_tokenizer(model_path), pairs, end_cut_responses=settings.end_cut_responses
     )  # what can't be encoded is told before this:
@@ -151,7 +151,7 @@ def train(
 
     with kept(work):
         checkpoint = last_checkpoint(work, key, "reward model")
-        trainer = RewardTrainer(model=model, args=how, train_dataset=trained, settings=settings)
+        trainer = RewardTrainer(model=model, args=arguments, train_dataset=trained, settings=settings)
         go(trainer, settings.engine, checkpoint)
         for row in trainer.state.log_history:
             if "loss" in row:

@@ -102,7 +102,7 @@ def attend(
     """Attention of one row of tokens that lie as ``forest`` says. query, key, value: [1, heads, tokens, width]."""
 
     def spread(values: Tensor) -> list[Tensor]:
-        """By group [rows, heads, width of the group, width]."""
+        """The values by group, each [rows, heads, width of the group, width]."""
         _, heads, tokens, width = values.shape
         slots = _Spread.apply(values[0].transpose(0, 1).reshape(tokens, heads * width), forest)
         parts = slots.split([rows * length for rows, length in forest.shapes])

@@ -36,11 +36,11 @@ _STRFTIME_NOW = (
 after a block is no text, so a template behind it renders as it would alone."""
 
 
-def _on_the_day(tokenizer: Any, apply: Any, conversation: Any, **how: Any) -> Any:
+def _on_the_day(tokenizer: Any, apply: Any, conversation: Any, **options: Any) -> Any:
     """transformers' `apply_chat_template`, ``apply``, with a template for which it is `TODAY`."""
-    template = tokenizer.get_chat_template(how.pop("chat_template", None), how.get("tools"))
+    template = tokenizer.get_chat_template(options.pop("chat_template", None), options.get("tools"))
     dated = _STRFTIME_NOW if "strftime_now" in template else ""
-    return apply(conversation, chat_template=dated + template, **how)
+    return apply(conversation, chat_template=dated + template, **options)
 
 
 class Unfit(InputError):

@@ -48,7 +48,7 @@ class Arm(Settings):
     writer: str | None = None
     """Who writes this arm's principles: a key of `writers`; None: `principles`."""
     backbones: list[str] | None = None
-    """Only on these backbones; None: on all."""
+    """Backbones that the arm runs on; None: all."""
     evaluation: dict[str, Any] = {}
     """Laid over the backbone's and the experiment's `evaluation`."""
 
@@ -70,13 +70,13 @@ class Hardware(Settings):
 
     name: str = "H100-80GB"
     gpus: int = Field(8, ge=1)
-    """On one machine."""
+    """GPUs of one machine."""
     memory_gb: float = Field(80, gt=0)
-    """Of one GPU."""
+    """Memory of one GPU, in GB."""
     tflops: float = Field(989, gt=0)
-    """Peak of one GPU in bfloat16, dense."""
+    """Peak of one GPU in dense bfloat16, in TFLOP/s."""
     bandwidth_gbs: float = Field(3350, gt=0)
-    """Of one GPU's memory."""
+    """Bandwidth of one GPU's memory, in GB/s."""
     training_mfu: float = Field(0.35, gt=0, le=1)
     """Share of the peak that training reaches."""
     decoding_mbu: float = Field(0.5, gt=0, le=1)

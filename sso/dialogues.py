@@ -151,13 +151,13 @@ def joined(given: list[Message], own: list[Message]) -> list[Message]:
     """
     (system, given), (within, own) = split(given), split(own)
     system = within or system
-    a, b = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (given, own))
-    if not b or a[-len(b) :] == b:
+    first, second = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (given, own))
+    if not second or first[-len(second) :] == second:
         return [*system, *given]
-    answered = len(a) == len(b) + 1 and a[: len(b)] == b and a[-1][0] == "assistant"
-    if not a or b[: len(a)] == a or b[-len(a) :] == a or answered:
+    answered = len(first) == len(second) + 1 and first[: len(second)] == second and first[-1][0] == "assistant"
+    if not first or second[: len(first)] == first or second[-len(first) :] == first or answered:
         return [*system, *own]
-    if a[-1][0] != b[0][0]:
+    if first[-1][0] != second[0][0]:
         return [*system, *given, *own]
     raise LeftOut(CONTRADICTION)
 

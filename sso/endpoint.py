@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from sso.errors import InputError, without_passwords
@@ -70,6 +70,16 @@ class Completion:
         return self.finish == "content_filter" and not self.text.strip()
 
 
+class _Refusal(NamedTuple):
+    """A request that the endpoint refused, as the cache keeps it: ``prompt`` is a digest, ``parameters`` are JSON."""
+
+    key: str
+    parameters: str
+    prompt: str
+    draw: int
+    why: str
+
+
 class Client:
     """Chat completions of one model; every method may be called from many threads."""
 
@@ -83,7 +93,7 @@ class Client:
             raise InputError(f"{self.url}: the key is read from {settings.key_variable}, which is not set; set it.")
         self.replies = Replies(cache, self.url, settings.model)
         self.sent = self.cached = self.refused = 0
-        self._answers, self._refusals = False, list[tuple[str, str, str, int, str]]()
+        self._answers, self._refusals = False, list[_Refusal]()
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     @cached_property
@@ -128,7 +138,7 @@ class Client:
             try:
                 completion = self._ask(messages, parameters)
             except Refused as error:
-                self._remember((key, about, prompt, draw, str(error)))
+                self._remember(_Refusal(key, about, prompt, draw, str(error)))
                 self._refuse(str(error))
             self.replies.put(key, about, prompt, draw, asdict(completion))
         self._remember()
@@ -141,14 +151,15 @@ class Client:
             self.refused += 1
         raise Refused(why)
 
-    def _remember(self, refusal: tuple[str, str, str, int, str] | None = None) -> None:
+    def _remember(self, refusal: _Refusal | None = None) -> None:
         """Keep a refusal like a reply, once the endpoint has answered anything: one that refuses all is asked anew."""
         with self._lock:
             self._answers |= refusal is None
             self._refusals += [refusal] if refusal else []
             waiting, self._refusals = (self._refusals, []) if self._answers else ([], self._refusals)
-        for key, about, prompt, draw, why in waiting:
-            self.replies.put(key, about, prompt, draw, {REFUSAL: why, "prompt_tokens": 0, "completion_tokens": 0})
+        for kept in waiting:
+            reply = {REFUSAL: kept.why, "prompt_tokens": 0, "completion_tokens": 0}
+            self.replies.put(kept.key, kept.parameters, kept.prompt, kept.draw, reply)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], show: Show | None = None) -> list[Result]:
         """``function`` of every item, ``concurrency`` at a time, in order; the first error stops the rest.
@@ -241,11 +252,17 @@ class Client:
         if status == 403 and "moderation" in said.lower():  # OpenRouter's filter
             return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
         if status in (401, 403):
-            return InputError(f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}).")
+            return InputError(
+                f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}); set another."
+            )
         if status == 404:
-            return InputError(f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}).")
+            return InputError(
+                f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}); check `model` and `base_url`."
+            )
         if status == 402 or any(sign in said.lower() for sign in QUOTA):
-            return InputError(f"{self.url}: the account's quota is spent ({said}).")
+            return InputError(
+                f"{self.url}: the account's quota is spent ({said}); raise it and run the same command again."
+            )
         if status in (408, 409, 425, 429) or status >= 500:
             return _NoReply(f"HTTP {status}", _seconds(error.response.headers.get("retry-after")))
         if status in (400, 413, 422, 451):

@@ -149,7 +149,9 @@ class Scorer:
         full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
         fits = config.model_type in FOREST_MODELS and full
         if layout == "forest" and not fits:
-            raise InputError(f"layout: a {config.model_type} model with this config takes no forest; use `padded`.")
+            raise InputError(
+                f"layout: `forest` does not work with this {config.model_type} model; use `padded` or `auto`."
+            )
         self.layout = "forest" if layout != "padded" and fits else "padded"
 
     @contextmanager

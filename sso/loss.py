@@ -38,7 +38,10 @@ def lines(
             reference.score(model, samples, nodes, pad, {"dtype": dtype}, training.layout, training.tokens_per_batch)
         )
     if sizes[0] != sizes[1]:
-        raise InputError(f"{frozen}: its vocabulary has {sizes[1]} tokens, that of {policy} {sizes[0]}; no reference.")
+        raise InputError(
+            f"{frozen}: its vocabulary has {sizes[1]} tokens, that of {policy} {sizes[0]}; "
+            "give a reference with the policy's vocabulary."
+        )
     columns = {node: made[0].column(node) for node in nodes}
     scores = Scores(
         *({node: table[:, i] for node, i in columns.items()} for table in (made[0].logp, made[1].logp, made[0].tokens))

@@ -168,12 +168,12 @@ class Objective:
     def terms(self, scores: Scores) -> list[dict[str, "Tensor"]]:
         """Per contrast: base loss, SFT term and margin (what the base loss compares), each [samples], unweighted."""
         rows = []
-        for c in self.contrasts:
-            winner, loser = (self._score(scores, (c.context, y)) for y in (c.winner, c.loser))
+        for contrast in self.contrasts:
+            winner, loser = (self._score(scores, (contrast.context, y)) for y in (contrast.winner, contrast.loser))
             rows.append(
                 {
                     "base": self.base.loss(winner, loser, self.training),
-                    "sft": -scores.average((c.context, c.winner)),
+                    "sft": -scores.average((contrast.context, contrast.winner)),
                     "margin": winner - loser,
                 }
             )
@@ -181,11 +181,11 @@ class Objective:
 
     def __call__(self, scores: Scores) -> "Tensor":
         """The loss of each sample: sum of weight * [W] * (L_base + sft * L_sft). [samples]."""
-        w = self.weight(scores) if self.uses_weight else 1.0
+        on_policy = self.weight(scores) if self.uses_weight else 1.0
         losses = []
-        for c, term in zip(self.contrasts, self.terms(scores), strict=True):
-            loss = float(c.weight) * (term["base"] + float(c.sft) * term["sft"])
-            losses.append(w * loss if c.on_policy_weight else loss)
+        for contrast, term in zip(self.contrasts, self.terms(scores), strict=True):
+            loss = float(contrast.weight) * (term["base"] + float(contrast.sft) * term["sft"])
+            losses.append(on_policy * loss if contrast.on_policy_weight else loss)
         return sum(losses[1:], losses[0])
 
 

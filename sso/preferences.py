@@ -71,7 +71,7 @@ def read(path: str | Path) -> tuple[list[Pair], dict[str, int]]:
 
 
 def usable(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[Pair], dict[str, int]]:
-    """Of rows what `read` makes of a file's; ``name`` is theirs in messages."""
+    """What `read` returns, from rows in place of a file; messages call them ``name``."""
     parsed = parse(rows, name, source="")
     if is_main():
         warn(parsed.left_out, name, parsed.numbers)

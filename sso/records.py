@@ -93,7 +93,7 @@ class Pair(Prompted):
     rejected: list[Message] = Field(min_length=1, max_length=1)
     source: str = ""
     cut: list[Cut] = Field([], exclude_if=_is_empty)
-    """Of `chosen` and `rejected`, as in a `Triple`."""
+    """Which of `chosen` and `rejected` were cut at the limit of tokens, as in a `Triple`."""
 
     @field_validator("chosen", "rejected", mode="before")
     @classmethod
@@ -198,7 +198,7 @@ def checked(
         seen[record.id] = number
         records.append(record)
     if not records:
-        raise InputError(f"{name}: holds no record.")
+        raise InputError(f"{name}: holds no record; give at least one.")
     return records
 
 

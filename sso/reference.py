@@ -40,7 +40,10 @@ class Reference:
 
     def column(self, node: Node) -> int:
         if node not in self.nodes:
-            raise InputError(f"the reference scores lack {node}; score again with this objective.")
+            raise InputError(
+                f"the reference scores lack {node[1]} in context {node[0]}; "
+                "make them again with this objective (`sso reference`)."
+            )
         return self.nodes.index(node)
 
 
@@ -83,7 +86,7 @@ def make_key(
 
 
 def _tokens_digest(samples: Sequence[Sample]) -> str:
-    """Of all ids of all samples: whatever a template or a tokenizer makes differently, shows."""
+    """Digest of all token ids of all samples: it changes with whatever a template or a tokenizer makes differently."""
     digester = hashlib.sha256()
     for sample in samples:
         for name, ids in (*sample.contexts.items(), *sample.responses.items()):
@@ -186,7 +189,7 @@ def load(path: str | Path, expected: dict[str, str] | None = None) -> Reference:
     except Exception as error:  # safetensors has its own exception types, by version
         raise InputError(f"{path}: not a readable reference file ({error}); delete it and score again.") from error
     if metadata.get("scores", expected_scores := _digest(logp, tokens)) != expected_scores:
-        raise InputError(f"{path}: its scores are not those that were written; delete it and score again.")
+        raise InputError(f"{path}: was changed or damaged after it was written; delete it and score again.")
     for name, value in (expected or {}).items():
         if key.get(name) != value:
             raise InputError(

@@ -21,7 +21,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
     tokenizer = load_tokenizer(path)
     model, found = pretrained(AutoModelForSequenceClassification, path, "reward model", dtype)
     if found["missing_keys"] or model.config.num_labels != 1:
-        raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
+        raise InputError(f"{path}: not a reward model (it has no trained head with one label); give one that is.")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -30,11 +30,11 @@ class Preferences(Settings):
 
     path: str
     subset: str | None = None
-    """Its configuration on the hub, where it has several."""
+    """The data set's configuration on the hub, where it has several."""
     split: str = "train"
-    """Of a hub data set; UltraFeedback-binarized: train_prefs."""
+    """The split of a hub data set; UltraFeedback-binarized has `train_prefs`."""
     revision: str | None = None
-    """A commit of the hub."""
+    """The commit of the data set on the hub."""
     limit: int | None = Field(None, ge=1)
     """So many usable pairs, chosen by `seed` and the rows' ids alone: a larger limit holds a smaller one's pairs."""
     seed: int = 0
@@ -52,7 +52,7 @@ class Data(Settings):
     """A JSON Lines file with `prompt`, or a data set's name on the hub."""
     split: str = "train"
     column: str = "prompt"
-    """Of a data set on the hub."""
+    """The column of a hub data set that holds the prompts."""
     limit: int | None = Field(None, ge=1)
     tune: str | None = None
     generator_queries: int | None = Field(None, ge=1)
@@ -128,10 +128,10 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
     """A YAML mapping with its ``extends:`` resolved; ``children`` are the files that extend it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such config file.")
+        raise InputError(f"{path}: no such config file; give the path of a YAML file, or a shipped config's name.")
     if path.resolve() in children:
         names = " -> ".join(child.name for child in (*children, path))
-        raise InputError(f"{path}: `extends` leads back to the file itself ({names}).")
+        raise InputError(f"{path}: `extends` leads back to the file itself ({names}); leave one of them out.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
@@ -140,7 +140,9 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
         raise InputError(f"{path}: must be a YAML mapping.")
     parent = values.pop("extends", None)
     if not isinstance(parent, str | None):
-        raise InputError(f"{path}: `extends`: the path of a file, relative to this one, or a shipped config's name.")
+        raise InputError(
+            f"{path}: `extends`: must be the path of a file, relative to this one, or a shipped config's name."
+        )
     return merge(read_yaml(_extended(path, parent), (*children, path.resolve())), values) if parent else values
 
 

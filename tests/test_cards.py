@@ -62,9 +62,9 @@ def test_trl_prepares_pairs_without_mapping(pairs, tmp_path, tiny_checkpoint):
     plain = [p.model_copy(update={"prompt": [Message(role="user", content=f"Say {i}.")]}) for i, p in enumerate(PAIRS)]
     plain = [p.model_copy(update={"chosen": [Message(role="assistant", content="night")]}) for p in plain]
     write(pairs, plain)
-    how = DPOConfig(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True, per_device_train_batch_size=2)
+    arguments = DPOConfig(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True, per_device_train_batch_size=2)
     trainer = DPOTrainer(
-        load_model(tiny_checkpoint), args=how, train_dataset=hub(pairs, tmp_path), processing_class=tokenizer
+        load_model(tiny_checkpoint), args=arguments, train_dataset=hub(pairs, tmp_path), processing_class=tokenizer
     )
     row = trainer.train_dataset[0]
     assert row["prompt_ids"] == encode_prompt(tokenizer, plain[0].prompt)

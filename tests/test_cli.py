@@ -26,7 +26,10 @@ def run(*arguments) -> int:
         ('{"stepps": 1}', "error: Sft settings: unknown key `stepps`; did you mean `steps`?\n"),
         ('{"steps": "many"}', "error: Sft settings: `steps`: input should be a valid integer"),
         ('{"steps": 1', "error: --settings: neither JSON"),
-        ("none.yaml", "error: none.yaml: no such config file.\n"),
+        (
+            "none.yaml",
+            "error: none.yaml: no such config file; give the path of a YAML file, or a shipped config's name.\n",
+        ),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, sentence, capsys, tmp_path):
@@ -78,9 +81,9 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
     write(tmp_path / "t.jsonl", [triple(i) for i in range(8)])
     rows = [contrast.model_dump() for contrast in load_objectives()["sso_v2"]]
     only_plus = {"plus": rows[:1], "mine": rows}
-    how = {"dtype": "float32", "max_length": 256, "learning_rates": [1e-3], "batch_size": 4}
+    own_settings = {"dtype": "float32", "max_length": 256, "learning_rates": [1e-3], "batch_size": 4}
     files = ["--model", tiny_checkpoint, "--data", tmp_path / "t.jsonl"]
-    both = json.dumps({**how, "objectives": only_plus})
+    both = json.dumps({**own_settings, "objectives": only_plus})
     score = ["reference", *files, "--settings", both, "--out", tmp_path / "r.safetensors", "--objectives"]
     assert run(*score, "plus") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 2
     assert run(*score, "mine,plus,pairs") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 6
@@ -90,7 +93,7 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
     made, printed = {}, {}
     frozen = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint, "--triples", tmp_path / "t.jsonl"]
     for name, own in {"sso_v2": {}, "mine": {"objectives": {"mine": rows}}, "plus": {"objectives": only_plus}}.items():
-        settings = json.dumps({**how, **own, "objective": name})
+        settings = json.dumps({**own_settings, **own, "objective": name})
         train = ["train", *files, "--reference", tmp_path / "r.safetensors", "--settings", settings]
         assert run(*train, "--out", tmp_path / name) == 0
         made[name] = (tmp_path / name / "model.safetensors").read_bytes()

@@ -216,9 +216,10 @@ def test_extends_that_leads_nowhere_or_in_a_circle_is_one_sentence(tmp_path):
     for name, parent in {"a": "b.yaml", "b": "c.yaml", "c": "a.yaml", "d": "smok", "e": "[a]"}.items():
         (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n")
     for name, said in {
-        "a": r"a.yaml: `extends` leads back to the file itself \(a.yaml -> b.yaml -> c.yaml -> a.yaml\)\.",
+        "a": r"a.yaml: `extends` leads back to the file itself \(a.yaml -> b.yaml -> c.yaml -> a.yaml\); leave one of "
+        r"them out\.",
         "d": r"d.yaml: `extends: smok`: no such file beside it and no such shipped config; did you mean `smoke`\?",
-        "e": r"e.yaml: `extends`: the path of a file, relative to this one, or a shipped config's name\.",
+        "e": r"e.yaml: `extends`: must be the path of a file, relative to this one, or a shipped config's name\.",
     }.items():
         with pytest.raises(InputError, match=f"{said}$"):
             load(tmp_path / f"{name}.yaml")

@@ -229,7 +229,7 @@ def test_a_benchmark_that_is_not_known_stops_the_run_before_it_starts():
     for tasks, sentence in (
         ([{"name": "real_gsm9k"}], r"unknown task 'real_gsm9k'; did you mean `real_gsm8k`\?"),
         ([{"name": "real_gsm8k"}, {"name": "real_gsm8k"}], "real_gsm8k is named twice"),
-        ([{"name": "real_gsm8k"}, {"name": "micro_gsm8k"}], "micro_gsm8k and real_gsm8k would be one figure"),
+        ([{"name": "real_gsm8k"}, {"name": "micro_gsm8k"}], "micro_gsm8k and real_gsm8k would give the same figure"),
     ):
         experiment = experiments.load([REPOSITORY / "config" / "paper_v2.yaml"], {"evaluation": {"tasks": tasks}})
         with pytest.raises(InputError, match=sentence):

@@ -119,7 +119,7 @@ def test_lost_processes_are_noticed(monkeypatch):
     check_engine(trainer, "ddp")
     for name, value in zip(LAUNCHED, ("2", "0", "0", "127.0.0.1", "29500"), strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="NO with 1 of 2 processes"):
+    with pytest.raises(InputError, match="NO on 1 of 2 processes"):
         check_engine(trainer, "ddp")
 
 
@@ -231,13 +231,13 @@ def test_before_the_first_update_policy_and_reference_say_the_same(alone, tmp_pa
     assert made.key["dtype"] == Training(engine=engine, dtype=dtype).numerics
     # `sso reference` is the same, by one process and without the engine.
     files = ["--model", alone / "start", "--data", alone / "triples.jsonl", "--out", tmp_path / "alone.safetensors"]
-    how = json.dumps({**SETTINGS, **settings, "devices": 1})
-    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", how]) == 0
+    own_settings = json.dumps({**SETTINGS, **settings, "devices": 1})
+    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", own_settings]) == 0
     again = load(tmp_path / "alone.safetensors", made.key)
     torch.testing.assert_close(again.logp, made.logp, rtol=0, atol=2e-5)
     # The other way to compute in bfloat16 is not the same to rounding.
-    how = json.dumps({**SETTINGS, "engine": "zero3" if autocast else "ddp", "dtype": "bfloat16"})
-    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", how]) == 0
+    own_settings = json.dumps({**SETTINGS, "engine": "zero3" if autocast else "ddp", "dtype": "bfloat16"})
+    assert main(["reference", *map(str, files), "--objectives", "sso_v1", "--settings", own_settings]) == 0
     assert (load(tmp_path / "alone.safetensors").logp - made.logp).abs().max() > 1e-3
     with pytest.raises(InputError, match="made with other dtype"):
         load(tmp_path / "alone.safetensors", made.key)

@@ -188,7 +188,7 @@ def test_the_key_is_seen_nowhere_even_where_the_server_echoes_it(where, tmp_path
 def test_a_refused_key_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong-key-wrong-key")
     with serving(tmp_path / "server", key=CANARY) as server:
-        with pytest.raises(InputError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401\)\.$"):
+        with pytest.raises(InputError, match=r"refuses the key in OPENAI_API_KEY \(HTTP 401\); set another\.$"):
             ask(client(server.url, tmp_path), "q")
         assert len(server.requests) == 1
 
@@ -284,9 +284,9 @@ def test_the_address_is_the_settings_alone(tmp_path, monkeypatch):
 def principles_command(folder: Path, url: str, version: str = "v2", **endpoint) -> list[str]:
     write(folder / "queries.jsonl", [Query(id=i, prompt=f"Name a {i}.") for i in ("river", "lockpick", "lamp")])
     served = {"model": "m", "base_url": url, "concurrency": 1, "backoff_s": 0.01, **endpoint}
-    how = json.dumps({"kind": "endpoint", "max_new_tokens": 32, "endpoint": served})
+    settings = json.dumps({"kind": "endpoint", "max_new_tokens": 32, "endpoint": served})
     files = ["--queries", folder / "queries.jsonl", "--out", folder / "p.jsonl", "--version", version]
-    return ["principles", *map(str, files), "--settings", how]
+    return ["principles", *map(str, files), "--settings", settings]
 
 
 @pytest.mark.parametrize(("version", "rounds"), [("v1", 1), ("v2", 2)])

@@ -1,14 +1,17 @@
 """The conda environments: pinned, of one mind with pyproject.toml, and refused where they can't resolve."""
 
+import re
 import tomllib
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from workflow.envs.resolve import FILES, PIN, main, pip_part
+from workflow.envs.resolve import FILES, main, pip_part
 
 APART = {"vllm.yaml": {"transformers"}}
 """Packages that an environment pins to another version than the project: the reason that it is there."""
+
+PIN = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,-]+\])?==(?P<version>[\w.+]+)")
 
 
 def pins(requirements):

@@ -96,5 +96,5 @@ def test_other_questions_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="no benchmark in common"):
         compare([(a, a), (other, other)])
     (tmp_path / "d").mkdir()
-    with pytest.raises(InputError, match="neither a run's folder"):
+    with pytest.raises(InputError, match="holds no scores; give a run's folder"):
         compare([(a, tmp_path / "d")])

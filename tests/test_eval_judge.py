@@ -9,7 +9,7 @@ import pytest
 
 from eval import data_quality
 from eval.benchmarks import alpaca_eval, mt_bench
-from eval.judge import Comparison, Grading, OracleJudge, make_judge
+from eval.judge import AnswerPair, Grading, OracleJudge, make_judge
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Message, write
@@ -42,7 +42,7 @@ def answers(texts: list[str], model: str = "m") -> list[Answer]:
 
 
 def test_the_oracle_prefers_by_exact_score(judge):
-    items = [Comparison(user("q"), a, b) for a, b in ((".7", ".2"), (".2", ".7"), (str(0.1 + 0.2), ".3"))]
+    items = [AnswerPair(user("q"), a, b) for a, b in ((".7", ".2"), (".2", ".7"), (str(0.1 + 0.2), ".3"))]
     assert [p.mean for p in judge.pairwise(items)] == [1, 0, 0.5]
     assert judge.five_way(items) == [("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B")]
     assert judge.grade([Grading([*user("q"), Message(role="assistant", content=".5")])]) == [5.5]
@@ -58,7 +58,7 @@ def test_the_micro_worlds_oracle_fits_the_judge():
     prompt = user(writer.prompt(Random(0)))
     good = writer.plan(writer.oracle.read(prompt), Random(0)).text()
     judge = make_judge(JudgeSettings(), world, Path("unused"))
-    assert judge.pairwise([Comparison(prompt, good, "I cannot help.")]) == [(1, 1)]
+    assert judge.pairwise([AnswerPair(prompt, good, "I cannot help.")]) == [(1, 1)]
     assert 1 <= judge.grade([Grading([*prompt, Message(role="assistant", content=good)])])[0] <= 10
 
 

@@ -10,7 +10,7 @@ import pytest
 from eval import alpaca_annotator, data_quality, variance
 from eval.benchmarks import alpaca_eval, arena_hard, mt_bench
 from eval.endpoint_judge import CONTINUE, EndpointJudge
-from eval.judge import Comparison, Grading, Preference, RewardJudge, make_judge
+from eval.judge import AnswerPair, Grading, Preference, RewardJudge, make_judge
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
@@ -36,7 +36,7 @@ def endpoint_judge(url: str, folder: Path, **settings) -> EndpointJudge:
 
 def test_both_orders_are_asked_read_and_kept(tmp_path):
     replies = ["so [[A]]", "so [[B]]", "[[A]]", "[[A]]", "hm", "hm", "[[A]]"]
-    items = [Comparison(user(q), "one", "two") for q in ("q1", "q2", "q3")]
+    items = [AnswerPair(user(q), "one", "two") for q in ("q1", "q2", "q3")]
     with serving(tmp_path / "server", replies=replies) as server:
         judge = endpoint_judge(server.url, tmp_path)
         found = judge.pairwise(items)
@@ -78,7 +78,7 @@ def test_grades_use_fastchats_four_prompts(tmp_path):
 
 
 def test_an_unfinished_arena_judgment_is_continued_once(tmp_path):
-    items = [Comparison(user("q"), "base", "ours")]
+    items = [AnswerPair(user("q"), "base", "ours")]
     with serving(tmp_path / "server", replies=["I would answer ...", "[[B>>A]]", "[[A=B]]"]) as server:
         assert endpoint_judge(server.url, tmp_path).five_way(items) == [("B>>A", "A=B")]
         first, second, swapped = (r["body"]["messages"] for r in server.requests)
@@ -116,7 +116,7 @@ def test_a_reward_model_judges_by_its_rewards(reward_model):
         expected, abs=1e-5
     )
     better, worse = (texts[i] for i in (int(np.argmax(expected)), int(np.argmin(expected))))
-    items = [Comparison(prompt, better, worse), Comparison(prompt, worse, better), Comparison(prompt, better, better)]
+    items = [AnswerPair(prompt, better, worse), AnswerPair(prompt, worse, better), AnswerPair(prompt, better, better)]
     assert judge.pairwise(items) == [(1, 1), (0, 0), (0.5, 0.5)]
     with pytest.raises(InputError, match="exceed its context"):
         judge.scores([(prompt, "Tova rests. " * 2000)])
@@ -188,10 +188,10 @@ def test_the_bootstrap_interval_has_the_width_of_theory():
 def test_arena_files_that_do_not_fit_are_told(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"uid": "u", "messages": []}\n')
-    with pytest.raises(InputError, match=r"a.jsonl:1: no `messages`"):
+    with pytest.raises(InputError, match=r"a.jsonl:1: must have `messages`"):
         arena_hard.read_answers(path)
     path.write_text('{"prompt": "p"}\n')
-    with pytest.raises(InputError, match=r"a.jsonl:1: lacks `uid`"):
+    with pytest.raises(InputError, match=r"a.jsonl:1: must have a `uid`"):
         arena_hard.read_questions(path)
     path.write_text("\n")
     with pytest.raises(InputError, match=r"a.jsonl: holds no question"):

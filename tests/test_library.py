@@ -83,8 +83,8 @@ def test_the_weights_are_those_of_sso_train_bit_for_bit(folder, rows, tmp_path, 
     # A model in memory, of a prompt in text, with evaluations in between: again the same.
     texts = rows.map(lambda row: {"prompt": row["prompt"][0]["content"]}, remove_columns=["prompt"])
     model, tokenizer = load_model(folder / "start"), load_tokenizer(folder / "start")
-    how = config(tmp_path / "other", objective=objective, eval_strategy="steps", eval_steps=1, logging_steps=2)
-    other = SSOTrainer(model, how, texts, eval_dataset=texts.select(range(3)), processing_class=tokenizer)
+    arguments = config(tmp_path / "other", objective=objective, eval_strategy="steps", eval_steps=1, logging_steps=2)
+    other = SSOTrainer(model, arguments, texts, eval_dataset=texts.select(range(3)), processing_class=tokenizer)
     other.train()
     assert equal(model, expected) and sum("eval_loss" in row for row in other.state.log_history) == 6
     steps = [row["loss_per_sample"] for row in trainer.state.log_history if "loss" in row]
@@ -118,8 +118,8 @@ def test_plain_pairs_are_dpo_as_the_command_trains_it_in_each_of_trls_layouts(fo
     conversational = [pair.model_dump(include={"prompt", "chosen", "rejected"}) for pair in PAIRS]
     implicit = [{side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")} for row in conversational]
     for number, layout in enumerate((standard, conversational, implicit)):
-        how = config(tmp_path / f"out{number}", objective="pairs")
-        trainer = SSOTrainer(folder / "start", how, Dataset.from_list(layout))
+        arguments = config(tmp_path / f"out{number}", objective="pairs")
+        trainer = SSOTrainer(folder / "start", arguments, Dataset.from_list(layout))
         trainer.train()
         assert equal(trainer.model, expected)
 
@@ -127,8 +127,8 @@ def test_plain_pairs_are_dpo_as_the_command_trains_it_in_each_of_trls_layouts(fo
 def test_the_loss_on_held_out_rows_is_the_objectives_from_whole_unpadded_passes(folder, rows, tmp_path):
     trained = rows.select(range(6))
     held = DatasetDict(near=rows.select(range(6, 8)), far=rows.select(range(8, 10)))
-    how = config(tmp_path / "out", objective="sso_v1", num_train_epochs=4)
-    trainer = SSOTrainer(folder / "start", how, trained, eval_dataset=held)
+    arguments = config(tmp_path / "out", objective="sso_v1", num_train_epochs=4)
+    trainer = SSOTrainer(folder / "start", arguments, trained, eval_dataset=held)
     trainer.train()
     found = trainer.evaluate()
     objective, tokenizer = build(Training(objective="sso_v1")), load_tokenizer(folder / "start")
@@ -155,8 +155,8 @@ def test_the_loss_on_held_out_rows_is_the_objectives_from_whole_unpadded_passes(
 
 
 def test_reference_scores_are_read_again_and_made_again_for_another_model(folder, rows, tmp_path, capsys):
-    file, how = tmp_path / "out.reference.safetensors", config(tmp_path / "out")
-    SSOTrainer(folder / "start", how, rows)
+    file, arguments = tmp_path / "out.reference.safetensors", config(tmp_path / "out")
+    SSOTrainer(folder / "start", arguments, rows)
     made = file.read_bytes(), file.stat().st_mtime_ns
     command = ["reference", "--model", folder / "start", "--data", folder / "triples.jsonl", "--objectives", "sso_v2"]
     values = json.dumps({"dtype": "float32", "objective": "sso_v2"})
@@ -164,18 +164,18 @@ def test_reference_scores_are_read_again_and_made_again_for_another_model(folder
     by_sso = reference.load(tmp_path / "command.safetensors")
     kept = reference.load(file, by_sso.key)  # the same key: each reads the other's
     assert kept.logp.equal(by_sso.logp) and kept.ids == [t.id for t in TRIPLES]
-    SSOTrainer(folder / "start", how, rows)
+    SSOTrainer(folder / "start", arguments, rows)
     assert (file.read_bytes(), file.stat().st_mtime_ns) == made
     model, tokenizer = load_model(folder / "start"), load_tokenizer(folder / "start")
     for _ in range(2):
-        SSOTrainer(model, how, rows, processing_class=tokenizer)
+        SSOTrainer(model, arguments, rows, processing_class=tokenizer)
     assert capsys.readouterr().out.count("made again") == 1  # a model in memory is told by its tensors
     with torch.no_grad():
         model.model.norm.weight[0] += 1
     fixed = config(tmp_path / "out", reference_scores=str(file))
     with pytest.raises(InputError, match=r"out.reference.safetensors: made with other weights"):
         SSOTrainer(model, fixed, rows, processing_class=tokenizer)
-    SSOTrainer(model, how, rows, processing_class=tokenizer)
+    SSOTrainer(model, arguments, rows, processing_class=tokenizer)
     assert not reference.load(file).logp.equal(kept.logp)
 
 
@@ -222,12 +222,12 @@ class Steps(TrainerCallback):
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(folder, rows, tmp_path):
     whole = SSOTrainer(folder / "start", config(tmp_path / "whole"), rows)
     whole.train()
-    how = {"save_strategy": "steps", "save_steps": 2}
-    SSOTrainer(folder / "start", config(tmp_path / "out", **how), rows, callbacks=[Stop()]).train()
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    SSOTrainer(folder / "start", config(tmp_path / "out", **settings), rows, callbacks=[Stop()]).train()
     assert checkpoints.latest(tmp_path / "out").name == "checkpoint-4"
     (tmp_path / "out" / "checkpoint-5").mkdir()  # one that a kill cut off
     taken = Steps()
-    rest = SSOTrainer(folder / "start", config(tmp_path / "out", **how), rows, callbacks=[taken])
+    rest = SSOTrainer(folder / "start", config(tmp_path / "out", **settings), rows, callbacks=[taken])
     rest.train(resume_from_checkpoint=True)
     assert [row["step"] for row in rest.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert taken.steps == [5, 6]
@@ -242,7 +242,7 @@ def test_dpo_on_pairs_ends_near_the_weights_of_trls_own_trainer(folder, tmp_path
     from trl import DPOConfig, DPOTrainer
 
     shared = {**SETTINGS, "per_device_train_batch_size": 10, "num_train_epochs": 6, "weight_decay": 0.1}
-    how = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "optim": "adamw_torch", "use_cpu": True}
+    settings = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "optim": "adamw_torch", "use_cpu": True}
     # Without the spaces at a side's end, which the suite takes away.
     rows = Dataset.from_list(
         [
@@ -252,7 +252,7 @@ def test_dpo_on_pairs_ends_near_the_weights_of_trls_own_trainer(folder, tmp_path
     )
     first, theirs, ours = (load_model(folder / "start") for _ in range(3))
     tokenizer = load_tokenizer(folder / "start")
-    args = DPOConfig(str(tmp_path / "trl"), **shared, **how, beta=0.3, max_length=None)
+    args = DPOConfig(str(tmp_path / "trl"), **shared, **settings, beta=0.3, max_length=None)
     DPOTrainer(theirs, args=args, train_dataset=rows, processing_class=tokenizer).train()
     args = SSOConfig(str(tmp_path / "out"), **shared, objective="pairs", beta=0.3)
     SSOTrainer(ours, args, rows, processing_class=tokenizer).train()
@@ -395,7 +395,7 @@ def test_defaults_are_the_trainings(tmp_path):
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(folder, rows, tmp_path):
-    pairs, how = Dataset.from_list([p.model_dump(include={"prompt", "chosen", "rejected"}) for p in PAIRS]), config
+    pairs = Dataset.from_list([p.model_dump(include={"prompt", "chosen", "rejected"}) for p in PAIRS])
     cases = [
         ("train_dataset: objective 'sso_v2' needs triples", {"train_dataset": pairs}),
         ("train_dataset: is missing", {}),
@@ -407,10 +407,10 @@ def test_what_does_not_fit_is_said_in_a_sentence(folder, rows, tmp_path):
     ]
     for said, given in cases:
         with pytest.raises(InputError, match=f"^{said}"):
-            SSOTrainer(folder / "start", how(tmp_path / "out"), **given)
+            SSOTrainer(folder / "start", config(tmp_path / "out"), **given)
     model = build_model(Backbone(architecture="qwen2", layers=2), 0)[0]
     with pytest.raises(InputError, match="processing_class: is missing"):
-        SSOTrainer(model, how(tmp_path / "out"), rows)
+        SSOTrainer(model, config(tmp_path / "out"), rows)
     with pytest.raises(InputError, match="args: a dict, but must be an SSOConfig"):
         SSOTrainer(folder / "start", {}, rows)
 

@@ -41,7 +41,7 @@ def environment():
 
 @pytest.fixture
 def socket(tmp_path, environment):
-    """Of a warm interpreter with a process id and a count of commands at work."""
+    """Socket of a warm interpreter that tells its process id and how many commands are at work."""
     path = tmp_path / "warm" / server_name()
     path.parent.mkdir()
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], cwd=REPOSITORY)

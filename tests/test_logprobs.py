@@ -139,7 +139,7 @@ def test_a_model_that_can_take_no_forest_is_scored_in_rows():
     assert Scorer(other, NODES, 0).layout == "padded"
     windows = tiny("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
     assert Scorer(windows, NODES, 0).layout == "padded"
-    with pytest.raises(InputError, match="a gemma2 model with this config takes no forest"):
+    with pytest.raises(InputError, match="`forest` does not work with this gemma2 model"):
         Scorer(other, NODES, 0, "forest")
 
 

@@ -162,8 +162,10 @@ def test_dpo_on_pairs_is_trl_dpo_in_loss_and_gradient(tmp_path):
 
     # What trl makes of the same conversations, its chat template rendering included.
     rows = [p.model_dump(include={"prompt", "chosen", "rejected"}) for p in pairs]
-    how = DPOConfig(str(tmp_path), per_device_train_batch_size=5, beta=0.1, report_to=[], bf16=False, use_cpu=True)
-    trl = DPOTrainer(policy, frozen, how, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    arguments = DPOConfig(
+        str(tmp_path), per_device_train_batch_size=5, beta=0.1, report_to=[], bf16=False, use_cpu=True
+    )
+    trl = DPOTrainer(policy, frozen, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     policy.eval()
     loss = trl.compute_loss(policy, trl._prepare_inputs(next(iter(trl.get_train_dataloader()))))
     loss.backward()
@@ -181,7 +183,7 @@ def test_dpo_on_pairs_is_trl_dpo_in_loss_and_gradient(tmp_path):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
             found.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
 
-    how = training_arguments(objective.training, 0.0, 0, tmp_path)
-    done = fit(policy, tokenizer, samples, scores, objective, how, callbacks=[Gradients()])
+    arguments = training_arguments(objective.training, 0.0, 0, tmp_path)
+    done = fit(policy, tokenizer, samples, scores, objective, arguments, callbacks=[Gradients()])
     assert done.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert (found[0] - expected).norm() <= 1e-5 * expected.norm()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rewardbench.cli import main
-from rewardbench.data import Comparison
+from rewardbench.data import TextPair
 from rewardbench.mix import grams, mix
 from rewardbench.settings import Mixture
 from sso.errors import InputError
@@ -25,8 +25,8 @@ def file(tmp_path):
     return write
 
 
-def bench(*prompts: str) -> list[Comparison]:
-    return [Comparison(f"b{i}", [Message(role="user", content=p)], "a", "b") for i, p in enumerate(prompts)]
+def bench(*prompts: str) -> list[TextPair]:
+    return [TextPair(f"b{i}", [Message(role="user", content=p)], "a", "b") for i, p in enumerate(prompts)]
 
 
 def settings(*sources: dict, **rest) -> Mixture:
@@ -116,8 +116,8 @@ def test_nothing_left_and_no_path_are_errors(file):
 def test_command(file, tmp_path, capsys):
     a = file("a.jsonl", [*rows("a", 3), {"id": "x", "prompt": "q", "chosen": "s", "rejected": "s"}])
     held = file("bench.jsonl", [{"subset": "micro-chat", "prompt": "a 1", "chosen": "c", "rejected": "d"}])
-    how = json.dumps({"sources": [{"path": a, "limit": 9}]})
-    assert main(["mix", "--settings", how, "--bench", held, "--out", str(tmp_path / "pairs.jsonl")]) == 0
+    settings = json.dumps({"sources": [{"path": a, "limit": 9}]})
+    assert main(["mix", "--settings", settings, "--bench", held, "--out", str(tmp_path / "pairs.jsonl")]) == 0
     said = capsys.readouterr()
     assert "left out 1 rows (equal sides): x" in said.err and "left out 1 rows (in the benchmark): 1 (0)" in said.err
     assert "9 pairs asked for, 2 there" in said.err and "mix: 2 pairs of 1 sources" in said.out
@@ -129,9 +129,9 @@ def test_command(file, tmp_path, capsys):
 
 def test_a_mixture_file_is_a_preference_file(file, tmp_path):
     """Margins survive: what is mixed is read back as it was."""
-    from rewardbench.data import comparison, read_pairs
+    from rewardbench.data import read_pairs, text_pair
     from sso import records
 
     a = file("a.jsonl", rows("a", 2, score_chosen=7, score_rejected=4.5))
     records.write(tmp_path / "pairs.jsonl", mix(settings({"path": a}), []).pairs)
-    assert [comparison(p).margin for p in read_pairs(tmp_path / "pairs.jsonl").pairs] == [2.5, 2.5]
+    assert [text_pair(p).margin for p in read_pairs(tmp_path / "pairs.jsonl").pairs] == [2.5, 2.5]

@@ -102,7 +102,7 @@ def test_a_folder_of_answers_and_its_scores_hold_ones_own_tasks(tiny_checkpoint,
     [
         (task("arc_easi"), "lm-eval has no task 'arc_easi'; did you mean `arc_easy`"),
         (task("plus_one", include_path="/nowhere"), "include_path: /nowhere: no such folder"),
-        (task("gsm8k"), "would stand in the column of a benchmark of that name; take real_gsm8k"),
+        (task("gsm8k"), "would stand in the column of our own benchmark; take real_gsm8k"),
     ],
 )
 def test_a_task_that_is_not_there_is_told_at_config_time(given, said):

@@ -148,14 +148,14 @@ def test_what_vllm_draws_runs_in_its_own_environment():
 def test_training_memory_and_hours_by_hand():
     work = Arithmetic(Hardware(tflops=1000, training_mfu=0.5))
     size = Shape(8e9, 32, 4096, 1024, 128_000)
-    how = Training(engine="zero3", devices=8, gradient_checkpointing=True)
-    cost = work.fit(size, how, 1e9, 4096)
+    training = Training(engine="zero3", devices=8, gradient_checkpointing=True)
+    cost = work.fit(size, training, 1e9, 4096)
     assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
     assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
     # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
     states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
-    assert work.fit(size, how.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
+    assert work.fit(size, training.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
 
 
 def test_decoding_reads_the_weights_once_a_step():
@@ -491,7 +491,7 @@ def stand_ins(version: str, folder: Path, checkpoint: Path, url: str) -> dict:
     }
     own = {"devices": 1, "engine": "ddp", "dtype": "float32", "save_steps": 0, "max_length": 2000}
     writers = [values["principles"], *values.get("writers", {}).values()]
-    models = [how["path"] for how in (*values["backbones"].values(), *writers) if "path" in how]
+    models = [settings["path"] for settings in (*values["backbones"].values(), *writers) if "path" in settings]
     if sft := values.get("sft"):
         mapped[sft["data"]] = lines("sft.jsonl", [{"messages": dialogue(q["prompt"], "words")} for q in queries])
         models.append(sft["chat_template"])
@@ -501,8 +501,8 @@ def stand_ins(version: str, folder: Path, checkpoint: Path, url: str) -> dict:
     if version == "v2":
         values["data"]["generator_queries"] = 8
     small = {"engine": "transformers", "devices": 1, "max_new_tokens": 8, "dtype": "float32", "tensor_parallel": 1}
-    for how in (values["sampling"], *writers):
-        how |= small
+    for settings in (values["sampling"], *writers):
+        settings |= small
     # An untrained model repeats its last token, and equal responses make no triple of v1.
     values["sampling"]["temperature"] = 50
     for training in (*values["trainings"].values(), *rewards.values()):

@@ -81,7 +81,7 @@ def test_every_value_is_the_papers_or_assumed(version):
     assumed = config["assumed"]
 
     def told(section: str, name: str, key: str, value) -> bool:
-        """Of itself, or of a sibling that has the same value, as YAML anchors give it."""
+        """Whether `assumed` names the key, or a sibling's with the same value, as YAML anchors give it."""
         return any(
             other.split(".")[0] == section and other.split(".")[-1] == key and at(config, other) == value
             for other in assumed
@@ -141,9 +141,9 @@ def test_betas_and_decay_reach_the_optimizer(kind, tiny_checkpoint, tmp_path):
     from sso.train.run import training_arguments
 
     settings = kind(**HOW, dtype="float32", **({"label": "x"} if kind is Reward else {}))
-    how = training_arguments(settings, 1e-3, 0, tmp_path)
+    arguments = training_arguments(settings, 1e-3, 0, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-    groups = Trainer(model=model, args=how).create_optimizer().param_groups
+    groups = Trainer(model=model, args=arguments).create_optimizer().param_groups
     assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.95), 1e-7)}
     assert sorted(group["weight_decay"] for group in groups) == [0, 0.1]
     decayed = next(group["params"] for group in groups if group["weight_decay"])
@@ -158,9 +158,9 @@ def test_betas_and_decay_reach_deepspeeds_own_optimizer(tmp_path):
     from sso.jobs.distributed import deepspeed_config
 
     names = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-7}
-    how = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, **names)
+    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, **names)
     config = HfTrainerDeepSpeedConfig(deepspeed_config("zero3_offload"))
-    config.trainer_config_process(how)
+    config.trainer_config_process(arguments)
     made = config.config["optimizer"]["params"]
     assert made == {"lr": 1e-3, "betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.1}
 
@@ -247,17 +247,17 @@ def stand_in(monkeypatch, tiny_checkpoint):
 
 
 def test_a_model_at_a_revision_is_sampled_scored_and_evaluated(stand_in, tiny_checkpoint, tmp_path):
-    model, how = f"owner/name@{COMMIT}", {"dtype": "float32"}
+    model, settings = f"owner/name@{COMMIT}", {"dtype": "float32"}
     principle = Principles(id="a", prompt="Hello", good="Be brief.", bad="Be long.", writer="x")
     write(tmp_path / "p.jsonl", [principle])
-    sampling = json.dumps({**how, "max_new_tokens": 4})
+    sampling = json.dumps({**settings, "max_new_tokens": 4})
     drawn = ["sample", "--model", model, "--principles", str(tmp_path / "p.jsonl"), "--settings", sampling]
     assert main([*drawn, "--wrapper", "micro", "--out", str(tmp_path / "t.jsonl")]) == 0
     row = Triple(
         id="a", prompt="Hello", system_good="g", system_bad="b", chosen="one", rejected="two", original="three"
     )
     write(tmp_path / "t.jsonl", [row])
-    data, training = ["--data", str(tmp_path / "t.jsonl")], json.dumps(how)
+    data, training = ["--data", str(tmp_path / "t.jsonl")], json.dumps(settings)
     scored = ["reference", "--model", model, *data, "--objectives", "sso_v2", "--settings", training]
     assert main([*scored, "--out", str(tmp_path / "r.safetensors")]) == 0
     loss = ["loss", "--policy", model, "--reference", model, "--triples", str(tmp_path / "t.jsonl")]

@@ -38,8 +38,8 @@ def test_a_training_shows_its_steps_and_loss_and_no_dictionaries(tmp_path, capsy
     turns = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "me ."}]
     (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     files = ["--data", str(tmp_path / "sft.jsonl"), "--out", str(tmp_path / "m")]
-    how = ["--backbone", '{"architecture": "llama", "layers": 1}', "--settings", '{"steps": 20, "batch_size": 1}']
-    assert main(["sft", *files, *how]) == 0
+    options = ["--backbone", '{"architecture": "llama", "layers": 1}', "--settings", '{"steps": 20, "batch_size": 1}']
+    assert main(["sft", *files, *options]) == 0
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if line.startswith("sft: ")]
     assert 10 <= len(lines) <= 12 and "{" not in said

@@ -256,7 +256,7 @@ def test_at_the_papers_scale_differences_of_the_papers_measure_stand_beside_the_
     assert "AlpacaEval 2 WR (%)" in text
     # In the made-up v1 all outputs are far longer than the reference's, so nothing can be controlled for.
     assert ("AlpacaEval 2 LC, simulated baselines (%)" if known.experiment.experiment == "paper_v2" else "†") in text
-    said = {row[2] for row in claims.claims(known) if "quality" in row[0]}
+    said = {row.verdict for row in claims.claims(known) if "quality" in row.claim}
     if known.experiment.experiment == "paper_v1":
         assert said == {"untestable here: needs the oracle"}
 
@@ -581,8 +581,8 @@ def test_latex_is_balanced_and_escaped(tmp_path):
 def test_a_claim_is_pooled_over_the_backbones_that_have_both_arms(paper):
     known, _ = paper
     if known.experiment.experiment == "paper_v2":
-        found = {(row[0], row[1]): row for row in claims.claims(known)}
+        found = {(row.claim, row.backbone): row for row in claims.claims(known)}
         claim = "Both terms are better than L+ alone."
         assert {scope for name, scope in found if name == claim} == {"llama3_sft", "llama3_instruct", "all"}
         # 28 against 24 wins of 40 on each; the claim goes by the paper's measure.
-        assert "AlpacaEval 2 LC, simulated baselines (%), (SSO) - (L+ only): 10.1" in found[claim, "all"][3]
+        assert "AlpacaEval 2 LC, simulated baselines (%), (SSO) - (L+ only): 10.1" in found[claim, "all"].difference

@@ -104,7 +104,7 @@ def test_bad_pairs_are_set_aside_by_name(tmp_path):
         {**pair("d", "x", "y"), "rejected": None},
     )
     pairs, left_out, _ = data.read_pairs(path)
-    assert [data.comparison(p).chosen for p in pairs] == ["yes"]
+    assert [data.text_pair(p).chosen for p in pairs] == ["yes"]
     assert left_out == {"equal sides": ["b"], "empty side": ["c"], "missing side": ["d"]}
 
 
@@ -190,13 +190,13 @@ def checkpoint(request, tmp_path_factory) -> Path:
     return folder
 
 
-def separable(count: int = 60) -> list[data.Comparison]:
+def separable(count: int = 60) -> list[data.TextPair]:
     """Pairs that one word tells apart, in responses of unequal length."""
     from sso.records import Message
 
-    def one(i: int) -> data.Comparison:
+    def one(i: int) -> data.TextPair:
         prompt = [Message(role="user", content=f"question {i}")]
-        return data.Comparison(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
+        return data.TextPair(str(i), prompt, "fine" + " so" * (i % 4), "awful" + " so" * (i % 3))
 
     return [one(i) for i in range(count)]
 
@@ -334,7 +334,7 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
         prompt = data.Message(role="user", content=text)
         good, bad = (writer.respond([prompt], random, ["accuracy", "safety"], good=kind) for kind in (True, False))
         if good != bad:
-            pairs.append(data.Comparison(str(i), [prompt], good, bad))
+            pairs.append(data.TextPair(str(i), [prompt], good, bad))
     train(tmp_path / "sft", pairs, SETTINGS, 0, tmp_path / "reward", Recorder())
     _, reloaded = score.load(tmp_path / "reward")
     assert score.encode(reloaded, pairs, 256) == score.encode(tokenizer, pairs, 256)
@@ -350,7 +350,7 @@ def test_a_diverged_training_is_named(checkpoint, tmp_path):
     from rewardbench.train import train
 
     wild = SETTINGS.model_copy(update={"learning_rate": math.inf, "epochs": 1})
-    with pytest.raises(InputError, match="the loss is not finite for sample"):
+    with pytest.raises(InputError, match="the loss is not finite for the samples "):
         train(checkpoint, separable(24), wild, 0, tmp_path / "model", Recorder())
     assert not (tmp_path / "model").exists()
 
@@ -435,9 +435,11 @@ def test_micro_batches_change_nothing(checkpoint, tmp_path):
 
     runs = {}
     for name, tokens in (("whole", 8192), ("single", 1)):
-        how = SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5})
+        settings = SETTINGS.model_copy(
+            update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5}
+        )
         runs[name] = Recorder()
-        train(checkpoint, separable(24), how, 1, tmp_path / name, runs[name])
+        train(checkpoint, separable(24), settings, 1, tmp_path / name, runs[name])
     whole, single = (weights_of(tmp_path / name) for name in runs)
     for name, value in whole.items():
         torch.testing.assert_close(value, single[name], rtol=1e-4, atol=1e-5)
@@ -449,15 +451,15 @@ def test_micro_batches_change_nothing(checkpoint, tmp_path):
 def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
     from rewardbench.train import train
 
-    long = data.Comparison("long", separable(1)[0].prompt, "fine " * 40, "awful")
-    run, how = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
-    train(checkpoint, [*separable(12), long], how, 0, tmp_path / "model", run)
+    long = data.TextPair("long", separable(1)[0].prompt, "fine " * 40, "awful")
+    run, settings = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
+    train(checkpoint, [*separable(12), long], settings, 0, tmp_path / "model", run)
     assert run.summary["pairs_too_long"] == 1 and run.summary["pairs_train"] + run.summary["pairs_held_out"] == 12
     assert (
         "left out 1 pairs of more than 90 tokens (max_length, or the model's context): long" in capsys.readouterr().out
     )
     with pytest.raises(InputError, match="all 1 pairs have more than 90 tokens"):
-        train(checkpoint, [long], how, 0, tmp_path / "none", run)
+        train(checkpoint, [long], settings, 0, tmp_path / "none", run)
 
 
 @pytest.fixture(scope="module")
@@ -468,8 +470,8 @@ def alone(tiny_checkpoint, tmp_path_factory):
     pairs = write(folder / "pairs.jsonl", *[row for row in rows if row["chosen"] != row["rejected"]])
 
     def run(out: Path, **settings) -> subprocess.CompletedProcess:
-        how = {"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 100, **settings}
-        command = ["train", "--model", tiny_checkpoint, "--pairs", pairs, "--settings", json.dumps(how), "--out", out]
+        text = json.dumps({"epochs": 1, "batch_size": 5, "learning_rate": 1e-3, "tokens_per_batch": 100, **settings})
+        command = ["train", "--model", tiny_checkpoint, "--pairs", pairs, "--settings", text, "--out", out]
         argv = [sys.executable, "-m", "rewardbench.cli", *map(str, command)]
         return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
 
@@ -501,8 +503,8 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
     from rewardbench.train import train
     from rewardbench.trainer import RewardTrainer
 
-    how = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
-    train(checkpoint, separable(24), how, 1, tmp_path / "whole", Recorder())
+    settings = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
+    train(checkpoint, separable(24), settings, 1, tmp_path / "whole", Recorder())
     losses, step = RewardTrainer.sample_losses, []
 
     def stops(self, *args, **kwargs):
@@ -513,7 +515,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(RewardTrainer, "sample_losses", stops)
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+        train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(
         RewardTrainer,
@@ -521,7 +523,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
         lambda self, *a, **k: (step.append(self.state.global_step), losses(self, *a, **k))[1],
     )
     step.clear()
-    train(checkpoint, separable(24), how, 1, tmp_path / "killed", Recorder())
+    train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
     assert step[0] == 2
     whole, killed = (weights_of(tmp_path / name) for name in ("whole", "killed"))
     for name, value in whole.items():
@@ -595,7 +597,7 @@ def test_a_policys_implicit_reward(checkpoint, tmp_path):
             (own, count), (base, _) = logp(policy, row, text), logp(reference, row, text)
             assert reward == pytest.approx(own - base, abs=1e-3) and mean == pytest.approx(own / count, abs=1e-4)
     with pytest.raises(InputError, match="'long': more than the 128 tokens"):
-        score.by_policy([data.Comparison("long", rows[0].prompt, "x " * 100, "y")], checkpoint, None)
+        score.by_policy([data.TextPair("long", rows[0].prompt, "x " * 100, "y")], checkpoint, None)
 
 
 def test_a_judges_verdicts(tmp_path, capsys):
@@ -671,9 +673,9 @@ def test_best_of_n_command(tiny_checkpoint, tmp_path):
         part.save_pretrained(tmp_path / "reward")
     write_records(tmp_path / "queries.jsonl", queries(Writer(World()), "q", 3, set()))
     files = ("--model", tmp_path / "reward", "--policy", tiny_checkpoint, "--queries", tmp_path / "queries.jsonl")
-    how = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
+    options = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
     for n in (2, 4):
-        argv = ("best-of-n", *files, *how, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
+        argv = ("best-of-n", *files, *options, "--n", n, "--out", tmp_path / f"best{n}.jsonl")
         assert main([str(a) for a in argv]) == 0
     answers = read(tmp_path / "best4.jsonl", Answer)
     assert [a.id for a in answers] == ["q-0", "q-1", "q-2"] and answers[0].model == "best of 4"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from rewardbench.data import Comparison, comparison
+from rewardbench.data import TextPair, text_pair
 from rewardbench.score import encode
 from sso.chat import encode_prompt, end_of_turn
 from sso.errors import InputError
@@ -133,14 +133,14 @@ def test_a_cut_response_is_known_as_such_in_triples_pairs_files_and_exports(tmp_
     assert read(tmp_path / "pairs.jsonl", Pair) == pairs
     loaded, _ = load(Preferences(path=str(tmp_path / "pairs.jsonl")))
     assert [p.cut for p in loaded] == [[], ["chosen"]]
-    assert [comparison(p).cut for p in loaded] == [(), ("chosen",)]
+    assert [text_pair(p).cut for p in loaded] == [(), ("chosen",)]
     write_folder(tmp_path / "pairs.jsonl", tmp_path / "out")
     rows = load_dataset("parquet", data_files=str(next((tmp_path / "out").rglob("*.parquet"))), split="train")
     assert rows["cut"][:] == [[], ["chosen"]]
 
 
 def test_a_reward_model_reads_a_cut_response_without_an_end(engine):
-    end, pair = end_of_turn(engine.tokenizer), Comparison("a", PROMPTS[0], "It is.", "It is.", cut=("rejected",))
+    end, pair = end_of_turn(engine.tokenizer), TextPair("a", PROMPTS[0], "It is.", "It is.", cut=("rejected",))
     (chosen,), (rejected,) = encode(engine.tokenizer, [pair], end_cut_responses=False)
     assert chosen == [*rejected, end] and encode(engine.tokenizer, [pair])[1] == [chosen]
 

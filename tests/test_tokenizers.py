@@ -319,8 +319,8 @@ def test_a_padding_token_without_an_embedding_gives_way_to_the_end_of_sequence(t
     )
     files = ["--model", str(folder), "--out"]
     for layout in ("forest", "padded"):
-        how = {"objective": "pairs", "dtype": "float32", "batch_size": 3, "max_length": 64, "layout": layout}
-        data = ["--data", str(tmp_path / "pairs.jsonl"), "--settings", json.dumps(how)]
+        settings = {"objective": "pairs", "dtype": "float32", "batch_size": 3, "max_length": 64, "layout": layout}
+        data = ["--data", str(tmp_path / "pairs.jsonl"), "--settings", json.dumps(settings)]
         assert main(["train", *files, str(tmp_path / layout), *data]) == 0
     losses = [
         json.loads((tmp_path / f"{name}.run.json").read_text())["metrics"][-1][1]["loss"]

@@ -89,8 +89,8 @@ def run(samples, tmp_path, seed=0, model=None, **settings):
     values = {"batch_size": 4, "epochs": 2, "dtype": "float32", **settings}
     objective = build(Training(learning_rates=[1e-3], **values))
     scores = reference.score(model, samples, objective.nodes, tokenizer.pad_token_id, {"dtype": "float32"})
-    how = training_arguments(objective.training, 1e-3, seed, tmp_path)
-    trainer = fit(model, tokenizer, samples, scores, objective, how)
+    arguments = training_arguments(objective.training, 1e-3, seed, tmp_path)
+    trainer = fit(model, tokenizer, samples, scores, objective, arguments)
     return model, [row for row in trainer.state.log_history if "loss" in row]
 
 
@@ -115,9 +115,9 @@ def test_training_starts_at_log_two_lowers_the_loss_and_repeats_bit_for_bit(samp
 def test_scores_of_other_records_are_refused(samples, tiny, tmp_path):
     objective = build(Training(objective="pairs", dtype="float32", batch_size=4))
     scores = reference.score(tiny[0], samples[:6], objective.nodes, tiny[1].pad_token_id, {"dtype": "float32"})
-    how = training_arguments(objective.training, 1e-3, 0, tmp_path)
+    arguments = training_arguments(objective.training, 1e-3, 0, tmp_path)
     with pytest.raises(InputError, match="belong to other records"):
-        fit(tiny[0], tiny[1], samples, scores, objective, how)
+        fit(tiny[0], tiny[1], samples, scores, objective, arguments)
 
 
 def test_pairs_and_triples_give_the_same_tokens(tiny):
@@ -279,5 +279,5 @@ def test_a_model_of_another_kind_trains_in_padded_rows(samples, tmp_path):
     )
     _, log = run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", epochs=1)
     assert log[0]["x+:y+>y-/margin"] == pytest.approx(0, abs=1e-3) and log[0]["padding"] > 0
-    with pytest.raises(InputError, match="a gpt2 model with this config takes no forest"):
+    with pytest.raises(InputError, match="`forest` does not work with this gpt2 model"):
         run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", layout="forest")

@@ -445,7 +445,7 @@ def test_a_failing_job_says_its_own_sentence_last(profile, checkpoint, tmp_path)
     result = snakemake(*options, *local, *shlex.split(given), cwd=tmp_path)
     assert result.returncode == 1, result.stderr
     log = "results/local_model/logs/data.log"
-    said = f"{tmp_path / 'one.jsonl'}: 1 queries are too few for 3 iterations."
+    said = f"{tmp_path / 'one.jsonl'}: 1 queries are too few for 3 iterations; give more."
     assert f"failed: data: error: {said} [{log}]" in result.stderr.splitlines(), result.stderr
     assert "done:" not in result.stdout + result.stderr
 

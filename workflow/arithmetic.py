@@ -26,15 +26,15 @@ OVERHEAD_H = 0.05
 
 @dataclass
 class Cost:
-    """Of one job. ``gpu_hours`` counts every GPU that it holds."""
+    """What one job costs. ``gpu_hours`` counts every GPU that it holds."""
 
     gpus: int = 0
     nodes: int = 1
     tokens: float = 0
     hours: float = 0
-    """Of the work itself, on all its devices at once."""
+    """Duration of the work itself, on all its devices at once."""
     memory_gb: float = 0
-    """Of one GPU, at its peak."""
+    """Memory that one GPU needs at its peak."""
     host_gb: float = 2.5
     disk_gb: float = 0
     requests: int = 0
@@ -42,7 +42,7 @@ class Cost:
 
     @property
     def wall_hours(self) -> float:
-        """With starting, loading and saving."""
+        """Duration with starting, loading and saving."""
         return self.hours + (OVERHEAD_H if self.gpus else 0)
 
     @property
@@ -57,46 +57,48 @@ class Arithmetic:
     def __init__(self, hardware: Hardware):
         self.hardware = hardware
 
-    def decode(self, size: Shape, how: Decoding, prompts: float, prompt: float, new: float, scored: float = 0) -> Cost:
+    def decode(
+        self, size: Shape, decoding: Decoding, prompts: float, prompt: float, new: float, scored: float = 0
+    ) -> Cost:
         """``prompts`` of ``prompt`` tokens, ``new`` tokens drawn for each; ``scored`` continuations instead."""
         device = self.hardware
         peak, bandwidth = device.tflops * 1e12, device.bandwidth_gbs * 1e9
-        split = how.tensor_parallel
-        together = device.sequences if how.engine == "vllm" else how.batch_size
+        split = decoding.tensor_parallel
+        together = device.sequences if decoding.engine == "vllm" else decoding.batch_size
         cache_bytes = 2 * 2 * size.layers * size.kv * (prompt + new / 2)
-        if how.engine == "vllm" and cache_bytes:
+        if decoding.engine == "vllm" and cache_bytes:
             # vLLM takes no more sequences than its memory holds.
-            room = (how.gpu_memory * device.memory_gb - 4) * 1e9 * split - 2 * size.parameters
+            room = (decoding.gpu_memory * device.memory_gb - 4) * 1e9 * split - 2 * size.parameters
             together = int(max(1, min(together, room // cache_bytes)))
         work = 2 * size.parameters * prompts * prompt * max(1, scored) / (peak * device.training_mfu * split)
         step = (2 * size.parameters + together * cache_bytes) / (bandwidth * device.decoding_mbu * split)
         step = max(step, 2 * size.parameters * together / (peak * device.training_mfu * split))
         seconds = work + prompts * new / together * step
         memory = (2 * size.parameters + together * cache_bytes) / split / 1e9 + 4
-        gpus = how.devices * split
+        gpus = decoding.devices * split
         tokens = prompts * (prompt * max(1, scored) + new)
-        hours = seconds / 3600 / how.devices
-        return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * how.devices / 1e9)
+        hours = seconds / 3600 / decoding.devices
+        return Cost(gpus, 1, tokens, hours, memory, 16 + 2 * size.parameters * decoding.devices / 1e9)
 
-    def fit(self, size: Shape, how: Spread, tokens: float, micro: int) -> Cost:
+    def fit(self, size: Shape, spread: Spread, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
-        device, count = self.hardware, how.devices * how.nodes
-        flops = (8 if how.gradient_checkpointing else 6) * size.parameters * tokens
+        device, count = self.hardware, spread.devices * spread.nodes
+        flops = (8 if spread.gradient_checkpointing else 6) * size.parameters * tokens
         hours = flops / (device.tflops * 1e12 * device.training_mfu * count) / 3600
         weights, moments = 4 * size.parameters, 12 * size.parameters
-        if how.engine.startswith("zero3") or how.engine == "fsdp2":
+        if spread.engine.startswith("zero3") or spread.engine == "fsdp2":
             weights /= count
-        if how.engine != "ddp":
+        if spread.engine != "ddp":
             moments /= count
         # A checkpoint is mapped, and so held once a machine; DeepSpeed's processes take copies of what they split.
-        host = 2 * size.parameters * (how.devices if how.engine.startswith("zero") else 1)
-        if how.engine.endswith("offload"):
-            host, moments = host + moments * how.devices, 0
-        each = 34 if not how.gradient_checkpointing else 2
+        host = 2 * size.parameters * (spread.devices if spread.engine.startswith("zero") else 1)
+        if spread.engine.endswith("offload"):
+            host, moments = host + moments * spread.devices, 0
+        each = 34 if not spread.gradient_checkpointing else 2
         active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
         memory = (weights + moments + active) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
-        return Cost(count, how.nodes, tokens, hours, memory, PROCESS_GB * how.devices + host / 1e9, disk)
+        return Cost(count, spread.nodes, tokens, hours, memory, PROCESS_GB * spread.devices + host / 1e9, disk)
 
     def score(self, size: Shape, tokens: float, devices: int, width: int = 2) -> Cost:
         """A forward pass over ``tokens``, a model a device, its weights of ``width`` bytes each."""

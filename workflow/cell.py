@@ -77,12 +77,12 @@ class Cell:
         """Iterations: the current policy draws triples, then trains on them, itself the reference."""
         make, model, first = self.make, self.make.start, None
         self.trained_on[name] = []
-        for t in range(1, arm.iterations + 1):
+        for number in range(1, arm.iterations + 1):
             if arm.data == "annotated":
-                data = self.draft.preferences(t, arm.iterations)
+                data = self.draft.preferences(number, arm.iterations)
             else:
-                data = make.sample(name, model, "all" if arm.offline else "iteration", t)
-            run, iteration = (name, 0) if arm.offline else (f"{name}/it{t}", t)
+                data = make.sample(name, model, "all" if arm.offline else "iteration", number)
+            run, iteration = (name, 0) if arm.offline else (f"{name}/it{number}", number)
             policy = make.train(
                 "policy", name, training, data, model, None, run=run, iteration=iteration, rate_from=first
             )

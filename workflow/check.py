@@ -19,12 +19,15 @@ def check(experiment: Experiment) -> None:
     for kind in ("arms", "backbones", "rewards"):
         for name in getattr(experiment, kind):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise InputError(f"{kind}: {name!r} names a folder, so letters, digits and `_.-` only.")
+                raise InputError(
+                    f"{kind}: {name!r} names a folder, so it may hold only letters, digits and `_.-`; rename it."
+                )
     for name, arm in experiment.arms.items():
         for stage, training in (("generator", arm.generator), ("policy", arm.policy)):
             if training and len(training.learning_rates) > 1 and experiment.world is None:
                 raise InputError(
-                    f"arms.{name}.{stage}.learning_rates: give one; only the micro-world's oracle can choose."
+                    f"arms.{name}.{stage}.learning_rates: give one; "
+                    "only in the micro-world can the best of several be chosen."
                 )
     arms = experiment.arms.values()
     annotated = [

@@ -21,7 +21,7 @@ from workflow.shapes import Shape, from_scratch, shape
 SettingsT = TypeVar("SettingsT")
 
 QUERIES = ANNOTATED = 60_000
-"""Of a data set with no `limit`: UltraFeedback's are near it."""
+"""Queries and annotated replies of a data set with no `limit`; UltraFeedback has about as many."""
 SFT_EXAMPLES, SFT_TOKENS = 200_000, 1200
 """Dialogues of a set with no `limit`, and tokens of one on average (UltraChat's mean is near it)."""
 REWARDBENCH = (2985, 550)
@@ -71,7 +71,7 @@ class Costs:
     # Sizes.
 
     def _backbone(self, job: Job) -> Shape:
-        """Of the job's backbone; one that is trained from scratch has its config's."""
+        """The shape of the job's backbone; one that is trained from scratch has its config's."""
         about = self.experiment.backbones[str(job.backbone)]
         return shape(about.path, self._names) if about.path else from_scratch(about)
 
@@ -95,12 +95,12 @@ class Costs:
     # Stages.
 
     def _sft(self, job: Job) -> Cost:
-        how = _as(Sft, job)
-        if how.steps > 0:
-            tokens, micro = float(how.steps * how.batch_size * (SFT_TOKENS if how.data else 50)), 4096
+        sft = _as(Sft, job)
+        if sft.steps > 0:
+            tokens, micro = float(sft.steps * sft.batch_size * (SFT_TOKENS if sft.data else 50)), 4096
         else:
-            tokens, micro = how.epochs * (how.limit or SFT_EXAMPLES) * SFT_TOKENS, how.micro_batch_size * how.max_length
-        return self._work.fit(self._backbone(job), how, tokens, micro)
+            tokens, micro = sft.epochs * (sft.limit or SFT_EXAMPLES) * SFT_TOKENS, sft.micro_batch_size * sft.max_length
+        return self._work.fit(self._backbone(job), sft, tokens, micro)
 
     def _principles(self, job: Job) -> Cost:
         writer = _as(Writer, job)
@@ -138,10 +138,12 @@ class Costs:
         return self._work.score(self._backbone(job), tokens, devices, width)
 
     def _train(self, job: Job) -> Cost:
-        how = _as(Training, job)
-        samples = how.max_steps * how.batch_size if how.max_steps > 0 else how.epochs * self._count(job)
-        tokens = len(how.learning_rates) * samples * self._work.sample_tokens(_nodes(job))
-        cost = self._work.fit(self._backbone(job), how, tokens, how.tokens_per_batch)
+        training = _as(Training, job)
+        samples = (
+            training.max_steps * training.batch_size if training.max_steps > 0 else training.epochs * self._count(job)
+        )
+        tokens = len(training.learning_rates) * samples * self._work.sample_tokens(_nodes(job))
+        cost = self._work.fit(self._backbone(job), training, tokens, training.tokens_per_batch)
         if "reference" not in job.inputs:
             # Nothing scored the starting model before: training does, at a third of a forward and backward pass.
             cost.hours *= 4 / 3
@@ -149,16 +151,18 @@ class Costs:
 
     def _answer(self, job: Job) -> Cost:
         settings, size, device, total = _as(Evaluation, job), self._backbone(job), self.hardware, Cost()
-        how = Decoding(engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=settings.tensor_parallel)
+        decoding = Decoding(
+            engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=settings.tensor_parallel
+        )
         if self.experiment.world:
             rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
-            return self._work.decode(size, how, rows, 50, device.response_tokens)
+            return self._work.decode(size, decoding, rows, 50, device.response_tokens)
         loads = [load for task in settings.tasks if (load := _load(task))]
         loads += [benchmarks.of_judges()[name].load for name in settings.judged]
         for load in loads:
             prompt = device.prompt_tokens if load.prompt is None else load.prompt
             new = device.response_tokens if load.new is None else load.new
-            part = self._work.decode(size, how, load.items, prompt, new, load.scored)
+            part = self._work.decode(size, decoding, load.items, prompt, new, load.scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
         total.gpus = settings.tensor_parallel if loads or settings.tasks else 0
@@ -208,7 +212,7 @@ def _load(task: Task) -> Load | None:
 
 def _ask(judge: Judge, requests: int, read: int, said: int) -> Cost:
     """Requests with ``read`` tokens of a prompt and ``said`` of a reply."""
-    if judge.kind != "openai":
+    if not judge.asks_an_endpoint:
         return Cost(gpus=int(judge.kind == "reward"), hours=REWARD_JUDGE_HOURS * (judge.kind == "reward"))
     money = requests * (read * judge.price_input + said * judge.price_output) / 1e6
     return Cost(requests=requests, money=money, hours=requests * SECONDS_A_REQUEST / judge.concurrency / 3600)

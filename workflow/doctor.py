@@ -146,7 +146,7 @@ def _keys(grid: Grid) -> Iterator[str]:
     judges = [evaluation.judge for evaluation in asked]
     judges += [evaluation.judge_of(name) for evaluation in asked for name in evaluation.judged]
     different = {judge.model_dump_json(): judge for judge in judges}
-    endpoints: list[Endpoint] = [judge for judge in different.values() if judge.kind == "openai"]
+    endpoints: list[Endpoint] = [judge for judge in different.values() if judge.asks_an_endpoint]
     endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]
     for endpoint in endpoints:
         host = urlsplit(endpoint.base_url or "https://api.openai.com").hostname

@@ -29,7 +29,7 @@ PATTERNS = {
     "report": "{root}/report",
     "mlflow": "{root}/mlflow.done",
 }
-"""By rule (and `pairs_reference`, the second output of the rules that make pairs)."""
+"""Paths of outputs, by rule (and `pairs_reference`, the second output of the rules that make pairs)."""
 
 
 class Paths:

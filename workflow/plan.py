@@ -70,7 +70,7 @@ Column = tuple[str, Callable[[list[Cost]], float], int]
 
 
 def _columns(here: bool) -> list[Column]:
-    """Of the plan's table; ``here``: on this machine, in minutes."""
+    """Columns of the plan's table; ``here``: with times on this machine, in minutes."""
     if here:
         time: list[Column] = [
             ("CPU-minutes, at least", lambda costs: 60 * sum(c.hours for c in costs), 1),

@@ -104,7 +104,7 @@ class Rules:
         return None
 
     def engine_environment(self, rule: str) -> Callable[[Any], str | None]:
-        """Of a rule that draws text: vLLM's pins exclude those of this project."""
+        """Environment file of a rule that draws text, by job: vLLM has its own, as its pins exclude the project's."""
 
         def ask(wildcards: Any) -> str | None:
             vllm = draws_with_vllm(self.grid.find(rule, wildcards))
@@ -113,7 +113,8 @@ class Rules:
         return ask
 
     def command(self, rule: str, module: str) -> Callable[[Any], str]:
-        """Of a rule that draws text: in vLLM's environment the project is not installed, but found."""
+        """How a rule that draws text starts its command line: as a module in vLLM's environment, where the project is
+        found but not installed."""
         script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
         environment = self.engine_environment(rule)
         return lambda wildcards: f"python -m {module}" if environment(wildcards) else script

@@ -53,7 +53,7 @@ def shape(name: str, names: Mapping[str, str]) -> Shape:
 
 
 def from_scratch(about: Backbone) -> Shape:
-    """Of a backbone that is trained from scratch."""
+    """The shape of a backbone that is trained from scratch."""
     hidden, kv = about.hidden_size, about.hidden_size // about.heads * about.kv_heads
     layer = hidden**2 * 2 * (1 + about.kv_heads / about.heads) + 3 * hidden * (4 * hidden)
     vocabulary = FROM_SCRATCH_VOCABULARY

@@ -22,7 +22,7 @@ class Draft:
         self.experiment, self.paths = experiment, Paths(experiment, results)
         self.jobs: dict[str, Job] = {}
         self.iterations = max(arm.iterations for arm in experiment.arms.values())
-        """Of the longest arm; each has queries of its own."""
+        """Iterations of the longest arm; each iteration has queries of its own."""
         self.data_folder = self.paths.path("data")
         self.data_files = self._data_files()
         """The data folder's files by name without suffix."""

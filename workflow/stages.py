@@ -29,7 +29,7 @@ class Model:
     made: bool
 
     def input(self, name: str = "model") -> dict[str, str]:
-        """As an input of a job; {} where nothing has to be waited for."""
+        """The checkpoint as an input of a job; {} where no job makes it, and none has to be waited for."""
         return {name: self.path} if self.made else {}
 
 
@@ -113,7 +113,7 @@ class Stages:
         )
 
     def folder(self, arm: Arm, queries: Portion = "iteration") -> str:
-        """Of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
+        """Folder of the triples that arms share: `v2`, `v2_weak` for another writer, `v1_all` for an offline arm."""
         return "_".join(filter(None, [arm.version, arm.writer, "all" if queries == "all" else None]))
 
     def sampling(self, arm: Arm) -> dict[str, str]:

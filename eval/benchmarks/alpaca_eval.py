@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
-from eval.judge import Comparison, Judge, OracleJudge, preference, to_json
+from eval.judge import AnswerPair, Judge, OracleJudge, preference, to_json
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from eval.statistics import mean_and_error
@@ -59,7 +59,7 @@ def aligned(answers: Sequence[Answer], references: Sequence[Answer], what: str =
     by_id = {answer.id: answer for answer in answers}
     if missing := [r.id for r in references if r.id not in by_id]:
         count = f"{len(missing)} of {len(references)} are missing"
-        raise InputError(f"{what}: no answer to {missing[0]!r} ({count}); make them.")
+        raise InputError(f"{what}: no answer to {missing[0]!r} ({count}); answer all prompts with `sso-eval answer`.")
     return [by_id[reference.id] for reference in references]
 
 
@@ -68,8 +68,10 @@ def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw
     ours = aligned(answers, references)
     for answer, reference in zip(ours, references, strict=True):
         if answer.prompt != reference.prompt:
-            raise InputError(f"answers: {reference.id!r} answers another prompt than the reference; make them anew.")
-    items = [Comparison(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
+            raise InputError(
+                f"answers: {reference.id!r} answers another prompt than the reference; answer these prompts anew."
+            )
+    items = [AnswerPair(r.prompt, a.output, r.output) for a, r in zip(ours, references, strict=True)]
     scores: Sequence[float | None] = [None] * (2 * len(items))
     if isinstance(judge, OracleJudge):
         scores = found = judge.scores([(i.prompt, i.a) for i in items] + [(i.prompt, i.b) for i in items])
@@ -116,7 +118,7 @@ def read_references(path: Path) -> list[Answer]:
             for i, row in enumerate(rows)
         ]
     except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path}: no list of objects with instruction, output and generator.") from error
+        raise InputError(f"{path}: must be a list of objects with `instruction`, `output` and `generator`.") from error
 
 
 def _queries(data: Path) -> Path:
@@ -136,9 +138,9 @@ def read_queries(data: Path) -> tuple[Path, list[Query]]:
 # Judging.
 
 
-def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
     """Win rate, lengths and, where the oracle judges, its score."""
-    compare, rate = _comparison(how.kind)
+    compare, rate = _comparison(settings)
     ours, theirs = list(answers), read_references(files["reference"])
     rows = compare(by, ours, theirs)
     scores = {"alpaca_eval2_wr": rate(rows), "length": mean_and_error([row["length"] for row in rows])}
@@ -153,9 +155,9 @@ def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mappi
     )
 
 
-def _comparison(kind: str) -> tuple[Callable[..., list[Row]], Callable[..., dict[str, Any]]]:
-    """Comparison and win rate: the package's where an endpoint judges, else the judge's own comparison."""
-    if kind == "openai":
+def _comparison(settings: JudgeSettings) -> tuple[Callable[..., list[Row]], Callable[..., dict[str, Any]]]:
+    """How answers are compared and how a win rate is made of that: the package's ways where an endpoint judges."""
+    if settings.asks_an_endpoint:
         from eval import alpaca_annotator
 
         return alpaca_annotator.annotate, alpaca_annotator.raw_win_rate

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.benchmarks import alpaca_eval
 from eval.benchmarks.record import Column, Judged, Judging, Load, Verdicts
-from eval.judge import Comparison, Judge
+from eval.judge import AnswerPair, Judge
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
@@ -39,9 +39,9 @@ def read_questions(path: Path) -> list[Query]:
             prompt = row.get("prompt") or row["turns"][0]["content"]
             questions.append(Query(id=_name(path, number, row), prompt=prompt))
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path}:{number}: lacks `prompt`, a text, or its `uid` is empty.") from error
+            raise InputError(f"{path}:{number}: must have a `prompt`, a text, and a `uid`.") from error
     if not questions:
-        raise InputError(f"{path}: holds no question.")
+        raise InputError(f"{path}: holds no question; give at least one.")
     return questions
 
 
@@ -57,7 +57,7 @@ def read_answers(path: Path) -> list[Answer]:
             text = text["answer"] if isinstance(text, dict) else text
             answers.append(Answer(id=_name(path, number, row), prompt=prompt, output=text, model=str(row["model"])))
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path}:{number}: no `messages` that end in an answer, or no `model`.") from error
+            raise InputError(f"{path}:{number}: must have `messages` that end in an answer, and a `model`.") from error
     return answers
 
 
@@ -65,7 +65,7 @@ def _name(path: Path, number: int, row: dict[str, Any]) -> str:
     for key in ("id", "uid", "question_id"):
         if key in row:
             return str(row[key])
-    raise InputError(f"{path}:{number}: lacks `uid`.")
+    raise InputError(f"{path}:{number}: must have a `uid`.")
 
 
 def answer(engine: Engine, questions: list[Query], settings: Evaluation, seed: int, model: str) -> list[Answer]:
@@ -74,10 +74,10 @@ def answer(engine: Engine, questions: list[Query], settings: Evaluation, seed: i
     return alpaca_eval.answer(engine, questions, greedy, seed, model, "arena_hard")
 
 
-def comparisons(answers: list[Answer], baseline: list[Answer]) -> list[Comparison]:
+def comparisons(answers: list[Answer], baseline: list[Answer]) -> list[AnswerPair]:
     """The baseline (a) beside the answer (b) to each of the baseline's prompts."""
     ours = alpaca_eval.aligned(answers, baseline, "arena_hard")
-    return [Comparison(a.prompt, b.output, a.output) for a, b in zip(ours, baseline, strict=True)]
+    return [AnswerPair(a.prompt, b.output, a.output) for a, b in zip(ours, baseline, strict=True)]
 
 
 def judge_games(judge: Judge, answers: list[Answer], baseline: list[Answer]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def score(rows: Sequence[dict[str, Any]], rounds: int = ROUNDS) -> dict[str, Any
     return out | ({"unreadable": games.count(None)} if None in games else {})
 
 
-def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
     """Two games a question against the baseline's answers."""
     ours, theirs = list(answers), read_answers(files["arena_hard_baseline"])
     rows = judge_games(by, ours, theirs)

@@ -52,7 +52,7 @@ def read(path: Path) -> list[Dialogue]:
             raise InputError(f"{path}:{number}: `turns` must be the list of the user's turns.")
         name, family = str(row.get("id", row.get("question_id", number - 1))), row.get("family", row.get("category"))
         if not name:
-            raise InputError(f"{path}:{number}: `id` is empty.")
+            raise InputError(f"{path}:{number}: `id` is empty; every dialogue must have one.")
         dialogues.append(Dialogue(id=name, family=str(family or ""), turns=turns))
     if len({d.id for d in dialogues}) < len(dialogues) or not dialogues:
         raise InputError(f"{path}: {'two dialogues have the same id' if dialogues else 'holds no dialogue'}.")
@@ -67,7 +67,9 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
             turns = row["choices"][0]["turns"]
             references[str(row["question_id"])] = tuple(str(turn) for turn in turns)
         except (LookupError, TypeError) as error:
-            raise InputError(f"{path}:{number}: no `question_id` or no `choices[0].turns`.") from error
+            raise InputError(
+                f"{path}:{number}: must have `question_id` and `choices[0].turns`, as FastChat's file has."
+            ) from error
     return references
 
 
@@ -81,28 +83,30 @@ def answer(engine: Engine, dialogues: list[Dialogue], settings: Evaluation, seed
     """Answers to every turn, ids "<dialogue>/<turn>", turn by turn in batches over dialogues of one temperature."""
     answers: list[Answer] = []
     made: list[Generation] = []
-    history: dict[str, list[Message]] = {d.id: [] for d in dialogues}
-    heat = {d.id: TEMPERATURES.get(d.family, settings.temperature) for d in dialogues}
-    for turn in range(1, max(len(d.turns) for d in dialogues) + 1):
+    history: dict[str, list[Message]] = {dialogue.id: [] for dialogue in dialogues}
+    heat = {dialogue.id: TEMPERATURES.get(dialogue.family, settings.temperature) for dialogue in dialogues}
+    for turn in range(1, max(len(dialogue.turns) for dialogue in dialogues) + 1):
         for temperature in sorted(set(heat.values())):
             asked = [d for d in dialogues if len(d.turns) >= turn and heat[d.id] == temperature]
-            for d in asked:
-                history[d.id] = [*history[d.id], Message(role="user", content=d.turns[turn - 1])]
-            with naming([d.id for d in asked], f"mt_bench, turn {turn}: question"):
+            for dialogue in asked:
+                history[dialogue.id] = [*history[dialogue.id], Message(role="user", content=dialogue.turns[turn - 1])]
+            with naming([dialogue.id for dialogue in asked], f"mt_bench, turn {turn}: question"):
                 generations = engine.generate(
-                    [history[d.id] for d in asked],
-                    seeds=[seed_of(seed, d.id, f"mt_bench/{turn}") for d in asked],
+                    [history[dialogue.id] for dialogue in asked],
+                    seeds=[seed_of(seed, dialogue.id, f"mt_bench/{turn}") for dialogue in asked],
                     temperature=temperature,
                     top_p=settings.top_p,
                     max_new_tokens=settings.max_new_tokens,
                 )
             made += generations
-            for d, generation in zip(asked, generations, strict=True):
+            for dialogue, generation in zip(asked, generations, strict=True):
                 about = {"model": model, "turn": turn, "missing": generation.missing}
-                answers.append(Answer(id=f"{d.id}/{turn}", prompt=history[d.id], output=generation.text, **about))
-                history[d.id] = [*history[d.id], Message(role="assistant", content=generation.text)]
+                answers.append(
+                    Answer(id=f"{dialogue.id}/{turn}", prompt=history[dialogue.id], output=generation.text, **about)
+                )
+                history[dialogue.id] = [*history[dialogue.id], Message(role="assistant", content=generation.text)]
     name_missing([answer.id for answer in answers], made, "answers")
-    order = {d.id: i for i, d in enumerate(dialogues)}
+    order = {dialogue.id: i for i, dialogue in enumerate(dialogues)}
     return sorted(answers, key=lambda a: (order[_dialogue(a)], a.turn))
 
 
@@ -115,16 +119,16 @@ def gradings(
     InputError where one is missing: without it the figure would be another benchmark's.
     """
     out = []
-    for a in answers:
-        name = _dialogue(a)
+    for answer in answers:
+        name = _dialogue(answer)
         reference: tuple[str, ...] = ()
         if references is not None and families.get(name) in REFERENCED:
             reference = references.get(name, ())
-            if len(reference) < a.turn:
+            if len(reference) < answer.turn:
                 raise InputError(
-                    f"mt_bench: no reference answer to question {name!r}, turn {a.turn}, in mt_bench_reference.jsonl."
+                    f"mt_bench_reference.jsonl: no reference answer to question {name!r}, turn {answer.turn}; add it."
                 )
-        out.append(Grading([*a.prompt, Message(role="assistant", content=a.output)], reference))
+        out.append(Grading([*answer.prompt, Message(role="assistant", content=answer.output)], reference))
     return out
 
 
@@ -137,8 +141,9 @@ def grade(
     """One row an answer: id of the dialogue, turn, score (None: the judge's reply was unreadable), family."""
     scores = judge.grade(gradings(answers, families, references))
     return [
-        {"id": _dialogue(a), "turn": a.turn, "score": to_json(score), "family": families.get(_dialogue(a), "")}
-        for a, score in zip(answers, scores, strict=True)
+        {"id": name, "turn": answer.turn, "score": to_json(score), "family": families.get(name, "")}
+        for answer, score in zip(answers, scores, strict=True)
+        for name in [_dialogue(answer)]
     ]
 
 
@@ -167,12 +172,12 @@ def _files(data: Path) -> dict[str, Path]:
     return {"mt_bench": data / "mt_bench.jsonl", **known}
 
 
-def judge(by: Judge, how: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
+def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
     """Grades of all turns. A reward has no scale of 1 to 10, so it does not stand in MT-Bench's column."""
     families = {dialogue.id: dialogue.family for dialogue in read(files["mt_bench"])}
     held = read_references(files["mt_bench_reference"]) if "mt_bench_reference" in files else {}
     # The oracle and reward models use no reference answers.
-    known = held if how.kind == "openai" else None
+    known = held if settings.asks_an_endpoint else None
     turns = list(answers)
     rows = grade(by, turns, families, known)
     metric = "mt_bench" if by.scale == "1-10" else "mt_bench_reward"

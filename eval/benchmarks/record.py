@@ -71,7 +71,7 @@ class LmEval:
     """What each row of a mirror must have."""
     column: Column
     load: Load | None = None
-    """None: it is not priced, and the plan says so."""
+    """What it asks of a model; None: it is not priced, and the plan says so."""
     score: str = "acc"
     filter: str = "none"
     """The metric, and the filter of the reply, whose mean is the benchmark's figure."""
@@ -80,7 +80,7 @@ class LmEval:
     subjects: Mapping[str, str] = field(default_factory=dict)
     """A subject's name in the stock task's, where that is not the subject's own with `_` for blanks."""
     first_subject: str = ""
-    """Of a row that names none."""
+    """The subject of a row that names none."""
     mirror: str | None = None
     """The benchmark whose mirror this one reads too."""
     generative: str | None = None
@@ -117,7 +117,7 @@ class Verdicts:
     again: Callable[[list[Any], int], list[float]]
     """Judges some of ``items`` once more, as draw 1, 2 ...; a score each."""
     metric: str
-    """Whose spread over draws that is."""
+    """The metric that ``again`` gives draws of, for their spread."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Judged:
 
     name: str
     columns: Mapping[str, Column]
-    """By metric."""
+    """Its columns, by metric."""
     prompts: tuple[str, ...]
     """Files of the data folder, by name without suffix, that prompts may come from: the first that is there."""
     files: Mapping[str, str]
@@ -148,7 +148,7 @@ class Judged:
     load: Load
     judging: Judging
     read_answers: "Callable[[Path], list[Answer]] | None" = None
-    """None: as records of ours."""
+    """Reads the answers' file; None: it holds records of ours."""
     outline: "Callable[[Any], list[Message]] | None" = None
     """A prompt's whole conversation, which a chat template must take; None: its `prompt`."""
     items: Callable[[Rows], dict[str, Items]] | None = None

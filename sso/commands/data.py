@@ -28,7 +28,7 @@ def data(args: argparse.Namespace) -> None:
         real = Data.model_validate(given["data"])
         queries = hub.queries(real)
         if len(queries) < count:
-            raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations.")
+            raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations; give more.")
         for t in range(count):
             write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
         write(args.out / "queries_all.jsonl", queries)

@@ -108,7 +108,9 @@ def _rendezvous(nodes: int) -> list[str]:
         head, rank = names.stdout.split()[0], os.environ["SLURM_NODEID"]
         port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
     except (LookupError, ValueError, OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"nodes: {nodes}: this is no SLURM step of several machines ({error}).") from error
+        raise InputError(
+            f"nodes: {nodes}: this process is in no SLURM step of several machines ({error}); start it in a SLURM job."
+        ) from error
     return ["--nnodes", str(nodes), "--node_rank", rank, "--master_addr", head, "--master_port", str(port)]
 
 

@@ -37,7 +37,9 @@ class Jobs:
         """The job of a rule; raises InputError for one that the config does not have."""
         found = self._by_name.get((rule, frozenset((key, str(value)) for key, value in wildcards.items())))
         if found is None:
-            raise InputError(f"{rule}: the config has no such job: {dict(wildcards)}.")
+            raise InputError(
+                f"{rule}: the config has no job of {dict(wildcards)}; `snakemake -n` lists the jobs that it has."
+            )
         return found
 
     @cached_property

@@ -35,24 +35,24 @@ class Job:
     settings: BaseModel | None = None
     """The settings that ``params`` state as text, as the model that checked them."""
     arm: str | None = None
-    """None for a job that arms share."""
+    """The arm that the job is for; None for a job that arms share."""
     iteration: int = 0
-    """Of an arm that has several; else 0."""
+    """Number of the iteration in an arm that has several; else 0."""
     version: str = ""
     queries: Portion = "iteration"
     responses: tuple[str, ...] = ()
     """What is drawn for each query: y+, y-, yo, second."""
     objectives: tuple[str, ...] = ()
-    """Whose nodes are scored."""
+    """Objectives whose nodes (a response in a context) the job scores."""
 
     @property
     def backbone(self) -> str | None:
-        """Of its cell; None for a job that all cells share."""
+        """The backbone of the job's cell; None for a job that all cells share."""
         return self.wildcards.get("backbone")
 
     @property
     def seed(self) -> int | None:
-        """Of its cell."""
+        """The seed of the job's cell; None for a job that all seeds share."""
         return int(self.wildcards["seed"]) if "seed" in self.wildcards else None
 
     @property

@@ -32,7 +32,7 @@ def owned(folder: Path) -> Iterator[None]:
     """
     lock = folder.with_name(f"{folder.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = json.dumps(
+    own_claim = json.dumps(
         {
             "process": identity(os.getpid()) or f"?/{os.getpid()}",
             "host": socket.gethostname(),
@@ -41,7 +41,7 @@ def owned(folder: Path) -> Iterator[None]:
         }
     )
     seen: tuple[str, float] | None = None
-    while not _create(lock, mine):
+    while not _create(lock, own_claim):
         with suppress(FileNotFoundError):
             found = lock.read_text(encoding="utf-8"), lock.stat().st_mtime
             alive = _alive(found[0])
@@ -53,12 +53,12 @@ def owned(folder: Path) -> Iterator[None]:
             seen = seen or found
         time.sleep(BEAT_S / 4)
     done = threading.Event()
-    threading.Thread(target=_beat, args=(lock, mine, done), daemon=True).start()
+    threading.Thread(target=_beat, args=(lock, own_claim, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        if _text(lock) == mine:
+        if _text(lock) == own_claim:
             lock.unlink(missing_ok=True)
 
 
@@ -120,9 +120,9 @@ def _text(path: Path) -> str | None:
     return None
 
 
-def _beat(lock: Path, mine: str, done: threading.Event) -> None:
+def _beat(lock: Path, own_claim: str, done: threading.Event) -> None:
     while not done.wait(BEAT_S):
-        if (text := _text(lock)) not in (mine, None):
+        if (text := _text(lock)) not in (own_claim, None):
             print(f"error: {_busy(lock, text or '')} This process had stood still.", file=sys.stderr, flush=True)
             os._exit(2)
         with suppress(OSError):

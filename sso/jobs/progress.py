@@ -20,8 +20,8 @@ class Bar(tqdm):
     def __init__(self, *args: Any, **kwargs: Any):
         self.plain, self.last = not sys.stderr.isatty(), (-1, -1)
         # tqdm itself leaves out what comes sooner than ten times a second.
-        how = {"mininterval": 0, "miniters": 1} if self.plain else {"dynamic_ncols": True}
-        super().__init__(*args, **{"smoothing": 0, "disable": False, **how, **kwargs})
+        refresh = {"mininterval": 0, "miniters": 1} if self.plain else {"dynamic_ncols": True}
+        super().__init__(*args, **{"smoothing": 0, "disable": False, **refresh, **kwargs})
 
     def display(self, *args: Any, **kwargs: Any) -> None:
         if not self.plain:

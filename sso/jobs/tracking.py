@@ -277,7 +277,7 @@ class _Uploader:
         self.known: set[str] = set()
         self.parents: dict[str, str] = {}
         self.ends: dict[str, int] = {}
-        """Of the parents, in ms."""
+        """End of each parent run by its id, in ms since the epoch."""
         for known in self._runs():
             tags = known.data.tags
             if "sso.group" in tags:

@@ -64,14 +64,14 @@ class SSOConfig(TrainingArguments):
 
     objective: str = field(default="sso_v2", metadata={"help": "A row of config/objectives.yaml."})
     base_loss: str = _as_training("base_loss", "dpo, ipo, hinge, orpo or simpo.")
-    beta: float = _as_training("beta", "Of the base loss.")
+    beta: float = _as_training("beta", "Strength of the base loss.")
     gamma: float = _as_training("gamma", "Weight of the SFT terms of v2.")
     lambda_minus: float = _as_training("lambda_minus", "Weight of L- beside L+.")
     beta_g: float = _as_training("beta_g", "Weight of G (v1).")
     alpha: float = _as_training("alpha", "W's share of the chosen response (v1).")
     detach_weight: bool = _as_training("detach_weight", "Keep gradients out of W (v1).")
     label_smoothing: float = _as_training("label_smoothing", "Share of preferences taken to be wrong (dpo).")
-    simpo_margin: float = _as_training("simpo_margin", "Of simpo.")
+    simpo_margin: float = _as_training("simpo_margin", "Target margin of simpo.")
     max_length: int = _as_training("max_length", "Tokens of a context with a response; responses are cut to fit.")
     end_cut_responses: bool = _as_training("end_cut_responses", "Teach an end after responses that never ended.")
     layout: str = _as_training("layout", "auto, forest or padded: how responses share their contexts.")
@@ -140,8 +140,8 @@ class SSOConfig(TrainingArguments):
 
     def planned(self) -> "SSOConfig":
         """A copy for GlobalBatchTrainer, which takes a whole global batch a step and plans its micro-batches itself."""
-        how = copy.copy(self)
-        how.per_device_train_batch_size *= how.gradient_accumulation_steps
-        how.gradient_accumulation_steps = 1
-        how._n_gpu = min(how.n_gpu, 1)  # one process a device, never DataParallel
-        return how
+        arguments = copy.copy(self)
+        arguments.per_device_train_batch_size *= arguments.gradient_accumulation_steps
+        arguments.gradient_accumulation_steps = 1
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a device, never DataParallel
+        return arguments

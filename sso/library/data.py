@@ -146,14 +146,14 @@ def from_authors(rows: str | Path | Iterable[Mapping[str, Any]]) -> Any:
         unique = own if own not in made else f"{own}#{number - 1}"
         made[unique] = {"id": unique, **triple}
     if not made:
-        raise InputError(f"{name}: holds no row.")
+        raise InputError(f"{name}: holds no row; give at least one.")
     return Dataset.from_list(list(made.values()))
 
 
 def _authors_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ("p_system", "n_system"):
         if not isinstance(row.get(key), str) or not row[key].strip():
-            raise InputError(f"{where}: `{key}`: must be a text that says something.")
+            raise InputError(f"{where}: `{key}`: must be a text that is not empty.")
     if row.get("system"):
         # Theirs put p_system in its place, ours before it: other contexts than they trained on.
         raise InputError(f"{where}: `system`: must be empty, as the authors' code leaves it.")
@@ -170,7 +170,9 @@ def _authors_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
             problem = str(why) if isinstance(why, dialogues.LeftOut) else "holds no turn"
             raise InputError(f"{where}: `{key}`: {problem}.") from why
         if earlier != said["chosen"][0]:
-            raise InputError(f"{where}: `{key}`: follows on another dialogue than `chosen`.")
+            raise InputError(
+                f"{where}: `{key}`: follows on another dialogue than `chosen`; their earlier turns must be equal."
+            )
     try:
         given = {key: row[key] for key in ("instruction", "prompt", "history") if row.get(key)}
         prompt = dialogues.joined(dialogues.before(given), said["chosen"][0])

@@ -27,7 +27,10 @@ def tokenizer_of(model: Any, given: Any) -> Any:
         return adopt_tokenizer(given, model)
     place = origin(model)
     if not place:
-        raise InputError("processing_class: is missing, and the model was not read from a checkpoint that has one.")
+        raise InputError(
+            "processing_class: is missing, and the model was not read from a checkpoint that has one; "
+            "give its tokenizer."
+        )
     return load_tokenizer(Path(place))
 
 

@@ -73,9 +73,9 @@ class SSOTrainer(PreferenceTrainer):
             raise InputError("train_dataset: is missing; give a datasets.Dataset of triples or pairs.")
         if peft_config is not None and hasattr(model, "peft_config"):
             raise InputError("peft_config: the model has adapters already; give one of the two.")
-        how, objective = args.planned(), build(args.training())
+        planned, objective = args.planned(), build(args.training())
         path = None if isinstance(model, torch.nn.Module) else Path(place)
-        model = (load_model(path) if path else model).to(how.device)
+        model = (load_model(path) if path else model).to(planned.device)
         tokenizer = tokenizer_of(model, processing_class)
         self._start = Start(model, path, tokenizer, objective)
         self._file = Path(args.reference_scores or f"{str(args.output_dir).rstrip('/')}.reference.safetensors")
@@ -90,7 +90,7 @@ class SSOTrainer(PreferenceTrainer):
         warn_of_lost_steps(model)
         super().__init__(
             model=model,
-            args=how,
+            args=planned,
             train_dataset=rows,
             eval_dataset=held_out,
             processing_class=tokenizer,
@@ -197,4 +197,4 @@ class SSOTrainer(PreferenceTrainer):
 
 
 COUNTS = ("samples", "tokens", "places", "flops")
-"""Of the sums, those that are no means over samples."""
+"""The sums that are logged as they are, not as means over samples."""

@@ -20,7 +20,7 @@ CUT = ("length", "max_tokens", "content_filter")
 
 
 class EndpointEngine:
-    """See `sso.sampling.Engine`."""
+    """See `sso.sampling.engine.Engine`."""
 
     def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
         self.client = Client(settings, cache, progress)
@@ -35,7 +35,7 @@ class EndpointEngine:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
+        """See `sso.sampling.engine.Engine`. ``tokens`` is 0 where the endpoint reports no usage.
 
         A refused request is `Generation.none`. Control tokens spelled in a message are spaced out
         (`sso.untrusted.plain`): the server would obey them.

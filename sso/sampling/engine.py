@@ -80,9 +80,10 @@ def make_engine(settings: Decoding, model: str | Path | None, cache: Path) -> En
 
 
 def asking(
-    engine: Engine, how: Decoding, seed: int, show: Callable[[], Show | None] = lambda: None
+    engine: Engine, decoding: Decoding, seed: int, show: Callable[[], Show | None] = lambda: None
 ) -> tuple[Ask, dict[str, Generation]]:
-    """What writers of principles ask, with ``how``'s temperature, top_p and token limit; and what it was told, by name.
+    """What writers of principles ask, with the temperature, top_p and token limit of ``decoding``; and what it was
+    told, by name.
 
     ``show`` makes the progress of one round.
     """
@@ -91,7 +92,9 @@ def asking(
     def ask(conversations: list[list[Message]], names: list[str]) -> list[str]:
         seeds = [seed_of(seed, name, "principle") for name in names]
         with naming(names, "principle"):
-            made = engine.generate(conversations, seeds, how.temperature, how.top_p, how.max_new_tokens, show())
+            made = engine.generate(
+                conversations, seeds, decoding.temperature, decoding.top_p, decoding.max_new_tokens, show()
+            )
         told.update(zip(names, made, strict=True))
         return [generation.text for generation in made]
 

@@ -12,14 +12,14 @@ class Endpoint(Settings):
 
     model: str
     base_url: str | None = None
-    """None: OpenAI's own."""
+    """Address of the server; None: OpenAI's own."""
     key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight at once."""
     timeout_s: float = Field(120, gt=0)
     retries: int = Field(6, ge=0)
-    """Of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
+    """Retries of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
     backoff_s: float = Field(0.5, ge=0)
     """Pause before the first retry; it doubles with each, and the server's Retry-After goes before it."""
     ask_again: bool = False
@@ -60,7 +60,7 @@ class Decoding(Vllm):
     top_p: float = Field(0.8, gt=0, le=1)
     max_new_tokens: int = Field(2048, ge=1)
     batch_size: int = Field(8, ge=1)
-    """Of transformers; vLLM fills its batches itself."""
+    """Sequences that transformers decodes at once; vLLM fills its batches itself."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     devices: int = Field(1, ge=1)
     """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""

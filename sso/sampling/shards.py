@@ -52,7 +52,7 @@ class Kept:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`."""
+        """See `sso.sampling.engine.Engine`."""
         keys = [digest([conversation, seed]) for conversation, seed in zip(conversations, seeds, strict=True)]
         known = _read(self.folder)
         missing = [i for i, key in enumerate(keys) if key not in known]
@@ -108,8 +108,8 @@ def own(records: Sequence[RecordT], shard: str | None) -> list[RecordT]:
     """The records of shard `k/n`: every n-th; all where there is none."""
     if shard is None:
         return list(records)
-    k, n = map(int, shard.split("/"))
-    return list(records[k::n])
+    number, count = map(int, shard.split("/"))
+    return list(records[number::count])
 
 
 @contextmanager
@@ -177,15 +177,15 @@ def _run(settings: Decoding, folder: Path, argv: Sequence[str], expected: int, w
     """Run the shards to their end, with one line of progress for all of them."""
     from sso.jobs.progress import progress
 
-    gpus, each, n = _visible_gpus(), settings.tensor_parallel, settings.devices
-    if gpus and len(gpus) < n * each:
-        raise InputError(f"devices: {n} x {each} GPUs are asked for, but {len(gpus)} are visible; lower `devices`.")
+    gpus, each, count = _visible_gpus(), settings.tensor_parallel, settings.devices
+    if gpus and len(gpus) < count * each:
+        raise InputError(f"devices: {count} x {each} GPUs are asked for, but {len(gpus)} are visible; lower `devices`.")
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for k in range(n):
-            share = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[k * each : (k + 1) * each])} if gpus else {}
+        for number in range(count):
+            share = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number * each : (number + 1) * each])} if gpus else {}
             environment = {name: value for name, value in os.environ.items() if name != "SSO_WARM"}
-            command = [sys.executable, "-m", "sso.cli", *argv, "--shard", f"{k}/{n}"]
+            command = [sys.executable, "-m", "sso.cli", *argv, "--shard", f"{number}/{count}"]
             processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env={**environment, **share}))
         code = _watch(processes, folder, progress(what), expected)
     finally:
@@ -193,7 +193,7 @@ def _run(settings: Decoding, folder: Path, argv: Sequence[str], expected: int, w
             process.communicate()  # closes its input, which ends it, and waits
     if code:
         raise InputError(
-            f"{what}: one of {n} processes failed (exit code {code}; its message stands above); what was drawn is "
+            f"{what}: one of {count} processes failed (exit code {code}; its message stands above); what was drawn is "
             "kept: run the same command to go on."
         )
 

@@ -93,7 +93,7 @@ class TransformersEngine:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`. Temperature 0 is greedy. ``progress`` and ``keep`` are called per batch."""
+        """See `sso.sampling.engine.Engine`. Temperature 0 is greedy. ``progress`` and ``keep`` are called per batch."""
         limit = context_limit(self.model.config)
         prompts, too_long = encode_prompts(self.tokenizer, conversations, max_new_tokens, limit)
         results = {i: Generation.none("too_long", why) for i, why in too_long.items()}

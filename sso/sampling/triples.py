@@ -178,7 +178,7 @@ def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> li
     if kind == "annotated":
         return _annotated(triples, world)
     other: Cut = "rejected" if kind == "good_bad" else "original"
-    return [_pair(t, "chosen", other, kind) for t in triples if t.chosen != getattr(t, other)]
+    return [_pair(triple, "chosen", other, kind) for triple in triples if triple.chosen != getattr(triple, other)]
 
 
 def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
@@ -187,12 +187,13 @@ def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
     if world is None:
         raise InputError("annotated pairs need --world: only the micro-world's oracle annotates.")
     oracle, rows = Oracle(world), []
-    for t in triples:
-        if t.second is None:
-            raise InputError(f"triple {t.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
-        first, second = (oracle.score(t.prompt, text).total for text in (t.original, t.second))
+    for triple in triples:
+        if triple.second is None:
+            raise InputError(f"triple {triple.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
+        first, second = (oracle.score(triple.prompt, text).total for text in (triple.original, triple.second))
         if first != second:
-            rows.append(_pair(t, *(("original", "second") if first > second else ("second", "original")), "annotated"))
+            sides: tuple[Cut, Cut] = ("original", "second") if first > second else ("second", "original")
+            rows.append(_pair(triple, *sides, "annotated"))
     return rows
 
 

@@ -51,7 +51,7 @@ class VLLMEngine:
         progress: Show | None = None,
         keep: Keep | None = None,
     ) -> list[Generation]:
-        """See `sso.sampling.Engine`. Temperature 0 is greedy.
+        """See `sso.sampling.engine.Engine`. Temperature 0 is greedy.
 
         A row's noise is its seed's alone; its logits differ between batches in the last digits, as everywhere on a
         GPU, so a draw that hangs on them may too (VLLM_BATCH_INVARIANT=1 prevents that where vLLM supports it).
@@ -67,7 +67,7 @@ class VLLMEngine:
         stop = vllm_stop_ids(self.llm, self.tokenizer)
         # Prompts with a common beginning follow each other: it is computed once and still there for the next.
         for i in sorted(prompts, key=prompts.__getitem__):
-            how = SamplingParams(
+            parameters = SamplingParams(
                 temperature=temperature,
                 top_p=top_p if temperature > 0 else 1.0,
                 max_tokens=max_new_tokens,
@@ -76,7 +76,7 @@ class VLLMEngine:
                 logprobs=0,
                 detokenize=False,
             )
-            engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, how)
+            engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, parameters)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:

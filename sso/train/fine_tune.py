@@ -181,12 +181,12 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     if steps != int(steps) or steps < 1:
         raise InputError(
             f"sft.batch_size: {settings.batch_size} is no multiple of micro_batch_size {settings.micro_batch_size} "
-            f"times {distributed.world_size()} devices."
+            f"times {distributed.world_size()} devices; change one of them."
         )
     if "deepspeed" in engine:
         engine["deepspeed"] = engine["deepspeed"] | {"gradient_accumulation_steps": "auto"}
     scratch = out.with_name(f".{out.name}.checkpoints")
-    how = arguments(
+    trainer_arguments = arguments(
         scratch,
         seed,
         **engine,
@@ -206,7 +206,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
     )
     base = checkpoint(start)
     tokenizer = tokenizer_for(base, settings.chat_template)
-    with how.main_process_first(desc="tokenize"):
+    with trainer_arguments.main_process_first(desc="tokenize"):
         data, counts = tokenized(settings, tokenizer)
     model = load_model(base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -216,7 +216,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
         last = last_checkpoint(scratch, lambda: _key(base, tokenizer, settings, seed), "sft")
         trainer = ResumingTrainer(
             model=model,
-            args=how,
+            args=trainer_arguments,
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
         )

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
-from sso.errors import InputError
+from sso.errors import InputError, first_of
 from sso.jobs.distributed import keep_outputs
 from sso.packing import plan
 from sso.train.run import MarkingTrainer, order
@@ -105,14 +105,14 @@ class GlobalBatchTrainer(MarkingTrainer):
         model.train()
         self._ids = [self.name(item) for item in items]
         costs, devices = [self.cost(item) for item in items], self.args.world_size
-        mine = self.plan(costs)[self.args.process_index]
+        own_steps = self.plan(costs)[self.args.process_index]
         smallest = min(range(len(items)), key=costs.__getitem__)
         state, total = self.accelerator.gradient_state, torch.zeros((), device=self.args.device)
         plain = self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        for step, members in enumerate(mine, 1):
+        for step, members in enumerate(own_steps, 1):
             # All devices do the same number of passes: sharded weights are gathered by all. An idle pass weighs 0.
             batch = [items[i] for i in members or [smallest]]
-            last = step == len(mine)
+            last = step == len(own_steps)
             state._set_sync_gradients(last)
             with self.accelerator.no_sync(model) if plain and not last else nullcontext():
                 # Devices' gradients are averaged, hence the factor.
@@ -132,7 +132,8 @@ class GlobalBatchTrainer(MarkingTrainer):
         if not finite.all():
             bad = [self.name(item) for item, good in zip(items, finite.tolist(), strict=True) if not good]
             raise InputError(
-                f"the loss is not finite for {_some(bad)}; lower the learning rate, or look at these records."
+                f"the loss is not finite for the samples {first_of(bad, 5)}; lower the learning rate, or look at these "
+                "records."
             )
 
     def add(self, sums: dict[str, float], counts: bool) -> None:
@@ -152,8 +153,8 @@ class GlobalBatchTrainer(MarkingTrainer):
         if self._sums and "loss" in logs:
             if not math.isfinite(logs.get("grad_norm") or 0.0):
                 raise InputError(
-                    f"step {self.state.global_step}: the gradient is not finite, though the losses of "
-                    f"{_some(self._ids)} are; lower learning_rate, or train in float32."
+                    f"step {self.state.global_step}: the gradient is not finite, though the losses of the "
+                    f"samples {first_of(self._ids, 5)} are; lower learning_rate, or train in float32."
                 )
             names = sorted(self._sums)
             values = torch.tensor([self._sums[n] for n in names], dtype=torch.float64, device=self.args.device)
@@ -167,10 +168,6 @@ class GlobalBatchTrainer(MarkingTrainer):
                 logs["mfu"] = flops / seconds / self.peak / self.args.world_size
             self._sums = {}
         super().log(logs, *args, **kwargs)
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(f"sample {i!r}" for i in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _peak_flops() -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from sso.errors import InputError
 from sso.logprobs import Scorer
@@ -133,7 +134,7 @@ def fit(
     samples: Sequence[Sample],
     reference: Reference | None,
     objective: Objective,
-    how: Any,
+    arguments: TrainingArguments,
     checkpoint: Path | None = None,
     callbacks: Sequence[Any] = (),
 ) -> PreferenceTrainer:
@@ -146,7 +147,7 @@ def fit(
     scorer = Scorer(model, objective.nodes, tokenizer.pad_token_id, training.layout)
     trainer = PreferenceTrainer(
         model=model,
-        args=how,
+        args=arguments,
         train_dataset=Rows(samples, reference, objective.nodes),
         callbacks=list(callbacks),
         objective=objective,

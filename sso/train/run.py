@@ -36,7 +36,7 @@ class MarkingTrainer(Trainer):
             (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / checkpoints.SAVED).touch()
 
 
-def arguments(out: Path, seed: int, **settings: Any) -> Any:
+def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:
     """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports."""
     shared = {
         "seed": seed,
@@ -52,9 +52,9 @@ def arguments(out: Path, seed: int, **settings: Any) -> Any:
     return TrainingArguments(output_dir=str(out), **{**shared, **settings})
 
 
-def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> Any:
+def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> TrainingArguments:
     """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
-    how = arguments(
+    made = arguments(
         workspace,
         seed,
         max_steps=training.max_steps,
@@ -76,8 +76,8 @@ def training_arguments(training: Optimization, learning_rate: float, seed: int, 
         save_total_limit=2,
         **engine_arguments(training),
     )
-    how._n_gpu = min(how.n_gpu, 1)  # one process a device, never DataParallel
-    return how
+    made._n_gpu = min(made.n_gpu, 1)  # one process a device, never DataParallel
+    return made
 
 
 ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}
@@ -107,8 +107,8 @@ def check_engine(trainer: Trainer, engine: str) -> None:
     runs = trainer.accelerator.distributed_type.value
     if runs not in ENGINES.get(engine, ("DEEPSPEED",)) or trainer.args.world_size != world_size():
         raise InputError(
-            f"engine {engine}: {runs} with {trainer.args.world_size} of {world_size()} processes would run instead; "
-            "FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
+            f"engine {engine}: accelerate would run {runs} on {trainer.args.world_size} of {world_size()} processes "
+            "instead; FSDP needs GPUs, DeepSpeed a launcher (set devices, or start with torchrun)."
         )
 
 

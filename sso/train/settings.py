@@ -83,7 +83,7 @@ class Optimization(Spread):
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
     weight_decay: float = Field(0.0, ge=0)
-    """Of all weights but norms and biases; DeepSpeed's own optimizer, which the offload engines need, spares none."""
+    """Decay of all weights but norms and biases; DeepSpeed's optimizer, which the offload engines need, spares none."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)

@@ -63,7 +63,10 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
     dialogues.warn(found.left_out, data, found.numbers)
     rows = found.made
     if not rows:
-        raise InputError(f"{data}: no dialogue to train on ({dialogues.why(found.left_out, found.numbers)}).")
+        raise InputError(
+            f"{data}: no dialogue to train on ({dialogues.why(found.left_out, found.numbers)}); "
+            "rows need `messages` that end with an answer."
+        )
 
     class ResponseTrainer(Trainer):
         """Runs the language-model head at the assistant's tokens alone: they are less than half."""

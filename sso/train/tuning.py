@@ -22,7 +22,7 @@ class Tuning:
     """What the tries of several learning rates are told apart by: answers to ``queries``, judged by the oracle."""
 
     queries: Path
-    """Beside them lies tune_reference.jsonl."""
+    """File of the queries; tune_reference.jsonl lies beside it."""
     world: World
     sampling: Sampling
 
@@ -33,7 +33,9 @@ def rates(training: Training, rate_from: Path | None, tuning: Tuning | None) -> 
         try:
             return [float(json.loads(rate_from.read_text(encoding="utf-8"))["learning_rate"])]
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{rate_from}: no tuning.json with `learning_rate` ({error}).") from error
+            raise InputError(
+                f"{rate_from}: not a tuning.json with `learning_rate` ({error}); give the one beside trained weights."
+            ) from error
     if len(training.learning_rates) > 1 and tuning is None:
         raise InputError("several learning_rates need --tune, --world and --sampling to choose by; or give one.")
     return training.learning_rates
@@ -100,9 +102,9 @@ def train_best(
         for number, rate in enumerate(tries):
             folder = work / str(rate)
             checkpoint = last_checkpoint(folder, lambda: key, "train")
-            how = training_arguments(training, rate, seed, folder)
+            arguments = training_arguments(training, rate, seed, folder)
             model = with_adapters(load_model(model_path), training, seed)
-            trainer = fit(model, tokenizer, made.samples, scores, objective, how, checkpoint)
+            trainer = fit(model, tokenizer, made.samples, scores, objective, arguments, checkpoint)
             steps = [row for row in trainer.state.log_history if "loss" in row]
             result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
             if judged_by:

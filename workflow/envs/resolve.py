@@ -5,7 +5,6 @@ installed and no large wheel is fetched: uv reads the metadata that the index ke
 take 8 s and 0.2 GB with an empty cache; pip's dry run downloads 1.6 GB for vLLM's alone.
 """
 
-import re
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = [ROOT / "environment.yml", *sorted((ROOT / "workflow" / "envs").glob("*.yaml"))]
 PLATFORM = "x86_64-manylinux_2_28"
-PIN = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,-]+\])?==(?P<version>[\w.+]+)")
 
 
 def pip_part(file: Path) -> tuple[str, list[str]]:

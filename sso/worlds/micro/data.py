@@ -11,6 +11,7 @@ from typing import Any
 
 from sso.records import Answer, Message, Pair, Query, write, write_text
 from sso.worlds.micro import lexicon as lex
+from sso.worlds.micro.oracle import Fact
 from sso.worlds.micro.world import FAMILIES, Writer, listed
 from sso.worlds.settings import World
 
@@ -48,9 +49,10 @@ def reference(writer: Writer, asked: list[Query]) -> list[Answer]:
 def follow_up(writer: Writer, first: str, random: Random) -> str:
     """A second turn that needs the first."""
     task = writer.oracle.read(user(first))
-    if task.family == "arithmetic":
+    about = task.slots[0]
+    if not isinstance(about, Fact):
         return f"And with {random.randint(2, 9)} more?"
-    return random.choice([q for a, q in lex.FOLLOW_UPS.items() if a != task.slots[0][1]])
+    return random.choice([text for attribute, text in lex.FOLLOW_UPS.items() if attribute != about.attribute])
 
 
 def sft(writer: Writer, count: int) -> Iterator[dict[str, Any]]:
@@ -100,13 +102,13 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
         sets["math"].append({"problem": problem, "solution": flawless(problem), "level": "Level 1", "type": "Algebra"})
         prompt = fresh("constraint")
         task = writer.oracle.read(user(prompt))
-        name = task.slots[0][2]
+        about = next(slot.name for slot in task.slots if isinstance(slot, Fact))
         sets["ifeval"].append(
             {
                 "key": i,
                 "prompt": prompt,
                 "instruction_id_list": ["startend:end_checker", "keywords:existence"],
-                "kwargs": [{"end_phrase": task.end}, {"keywords": [task.start.rstrip("."), name]}],
+                "kwargs": [{"end_phrase": task.end}, {"keywords": [task.start.rstrip("."), about]}],
             }
         )
         attribute = random.choice(list(lex.ATTRIBUTES))
@@ -203,8 +205,8 @@ def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     taken: set[str] = set()
     sets: dict[str, list[Any]] = {"eval": queries(writer, "eval", world.eval_queries, taken)}
     sets["tune"] = queries(writer, "tune", world.tune_queries, taken)
-    for t in range(1, query_sets + 1):
-        sets[f"queries{t}"] = queries(writer, f"queries{t}", world.train_queries, taken)
+    for number in range(1, query_sets + 1):
+        sets[f"queries{number}"] = queries(writer, f"queries{number}", world.train_queries, taken)
     sets["reference"] = reference(writer, sets["eval"])
     sets["tune_reference"] = reference(writer, sets["tune"])
     sets |= benchmarks(writer, world.benchmark_items, taken)

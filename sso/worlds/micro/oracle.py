@@ -60,11 +60,57 @@ _HOPS = {a: re.compile(q.replace("?", r"\?").format(name=_NAME)) for a, q in lex
 
 
 @dataclass(frozen=True)
+class Fact:
+    """One attribute of someone: "Bada lives in Oslo."."""
+
+    attribute: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A calculation with its result: "3 plus 4 is 7."."""
+
+    left: int
+    operator: str
+    right: int
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """An equation solved for its unknown, before it is calculated: "x is 9 minus 4."."""
+
+    left: int
+    operator: str
+    right: int
+    unknown: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """What the unknown of an equation is: "x is 5."; None: no whole number."""
+
+    value: int | None
+    unknown: str
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The number at the end of an answer: "#### 5" or "\\boxed{5}"; None: an equation without a whole root."""
+
+    value: int | None
+
+
+Slot = Fact | Sum | SetUp | Root | Marker
+"""What one statement of an answer is about."""
+
+
+@dataclass(frozen=True)
 class Task:
-    """What a prompt asks for: slots in canonical order, each a statement key; the last slot is the answer."""
+    """What a prompt asks for: slots in canonical order; the last slot is the answer."""
 
     family: str
-    slots: tuple[tuple, ...]
+    slots: tuple[Slot, ...]
     risk: bool
     start: str = ""
     end: str = ""
@@ -81,10 +127,17 @@ class Verdict:
 
 
 def _compute(a: int, operator: str, b: int) -> int | None:
-    """None for a division that leaves a remainder."""
+    """The result; None for a division that leaves a remainder."""
     if operator == "over":
         return a // b if b and a % b == 0 else None
     return {"plus": a + b, "minus": a - b, "times": a * b}[operator]
+
+
+def _kind(slot: Slot) -> tuple[type[Slot], str | None]:
+    """What a wrong number leaves recognizable: the statement's form with its operator, or its unknown."""
+    if isinstance(slot, Sum | SetUp):
+        return type(slot), slot.operator
+    return type(slot), slot.unknown if isinstance(slot, Root) else None
 
 
 class Oracle:
@@ -101,54 +154,57 @@ class Oracle:
         text = turns[-1]
         risk = any(sentence in text for sentence in lex.RISKS)
         if story := _STORY.search(text):
-            a, b, c = int(story[2]), int(story[4]), int(story[5])
-            steps = (("sum", a, "plus", b), ("sum", a + b, "minus", c), ("marker", a + b - c))
-            return Task("arithmetic", steps, risk)
+            held, gained, lost = int(story[2]), int(story[4]), int(story[5])
+            both = held + gained
+            return Task("arithmetic", (Sum(held, "plus", gained), Sum(both, "minus", lost), Marker(both - lost)), risk)
         if equation := _EQUATION.search(text):
-            x, operator = equation[1] or equation[6], equation[2] or equation[5]
-            a, b = int(equation[3] or equation[4]), int(equation[7])
-            root = _compute(b, _INVERSE[operator], a)
-            return Task("algebra", (("setup", b, _INVERSE[operator], a, x), ("root", root, x), ("marker", root)), risk)
+            unknown, inverse = equation[1] or equation[6], _INVERSE[equation[2] or equation[5]]
+            number, result = int(equation[3] or equation[4]), int(equation[7])
+            root = _compute(result, inverse, number)
+            steps = (SetUp(result, inverse, number, unknown), Root(root, unknown), Marker(root))
+            return Task("algebra", steps, risk)
         if asked := _FACTS.search(text):
-            slots = tuple(("fact", a, asked[2]) for a in lex.ATTRIBUTES)
+            slots = tuple(Fact(attribute, asked[2]) for attribute in lex.ATTRIBUTES)
             return Task("constraint", slots, risk, asked[3] + ".", asked[4] + ".", int(asked[1]))
         if about := _OPEN.search(text):
             name = next(filter(None, about.groups()))
-            return Task("open", tuple(("fact", a, name) for a in lex.ATTRIBUTES), risk)
+            return Task("open", tuple(Fact(attribute, name) for attribute in lex.ATTRIBUTES), risk)
         for attribute, pattern in _HOPS.items():
             if hop := pattern.search(text):
-                friend = self.fact(hop[1], "friend")
-                return Task("two_hop", (("fact", "friend", hop[1]), ("fact", attribute, friend)), risk)
+                friend = self.fact(hop[1], "friend") or ""  # nobody's, where the name is none of the world's
+                return Task("two_hop", (Fact("friend", hop[1]), Fact(attribute, friend)), risk)
         for attribute, pattern in _QUESTIONS.items():
             if question := pattern.search(text):
-                return Task("fact", (("fact", attribute, question[1]),), risk)
+                return Task("fact", (Fact(attribute, question[1]),), risk)
         if len(turns) > 1:
             before = self.read([Message(role="user", content=turns[0])])
-            if more := _MORE.search(text):
-                total, k = before.slots[-1][1], int(more[1])
-                return Task("arithmetic", (("sum", total, "plus", k), ("marker", total + k)), risk)
+            topic, answer = before.slots[0], before.slots[-1]
+            more = _MORE.search(text)
+            if more and isinstance(answer, Marker) and answer.value is not None:
+                total, added = answer.value, int(more[1])
+                return Task("arithmetic", (Sum(total, "plus", added), Marker(total + added)), risk)
             for attribute, follow_up in lex.FOLLOW_UPS.items():
-                if follow_up in text:
-                    return Task("fact", (("fact", attribute, before.slots[0][2]),), risk)
-        raise InputError(f"the oracle judges only prompts of the micro-world, not {text[:60]!r}.")
+                if follow_up in text and isinstance(topic, Fact):
+                    return Task("fact", (Fact(attribute, topic.name),), risk)
+        raise InputError(f"the oracle judges only prompts of the micro-world, not {text[:60]!r}; use another judge.")
 
     def fact(self, name: str, attribute: str) -> str | None:
         return self.facts.get(name, {}).get(attribute)
 
-    def _claim(self, unit: str) -> tuple[tuple, bool] | None:
-        """(slot key, whether true) of a statement, or None for anything else."""
+    def _claim(self, unit: str) -> tuple[Slot, bool] | None:
+        """What a statement is about and whether it is true; None for anything else."""
         for attribute, pattern in _STATEMENTS.items():
             if match := pattern.fullmatch(unit):
-                return ("fact", attribute, match[1]), self.fact(match[1], attribute) == match[2]
+                return Fact(attribute, match[1]), self.fact(match[1], attribute) == match[2]
         if match := _SUM.fullmatch(unit):
-            a, b = int(match[1]), int(match[3])
-            return ("sum", a, match[2], b), _compute(a, match[2], b) == int(match[4])
+            stated = Sum(int(match[1]), match[2], int(match[3]))
+            return stated, _compute(stated.left, stated.operator, stated.right) == int(match[4])
         if match := _SETUP.fullmatch(unit):
-            return ("setup", int(match[2]), match[3], int(match[4]), match[1]), True
+            return SetUp(int(match[2]), match[3], int(match[4]), match[1]), True
         if match := _ROOT.fullmatch(unit):
-            return ("root", int(match[2]), match[1]), True
+            return Root(int(match[2]), match[1]), True
         if match := _MARKER.fullmatch(unit):
-            return ("marker", int(match[1] or match[2])), True
+            return Marker(int(match[1] or match[2])), True
         return None
 
     def score(self, prompt: list[Message], response: str) -> Verdict:
@@ -165,16 +221,16 @@ class Oracle:
                 role = _ROLES.get(unit, "garbled")
                 roles[role] = roles.get(role, 0) + 1
                 continue
-            key, is_true = claim
+            stated, is_true = claim
             # A slot is filled by a statement of its kind, right or wrong; sums and numbers by position.
-            index = self._slot(task, key, filled)
+            index = self._slot(task, stated, filled)
             if index is None:
                 roles["aside"] = roles.get("aside", 0) + 1
                 false += not is_true
                 continue
             filled.add(index)
             order.append(index)
-            right = is_true and (key[0] == "fact" or key == task.slots[index])
+            right = is_true and (isinstance(stated, Fact) or stated == task.slots[index])
             true, false = true + right, false + (not right)
 
         def has(role: str) -> bool:
@@ -199,19 +255,16 @@ class Oracle:
         return Verdict(sum(lex.WEIGHTS[f] * v for f, v in features.items()), features)
 
     @staticmethod
-    def _slot(task: Task, key: tuple, filled: set[int]) -> int | None:
-        """The first open slot of this statement's kind: exact where it can be, else by kind."""
-        open_slots = [i for i in range(len(task.slots)) if i not in filled]
-        for i in open_slots:
-            if task.slots[i] == key:
-                return i
-        if key[0] == "fact":
+    def _slot(task: Task, stated: Slot, filled: set[int]) -> int | None:
+        """The first open slot that a statement fills: exactly where one is, else by kind."""
+        still_open = [(index, slot) for index, slot in enumerate(task.slots) if index not in filled]
+        exact = next((index for index, slot in still_open if slot == stated), None)
+        if exact is not None:
+            return exact
+        if isinstance(stated, Fact):
             # The wrong friend's attribute still answers a two-hop question, wrongly.
-            wrong = [i for i in open_slots if task.family == "two_hop" and task.slots[i][:2] == key[:2] and i > 0]
-            return wrong[0] if wrong else None
-        operator = key[2] if len(key) > 2 else None
-        for i in open_slots:
-            slot = task.slots[i]
-            if slot[0] == key[0] and (slot[2] if len(slot) > 2 else None) == operator:
-                return i
-        return None
+            if task.family != "two_hop":
+                return None
+            hops = ((index, slot) for index, slot in still_open if index > 0 and isinstance(slot, Fact))
+            return next((index for index, slot in hops if slot.attribute == stated.attribute), None)
+        return next((index for index, slot in still_open if _kind(slot) == _kind(stated)), None)

@@ -13,7 +13,7 @@ from random import Random
 
 from sso.records import Message
 from sso.worlds.micro import lexicon as lex
-from sso.worlds.micro.oracle import Oracle, Task
+from sso.worlds.micro.oracle import Fact, Marker, Oracle, Root, SetUp, Slot, Sum, Task
 from sso.worlds.settings import World
 
 # How often an answer without a principle shows each near flaw.
@@ -155,36 +155,47 @@ class Writer:
     def plan(self, task: Task, random: Random) -> Plan:
         """A flawless response."""
         plan = Plan(self._statements(task, random), warm=random.choice(lex.WARM))
-        if task.slots[-1][0] == "marker":
-            plan.marker = self._marker(task, task.slots[-1][1])
+        answer = task.slots[-1]
+        if isinstance(answer, Marker):
+            plan.marker = self._marker(task, answer.value)
         if task.risk:
             plan.note = random.choice(lex.NOTES)
         plan.start, plan.end = task.start, task.end
         return plan
 
     def _statements(self, task: Task, random: Random) -> list[str]:
-        slots = [s for s in task.slots if s[0] != "marker"]
+        slots = [slot for slot in task.slots if not isinstance(slot, Marker)]
         if task.count:
             keep = sorted(random.sample(range(len(slots)), task.count))
             slots = [slots[i] for i in keep]
         return [self._statement(slot) for slot in slots]
 
-    def _statement(self, slot: tuple, value: str | int | None = None) -> str:
-        if slot[0] == "fact":
-            shown = value or self.facts[slot[2]][slot[1]]
-            return lex.STATEMENTS[slot[1]].format(name=slot[2], value=shown)
-        if slot[0] == "sum":
-            a, operator, b = slot[1:]
-            return f"{a} {operator} {b} is {value or (a + b if operator == 'plus' else a - b)}."
-        if slot[0] == "setup":
-            return f"{slot[4]} is {slot[1]} {slot[2]} {slot[3]}."
-        return f"{slot[2]} is {value or slot[1]}."
+    def _statement(self, slot: Slot, value: str | int | None = None) -> str:
+        """The statement of a slot, with ``value`` in the truth's place where it is given."""
+        if isinstance(slot, Fact):
+            return lex.STATEMENTS[slot.attribute].format(name=slot.name, value=value or self._truth(slot))
+        if isinstance(slot, Sum):
+            return f"{slot.left} {slot.operator} {slot.right} is {value or self._truth(slot)}."
+        if isinstance(slot, SetUp):
+            return f"{slot.unknown} is {slot.left} {slot.operator} {slot.right}."
+        if isinstance(slot, Root):
+            return f"{slot.unknown} is {value or slot.value}."
+        raise TypeError("a marker is no statement")
+
+    def _truth(self, slot: Fact | Sum | Root) -> str | int:
+        """What the statement of a slot ends with."""
+        if isinstance(slot, Fact):
+            return self.facts[slot.name][slot.attribute]
+        if isinstance(slot, Root):
+            assert slot.value is not None  # the world's own equations have whole roots
+            return slot.value
+        return slot.left + slot.right if slot.operator == "plus" else slot.left - slot.right
 
     @staticmethod
-    def _marker(task: Task, value: int) -> str:
+    def _marker(task: Task, value: int | None) -> str:
         return f"\\boxed{{{value}}}" if task.family == "algebra" else f"#### {value}"
 
-    def flaws(self, task: Task, random: Random, named: Sequence[str], good: bool | None) -> dict[str, str]:
+    def flaws(self, random: Random, named: Sequence[str], good: bool | None) -> dict[str, str]:
         """feature -> "near" or "gross": what goes wrong in one response."""
         found = {}
         for feature, rate in BASE_RATES.items():
@@ -200,9 +211,9 @@ class Writer:
     ) -> str:
         """A response; ``good`` True or False follows a good or bad principle on ``named``, None follows none."""
         task = self.oracle.read(prompt)
-        options = _OPTIONS_OF(prompt[-1].content)
+        options = _options_of(prompt[-1].content)
         plan = self.plan(task, random)
-        flaws = self.flaws(task, random, named, good)
+        flaws = self.flaws(random, named, good)
         if flaws.get("accuracy") == "near":
             self._err(plan, task, random, options)
         if "comprehensiveness" in flaws:
@@ -236,18 +247,17 @@ class Writer:
 
     def _err(self, plan: Plan, task: Task, random: Random, options: list[str]) -> None:
         """State one wrong value: another option, another attribute value, a number off by a little."""
-        slots = [s for s in task.slots if s[0] in ("fact", "sum", "root")]
+        slots = [slot for slot in task.slots if isinstance(slot, Fact | Sum | Root)]
         if task.count:
-            slots = [s for s in slots if self._statement(s) in plan.statements]
+            slots = [slot for slot in slots if self._statement(slot) in plan.statements]
         slot = random.choice(slots)
-        at = plan.statements.index(self._statement(slot))
-        if slot[0] == "fact":
-            truth = self.facts[slot[2]][slot[1]]
-            pool = options if truth in options else lex.ATTRIBUTES.get(slot[1], self.names)
-            wrong: str | int = random.choice([v for v in pool if v != truth])
+        at, truth = plan.statements.index(self._statement(slot)), self._truth(slot)
+        if isinstance(slot, Fact):
+            pool = options if truth in options else lex.ATTRIBUTES.get(slot.attribute, self.names)
+            wrong: str | int = random.choice([value for value in pool if value != truth])
         else:
-            truth_number = slot[1] + slot[3] if "plus" in slot else slot[1] - slot[3] if "minus" in slot else slot[1]
-            wrong = random.choice([n for n in range(max(1, truth_number - 3), truth_number + 4) if n != truth_number])
+            number = int(truth)
+            wrong = random.choice([near for near in range(max(1, number - 3), number + 4) if near != number])
             if at == len(plan.statements) - 1:
                 plan.marker = self._marker(task, int(wrong))
         plan.statements[at] = self._statement(slot, wrong)
@@ -258,7 +268,7 @@ def listed(options: list[str]) -> str:
     return f"{', '.join(options[:-1])} or {options[-1]}?"
 
 
-def _OPTIONS_OF(text: str) -> list[str]:
+def _options_of(text: str) -> list[str]:
     """The options listed at the end of a question; empty where there are none."""
     tail = text.rsplit("? ", 1)[-1] if text.count("?") > 1 else ""
     return tail.rstrip("?").replace(" or ", ", ").split(", ") if tail else []

@@ -162,7 +162,9 @@ def header(measured: Measured) -> str:
     parts = [f"Experiment `{experiment.experiment}`" + (f" ({experiment.title})" if experiment.title else "")]
     parts.append(f"world: micro, {world.name}, seed {world.seed}" if world else "data: " + str(experiment.data.queries))
     judge = experiment.evaluation.judge
-    parts.append("judge: oracle" if judge.kind == "oracle" else f"judge: {judge.model}")
+    parts.append(f"judge: {judge.title}")
+    named = [(name, experiment.evaluation.judge_of(name).title) for name in experiment.evaluation.judged]
+    parts += [f"judge of {name}: {title}" for name, title in named if title != judge.title]
     scales = {name: scale(measured, name) for name in experiment.backbones}
     parts.append("models: " + "; ".join(f"{name}: {text}" for name, text in scales.items()))
     parts.append("seeds: " + ", ".join(map(str, experiment.seeds)))

@@ -105,7 +105,15 @@ def test_tables_call_a_reward_model_one():
     class Measured:
         experiment = load(CONFIG)
 
-    assert "judge: reward model Skywork-Reward-V2-Qwen3-1.7B." in header(Measured())
+    said = header(Measured())
+    assert (
+        "judge: reward model Skywork-Reward-V2-Qwen3-1.7B (each preference is 1 or 0" in said and "judge of" not in said
+    )
+    own = {"evaluation": {"judge": {"kind": "openai", "model": "m", "path": None}}}
+    own["evaluation"]["judges"] = {"alpaca_eval": {"kind": "reward", "path": JUDGE}}
+    Measured.experiment = load(CONFIG, {**own, "assumed": None})
+    said = header(Measured())
+    assert "judge: m. judge of alpaca_eval: reward model Skywork-Reward-V2-Qwen3-1.7B (each" in said
     assert Judge(kind="reward", path=f"{JUDGE}@{'0' * 40}").title == "reward model Skywork-Reward-V2-Qwen3-1.7B"
 
 
@@ -117,7 +125,7 @@ def test_adapters_by_hand():
     size = Shape(1.5e9, 28, 1536, 256, 151_936, 8960)
     layer = 16 * (2 * 1536 + 2 * (1536 + 256) + 2 * 1536 + 3 * (1536 + 8960))
     assert layer == 16 * (3072 + 3584 + 3072 + 31488)
-    assert size.adapted(16) == 28 * layer == 18_464_768  # what peft prints for Qwen2.5-1.5B at rank 16
+    assert size.adapted(16) == 28 * layer == 18_464_768
     assert size.adapted(16, ["q_proj", "v_proj"]) == 28 * 16 * (3072 + 1792)
     how = Training(lora=Lora(rank=16), gradient_checkpointing=True)
     work = Arithmetic(Hardware(tflops=100, training_mfu=0.5, memory_gb=24))
@@ -130,6 +138,48 @@ def test_adapters_by_hand():
     assert whole.hours == pytest.approx(8 * 1.5e9 * 1e9 / 0.5e14 / 3600)
     split = how.model_copy(update={"engine": "zero2"})
     assert work.fit(size, split, 1e9, 8192).memory_gb == pytest.approx(cost.memory_gb - 2 * 1.5)
+
+
+def test_adapters_are_as_many_as_peft_makes():
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    known = shape("Qwen/Qwen2.5-1.5B-Instruct", {})
+    about = Qwen2Config(
+        vocab_size=known.vocabulary,
+        hidden_size=known.hidden,
+        intermediate_size=known.intermediate,
+        num_hidden_layers=known.layers,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = get_peft_model(Qwen2ForCausalLM(about), LoraConfig(r=16, target_modules="all-linear"))
+    trained, whole = model.get_nb_trainable_parameters()
+    assert trained == known.adapted(16) and whole - trained == pytest.approx(known.parameters, rel=0.01)
+
+
+def test_the_judge_has_the_checkpoints_weights():
+    """1,720,577,024 numbers in 311 tensors, as those who loaded the public checkpoint counted them: none is missing."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    known = shape(JUDGE, {})
+    about = Qwen3Config(
+        vocab_size=known.vocabulary,
+        hidden_size=known.hidden,
+        intermediate_size=known.intermediate,
+        num_hidden_layers=known.layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_labels=1,
+    )
+    with torch.device("meta"):
+        weights = list(Qwen3ForSequenceClassification(about).parameters())
+    assert (sum(w.numel() for w in weights), len(weights)) == (1_720_577_024, 311)
 
 
 def test_a_reward_judge_takes_its_weights_in_float32():
@@ -324,8 +374,7 @@ def test_it_runs_to_its_tables_on_stand_ins(tiny_checkpoint, tmp_path):
     scores = json.loads((results / "qwen25_1b5/s0/eval/sso/judged/scores.json").read_text())
     assert scores["judge"]["name"] == "reward model judge"
     rows = [
-        json.loads(line)
-        for line in (results / "qwen25_1b5/s0/eval/sso/judged/pairwise.jsonl").read_text().splitlines()
+        json.loads(line) for line in (results / "qwen25_1b5/s0/eval/sso/judged/pairwise.jsonl").read_text().splitlines()
     ]
     assert len(rows) == 4 and {row["preference"] for row in rows} <= {0, 0.5, 1}
     for table in (results / "report/tables").glob("*.md"):

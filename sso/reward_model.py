@@ -30,7 +30,9 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
     if found["missing_keys"] or model.config.num_labels != 1:
         raise InputError(f"{path}: not a reward model (it has no trained head with one label).")
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+        # The reward is read at the last token that is no padding, so padding is none that ends what is read.
+        last = reader(model, tokenizer)([Message(role="user", content="a")], "a")[-1]
+        model.config.pad_token_id = next(i for i in (tokenizer.pad_token_id, 0, 1) if i != last)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

@@ -223,14 +223,17 @@ def test_sizes_agree_with_their_own_widths(name, heads, width, tied, tmp_path):
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if thinks and m.role == 'assistant' and loop.last %}no thought {% endif %}"
-    "{{ m.content }}<|end|>{{ '\n' }}{% endfor %}"
+    "{{ m.content }}<|end|>{% if thinks %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""In the way of Qwen3's: something before the last answer, and a line's end behind every turn."""
+"""In the way of Qwen3's, which puts something before the last answer and a line's end behind every turn, or Llama's."""
 
 
-def public(kind: str, folder: Path, checkpoint: Path, pad: bool = True) -> Path:
-    """A tiny random reward model of an architecture of Skywork-Reward-V2's, as its makers save one: no mark of ours."""
+def public(kind: str, folder: Path, checkpoint: Path, pad: str = "config") -> Path:
+    """A tiny random reward model of an architecture of Skywork-Reward-V2's, as its makers save one: no mark of ours.
+
+    ``pad``: where its padding is named; `end`: in its tokenizer alone, as the end of a turn.
+    """
     from transformers import (
         AutoTokenizer,
         LlamaConfig,
@@ -241,11 +244,13 @@ def public(kind: str, folder: Path, checkpoint: Path, pad: bool = True) -> Path:
     )
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.chat_template = CHATML.replace("thinks and", "" if kind == "qwen3" else "false and")
+    tokenizer.chat_template = CHATML.replace("thinks", "true" if kind == "qwen3" else "false")
+    if pad == "end":
+        tokenizer.pad_token = "<|end|>"
     set_seed(3)
     widths = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     widths |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 4096, "num_labels": 1}
-    widths |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id if pad else None}
+    widths |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id if pad == "config" else None}
     if kind == "qwen3":
         model = Qwen3ForSequenceClassification(Qwen3Config(**widths, tie_word_embeddings=True))
     else:
@@ -258,7 +263,7 @@ def public(kind: str, folder: Path, checkpoint: Path, pad: bool = True) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pad", [True, False], ids=["pad in the config", "pad in the tokenizer alone"])
+@pytest.mark.parametrize("pad", ["config", "tokenizer", "end"])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_a_public_reward_model_reads_what_its_template_writes(kind, pad, tmp_path, tiny_checkpoint):
     """Its rewards are those of its makers' recipe: the template's text, its ids, the one logit, a row at a time."""
@@ -275,7 +280,8 @@ def test_a_public_reward_model_reads_what_its_template_writes(kind, pad, tmp_pat
     for text in texts:
         said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
         written = tokenizer.apply_chat_template(said, tokenize=False)
-        assert written.endswith("<|end|>\n") and ("no thought" in written) == (kind == "qwen3")
+        assert written.endswith("<|end|>\n" if kind == "qwen3" else "<|end|>")
+        assert ("no thought" in written) == (kind == "qwen3")
         with torch.no_grad():
             ids = tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids
             expected.append(model(ids).logits[0, 0].item())

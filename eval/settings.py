@@ -40,7 +40,7 @@ class Judge(Endpoint):
     @property
     def title(self) -> str:
         """What tables and scores call it; a reward model is called one, without its commit."""
-        return f"reward model {Path(self.path.partition('@')[0]).name}" if self.path else self.model
+        return f"reward model {Path(self.path).name.partition('@')[0]}" if self.path else self.model
 
 
 class Task(Settings):

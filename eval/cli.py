@@ -105,7 +105,7 @@ def _judge(args: argparse.Namespace) -> None:
                 "n": result["n"],
             }
         for judge in judges.values():
-            if notes := judge.notes():
+            if (notes := judge.notes()) or judge.scale == "reward":
                 scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
             interval = mean_interval([list(items.values())])

@@ -130,28 +130,29 @@ class OracleJudge(ScoringJudge):
 
 
 class RewardJudge(ScoringJudge):
-    """A Bradley-Terry reward model, as `sso-rewardbench train` saves one.
+    """A Bradley-Terry reward model: one of `sso-rewardbench train`, or a public one.
 
     Its grade is the reward itself: a Bradley-Terry model fixes differences only, so no map to 1-10 would be honest.
     """
 
     scale = "reward"
 
-    def __init__(self, path: Path, batch_size: int = 16):
-        from sso.reward_model import load
+    def __init__(self, path: Path, batch_size: int = 16, name: str | None = None):
+        from sso.reward_model import load, reader
 
-        self.name, self.batch_size = f"reward model {path.name}", batch_size
+        self.name, self.batch_size = name or f"reward model {path.name}", batch_size
         self.model, self.tokenizer = load(path)
+        self._read = reader(self.model, self.tokenizer)
 
     def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
         """Rewards; raises InputError where prompt and answer exceed the model's context."""
-        from sso.chat import context_limit, encode, naming
+        from sso.chat import context_limit, naming
         from sso.reward_model import rewards
 
         sequences, limit = [], context_limit(self.model.config)
         for prompt, answer in items:
             with naming([prompt[-1].content[:60]], f"{self.name}: prompt"):
-                sequences.append(encode(self.tokenizer, prompt, answer))
+                sequences.append(self._read(prompt, answer))
         for sequence, (prompt, _) in zip(sequences, items, strict=True):
             if len(sequence) > limit:
                 raise InputError(
@@ -173,7 +174,7 @@ def make_judge(settings: JudgeSettings, world: World | None, cache: Path, progre
             raise InputError("judge.kind: the oracle judges only the micro-world; give --world, or another judge.")
         return OracleJudge(world)
     if settings.path is not None:  # kind: reward
-        return RewardJudge(checkpoint(settings.path))
+        return RewardJudge(checkpoint(settings.path), name=settings.title)
     from eval.endpoint_judge import EndpointJudge
 
     return EndpointJudge(settings, cache, progress)

@@ -1,6 +1,7 @@
 """Settings of evaluation: benchmarks, how answers to them are drawn, and who judges those."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -19,7 +20,7 @@ class Judge(Endpoint):
     kind: Literal["oracle", "openai", "reward"] = "oracle"
     model: str = "oracle"
     path: str | None = None
-    """The reward model's folder."""
+    """The reward model: a folder, or its name on the hub."""
     prompts: str | None = None
     """FastChat's judge_prompts.jsonl, in place of the copy that comes with the suite."""
     pairs: int | None = Field(None, ge=1)
@@ -40,6 +41,11 @@ class Judge(Endpoint):
         if self.asks_an_endpoint and "model" not in self.model_fields_set:
             raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
         return self
+
+    @property
+    def title(self) -> str:
+        """What tables and scores call it; a reward model is called one, without its commit."""
+        return f"reward model {Path(self.path).name.partition('@')[0]}" if self.path else self.model
 
 
 class Task(Settings):

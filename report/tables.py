@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.settings import Judge
 from report.measured import Estimate, Measured
 
 
@@ -162,11 +163,19 @@ def header(measured: Measured) -> str:
     parts = [f"Experiment `{experiment.experiment}`" + (f" ({experiment.title})" if experiment.title else "")]
     parts.append(f"world: micro, {world.name}, seed {world.seed}" if world else "data: " + str(experiment.data.queries))
     judge = experiment.evaluation.judge
-    parts.append("judge: oracle" if judge.kind == "oracle" else f"judge: {judge.model}")
+    parts.append(f"judge: {_called(judge)}")
+    named = [(name, experiment.evaluation.judge_of(name)) for name in experiment.evaluation.judged]
+    parts += [f"judge of {name}: {_called(own)}" for name, own in named if own.title != judge.title]
     scales = {name: scale(measured, name) for name in experiment.backbones}
     parts.append("models: " + "; ".join(f"{name}: {text}" for name, text in scales.items()))
     parts.append("seeds: " + ", ".join(map(str, experiment.seeds)))
     return ". ".join(parts) + "."
+
+
+def _called(judge: Judge) -> str:
+    """A judge's name, and of a reward model what its win rates are."""
+    less = " (each preference is 1 or 0, by the higher reward: its win rates are not those of a benchmark's own judge)"
+    return judge.title + (less if judge.kind == "reward" else "")
 
 
 def scale(measured: Measured, backbone: str) -> str:

@@ -10,12 +10,13 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.errors import InputError, first_of
-from sso.reward_model import load, rewards
+from sso.records import Message
+from sso.reward_model import load, reader, rewards
 from sso.settings import ROOT
 
 if TYPE_CHECKING:
@@ -93,19 +94,24 @@ def encode(
     pairs: "Sequence[TextPair]",
     max_length: int | None = None,
     end_cut_responses: bool = True,
+    read: Callable[[list[Message], str], list[int]] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompt and response, chosen and rejected. Nothing is cut: more than ``max_length`` tokens are an
-    InputError. A response that was cut when it was drawn has an end of turn only with ``end_cut_responses``."""
+    InputError. A response that was cut when it was drawn has an end of turn only with ``end_cut_responses``; ``read``
+    is a model's own way of reading a prompt and a response (`sso.reward_model.reader`)."""
     from sso import chat
 
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
     for row in pairs:
         with chat.naming([row.id], "pair"):
-            prompt = chat.encode_prompt(tokenizer, row.prompt)
-            made = [
-                prompt + chat.encode_response(tokenizer, getattr(row, side), end_cut_responses or side not in row.cut)
-                for side in ("chosen", "rejected")
-            ]
+            if read:
+                made = [read(row.prompt, row.chosen), read(row.prompt, row.rejected)]
+            else:
+                prompt, ended = chat.encode_prompt(tokenizer, row.prompt), end_cut_responses
+                made = [
+                    prompt + chat.encode_response(tokenizer, getattr(row, side), ended or side not in row.cut)
+                    for side in ("chosen", "rejected")
+                ]
         for ids, side in zip(sides, made, strict=True):
             ids.append(side)
             if max_length is not None and len(ids[-1]) > max_length:
@@ -135,7 +141,7 @@ def by_reward_model(
 
     check_prompts(load_tokenizer(path), rows)
     model, tokenizer = load(path, dtype)
-    chosen, rejected = encode(tokenizer, rows, context_limit(model.config))
+    chosen, rejected = encode(tokenizer, rows, context_limit(model.config), read=reader(model, tokenizer))
     values = rewards(model, [*chosen, *rejected], batch_size).tolist()
     return list(zip(values[: len(rows)], values[len(rows) :], strict=True))
 

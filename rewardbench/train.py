@@ -15,7 +15,7 @@ from rewardbench.score import encode
 from rewardbench.settings import Reward
 from sso.chat import end_of_turn
 from sso.errors import InputError, first_of
-from sso.reward_model import rewards
+from sso.reward_model import READS_TURN, rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +45,7 @@ def start(path: str | Path, seed: int) -> tuple["PreTrainedModel", Any]:
     tokenizer.padding_side = "right"
     _own_padding(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
+    setattr(model.config, READS_TURN, True)
     for key in vars(model.config):
         if "dropout" in key and isinstance(getattr(model.config, key), float):
             setattr(model.config, key, 0.0)

@@ -112,12 +112,22 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
     Ordinary text is encoded in one piece, as every other tool does; only where a message spells a control token
     the contents are encoded apart from the template's own text.
     """
+    return _encode(tokenizer, messages, True)
+
+
+def encode_closed(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
+    """Ids of a whole conversation as its template writes it, with what that puts into and behind the last turn."""
+    return _encode(tokenizer, messages, False)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], open_turn: bool) -> list[int]:
     plain = [m.model_dump() for m in messages]
     if not any(token in m["content"] for m in plain for token in _control_tokens(tokenizer)):
-        return _embedded(tokenizer, tokenizer(_template(tokenizer, plain), add_special_tokens=False).input_ids)
+        text = _template(tokenizer, plain, open_turn)
+        return _embedded(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
     nonce = uuid4().hex
     marks = [f"{nonce}{i}{nonce}" for i in range(len(plain))]
-    rest = _template(tokenizer, [{**m, "content": mark} for m, mark in zip(plain, marks, strict=True)])
+    rest = _template(tokenizer, [{**m, "content": mark} for m, mark in zip(plain, marks, strict=True)], open_turn)
     ids: list[int] = []
     for message, mark in zip(plain, marks, strict=True):
         before, found, rest = rest.partition(mark)

@@ -1,14 +1,20 @@
 """A Bradley-Terry reward model: a causal model with one scalar head on the last token. Loading it, and its rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.errors import InputError
+from sso.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
+
+
+READS_TURN = "sso_reads_turn"
+"""In the config of a model of `sso-rewardbench train`: it reads a response behind the generation prompt, to the end of
+its turn."""
 
 
 def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
@@ -23,8 +29,23 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
     if found["missing_keys"] or model.config.num_labels != 1:
         raise InputError(f"{path}: not a reward model (it has no trained head with one label); give one that is.")
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+        # The reward is read at the last token that is no padding, so padding is none that ends what is read.
+        last = reader(model, tokenizer)([Message(role="user", content="a")], "a")[-1]
+        model.config.pad_token_id = next(i for i in (tokenizer.pad_token_id, 0, 1) if i != last)
     return model, tokenizer
+
+
+def reader(model: Any, tokenizer: Any) -> Callable[[list[Message], str], list[int]]:
+    """The ids that a model reads of a prompt and a response.
+
+    For a model that was not trained here, what its own template writes of the whole conversation: Qwen3's puts an
+    empty thought before the last answer and a line's end behind its turn, and the reward is read there.
+    """
+    from sso.chat import encode, encode_closed
+
+    if getattr(model.config, READS_TURN, False):
+        return lambda prompt, response: encode(tokenizer, prompt, response)
+    return lambda prompt, response: encode_closed(tokenizer, [*prompt, Message(role="assistant", content=response)])
 
 
 def rewards(

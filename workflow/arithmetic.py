@@ -1,10 +1,11 @@
 """What work takes on a GPU, by a model simple enough to check by hand: FLOPs, bytes read, memory.
 
-Training: 6 FLOPs a parameter and token, 8 with gradient checkpointing; scoring and prompts: 2. Decoding: every step
-reads the weights once and each sequence's keys and values, or computes 2 FLOPs a parameter and token, whichever takes
-longer. Memory of training: 16 bytes a parameter (weights and gradients in bfloat16, float32 master weights and Adam's
-two moments), split over devices as the engine does, and activations of one micro-batch. docs/paper_scale.md compares
-it with measured runs. Knows nothing of jobs.
+Training: 6 FLOPs a parameter and token, 8 with gradient checkpointing, 2 less with adapters, which leave the weights
+without gradients; scoring and prompts: 2. Decoding: every step reads the weights once and each sequence's keys and
+values, or computes 2 FLOPs a parameter and token, whichever takes longer. Memory of training: 16 bytes a trained
+parameter (weights and gradients in bfloat16, float32 master weights and Adam's two moments, or all four numbers in
+float32), split over devices as the engine does, 4 or 2 of a frozen one, and activations of one micro-batch.
+docs/paper_scale.md compares it with measured runs. Knows nothing of jobs.
 """
 
 from collections.abc import Collection
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from sso.config import Hardware
 from sso.objective import Node
 from sso.sampling.settings import Decoding
-from sso.train.settings import Spread
+from sso.train.settings import Spread, Training
 from workflow.shapes import Shape
 
 ACTIVATIONS_GB = 8.0
@@ -83,9 +84,12 @@ class Arithmetic:
     def fit(self, size: Shape, spread: Spread, tokens: float, micro: int) -> Cost:
         """A training over ``tokens`` with micro-batches of ``micro`` tokens."""
         device, count = self.hardware, spread.devices * spread.nodes
-        flops = (8 if spread.gradient_checkpointing else 6) * size.parameters * tokens
+        lora = spread.lora if isinstance(spread, Training) else None
+        trained = size.adapted(lora.rank, lora.target_modules) if lora else size.parameters
+        frozen = (4 if spread.engine == "ddp" else 2) * size.parameters if lora else 0.0
+        flops = ((4 if lora else 6) + (2 if spread.gradient_checkpointing else 0)) * size.parameters * tokens
         hours = flops / (device.tflops * 1e12 * device.training_mfu * count) / 3600
-        weights, moments = 4 * size.parameters, 12 * size.parameters
+        weights, moments = frozen + 4 * trained, 12 * trained
         if spread.engine.startswith("zero3") or spread.engine == "fsdp2":
             weights /= count
         if spread.engine != "ddp":

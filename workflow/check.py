@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eval import sources
-from eval.settings import Evaluation
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
 from sso.errors import InputError
 from sso.records import Query, read
 from workflow.cell import chained
-from workflow.hub_names import is_hub_name
+from workflow.hub_names import evaluations, is_hub_name, judges
 
 
 def check(experiment: Experiment) -> None:
@@ -67,6 +66,11 @@ def check(experiment: Experiment) -> None:
         base = any(backbone.sft and backbone.path == path for backbone in experiment.backbones.values())
         check_checkpoint(path, template=not base)
         check_prompts(path, queries, experiment.sampling.max_new_tokens)
+    for judge in judges(experiment):
+        if judge.path and not is_hub_name(judge.path):
+            if not Path(judge.path).is_dir():
+                raise InputError(f"{judge.path}: no such folder; give the judging reward model's, or its hub name.")
+            check_checkpoint(judge.path)
     for start, guide in guided(experiment):
         if (Path(start) / "tokenizer.json").is_file():
             check_system(start, f"arms.{guide}")
@@ -81,13 +85,6 @@ def guided(experiment: Experiment) -> Iterator[tuple[str, str]]:
             if backbone.path and on and arm.data in ("triples", "good_bad", "good_original"):
                 yield given or backbone.path, key
                 break
-
-
-def evaluations(experiment: Experiment) -> list[Evaluation]:
-    """The different evaluations of an experiment's arms and backbones, its own first."""
-    found = [experiment.evaluation]
-    found += [experiment.evaluation_of(b, arm) for b in experiment.backbones for arm in experiment.arms]
-    return list({one.model_dump_json(): one for one in found}.values())
 
 
 def check_tasks(experiment: Experiment) -> None:

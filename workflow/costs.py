@@ -28,7 +28,8 @@ REWARDBENCH = (2985, 550)
 """Pairs, and tokens of one text."""
 SECONDS_A_REQUEST = 8
 """A guess, not a measurement: endpoints differ."""
-REWARD_JUDGE_HOURS = 0.2
+REWARD_JUDGE_SLOWER = 4
+"""A guess, not a measurement: than the same model would be in bfloat16."""
 
 
 class Costs:
@@ -172,14 +173,27 @@ class Costs:
         settings, total = _as(Evaluation, job), Cost()
         for name in settings.judged:
             asked = benchmarks.of_judges()[name].judging
-            part = _ask(settings.judge_of(name), asked.requests, asked.read, asked.said)
+            part = self._ask(settings.judge_of(name), asked.requests, asked.read, asked.said)
             total.requests, total.money = total.requests + part.requests, total.money + part.money
             total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours
+            total.tokens, total.memory_gb = total.tokens + part.tokens, max(total.memory_gb, part.memory_gb)
+            total.host_gb = max(total.host_gb, part.host_gb)
         return total
 
     def _data_quality(self, job: Job) -> Cost:
         judge = _as(Judge, job)
-        return _ask(judge, 2 * (judge.pairs or 0), 1200, 300)
+        return self._ask(judge, 2 * (judge.pairs or 0), 1200, 300)
+
+    def _ask(self, judge: Judge, requests: int, read: int, said: int) -> Cost:
+        """Requests with ``read`` tokens of a prompt and ``said`` of a reply; a reward model only reads."""
+        if judge.path is not None:
+            # It computes in float32: without tensor cores at a quarter of the peak or less.
+            cost = self._work.score(shape(judge.path, self._names), requests * read, 1, width=4)
+            return replace(cost, hours=REWARD_JUDGE_SLOWER * cost.hours)
+        if not judge.asks_an_endpoint:
+            return Cost()
+        money = requests * (read * judge.price_input + said * judge.price_output) / 1e6
+        return Cost(requests=requests, money=money, hours=requests * SECONDS_A_REQUEST / judge.concurrency / 3600)
 
     def _reward_model(self, job: Job) -> Cost:
         reward, device = _as(Reward, job), self.hardware
@@ -208,14 +222,6 @@ def _load(task: Task) -> Load | None:
     record = benchmarks.of_lm_eval().get(benchmarks.metric(task.name)) if task.name.startswith("real_") else None
     load = record.load if record and task.kind == "benchmark" else None
     return replace(load, items=min(load.items, task.limit)) if load and task.limit else load
-
-
-def _ask(judge: Judge, requests: int, read: int, said: int) -> Cost:
-    """Requests with ``read`` tokens of a prompt and ``said`` of a reply."""
-    if not judge.asks_an_endpoint:
-        return Cost(gpus=int(judge.kind == "reward"), hours=REWARD_JUDGE_HOURS * (judge.kind == "reward"))
-    money = requests * (read * judge.price_input + said * judge.price_output) / 1e6
-    return Cost(requests=requests, money=money, hours=requests * SECONDS_A_REQUEST / judge.concurrency / 3600)
 
 
 def _nodes(job: Job) -> set[Node]:

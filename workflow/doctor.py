@@ -15,10 +15,10 @@ from sso.jobs.distributed import no_compiler
 from sso.sampling.settings import Endpoint
 from sso.train.settings import Spread
 from workflow import plan
-from workflow.check import check, evaluations, guided
+from workflow.check import check, guided
 from workflow.costs import Costs
 from workflow.experiment import Grid
-from workflow.hub_names import hub_names, is_hub_name, unpinned
+from workflow.hub_names import hub_names, is_hub_name, judges, unpinned
 
 
 def problems(grid: Grid) -> Iterator[str]:
@@ -142,11 +142,7 @@ def _templates(experiment: Experiment) -> Iterator[str]:
 
 def _keys(grid: Grid) -> Iterator[str]:
     experiment = grid.experiment
-    asked = evaluations(experiment)
-    judges = [evaluation.judge for evaluation in asked]
-    judges += [evaluation.judge_of(name) for evaluation in asked for name in evaluation.judged]
-    different = {judge.model_dump_json(): judge for judge in judges}
-    endpoints: list[Endpoint] = [judge for judge in different.values() if judge.asks_an_endpoint]
+    endpoints: list[Endpoint] = [judge for judge in judges(experiment) if judge.asks_an_endpoint]
     endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]
     for endpoint in endpoints:
         host = urlsplit(endpoint.base_url or "https://api.openai.com").hostname

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eval.benchmarks import metric
+from eval.settings import Evaluation, Judge
 from sso.config import HUB_FILE, Experiment
 
 
@@ -14,11 +15,25 @@ def is_hub_name(name: str) -> bool:
     return known is not None and not Path(name).exists()
 
 
+def evaluations(experiment: Experiment) -> list[Evaluation]:
+    """The different evaluations of an experiment's arms and backbones, its own first."""
+    found = [experiment.evaluation]
+    found += [experiment.evaluation_of(b, arm) for b in experiment.backbones for arm in experiment.arms]
+    return list({one.model_dump_json(): one for one in found}.values())
+
+
+def judges(experiment: Experiment) -> list[Judge]:
+    """Everyone who judges, each once."""
+    found = [judge for one in evaluations(experiment) for judge in (one.judge, *map(one.judge_of, one.judged))]
+    return list({judge.model_dump_json(): judge for judge in found}.values())
+
+
 def hub_names(experiment: Experiment) -> dict[str, str]:
     """What the experiment takes from the hub: name -> `model`, `dataset` or `file`; nothing where all is local."""
     data, sft, evaluation = experiment.data, experiment.sft, experiment.evaluation
     models = [backbone.checkpoint for backbone in experiment.backbones.values()]
     models += [writer.path for writer in experiment.all_writers]
+    models += [judge.path for judge in judges(experiment)]
     sets = [data.queries, data.preferences and data.preferences.place]
     tuned = [backbone for backbone in experiment.backbones.values() if backbone.sft]
     if sft and tuned:

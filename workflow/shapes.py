@@ -27,6 +27,18 @@ class Shape:
     kv: int
     """Width of one layer's keys."""
     vocabulary: int
+    intermediate: int = 0
+    """Width inside the MLP; 0: unknown, and taken to be four times ``hidden``."""
+
+    def adapted(self, rank: int, modules: str | list[str] = "all-linear") -> float:
+        """Parameters of adapters on these linear maps of each layer, rank x (inputs + outputs); unknown names and
+        patterns count as all of them."""
+        wide = self.intermediate or 4 * self.hidden
+        attention = dict.fromkeys(("q_proj", "o_proj"), 2 * self.hidden)
+        attention |= dict.fromkeys(("k_proj", "v_proj"), self.hidden + self.kv)
+        sides = attention | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + wide)
+        named = modules if isinstance(modules, list) and set(modules) <= set(sides) else list(sides)
+        return float(rank * self.layers * sum(sides[name] for name in named))
 
 
 @cache
@@ -43,9 +55,10 @@ def shape(name: str, names: Mapping[str, str]) -> Shape:
         heads = about["num_attention_heads"]
         width = about.get("head_dim") or hidden // heads
         kv = width * about.get("num_key_value_heads", heads)
-        layer = 2 * hidden * (heads * width + kv) + 3 * hidden * about["intermediate_size"]
+        wide = about["intermediate_size"]
+        layer = 2 * hidden * (heads * width + kv) + 3 * hidden * wide
         ends = (1 if about.get("tie_word_embeddings") else 2) * vocabulary * hidden
-        return Shape(layers * layer + ends, layers, hidden, kv, vocabulary)
+        return Shape(layers * layer + ends, layers, hidden, kv, vocabulary, wide)
     known = _table().get(name.partition("@")[0]) or _table().get(names.get(name, ""))
     if known is None:
         raise InputError(f"{name}: its size is unknown; add it to {MODELS.relative_to(ROOT)}.")

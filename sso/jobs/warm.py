@@ -51,7 +51,9 @@ def place() -> str:
 def start() -> None:
     """Start a server for the commands of this process and its children."""
     path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), place()))  # the folder is this user's alone
-    subprocess.Popen([sys.executable, "-m", "sso.jobs.warm", path], stdin=subprocess.DEVNULL)
+    # DeepSpeed asks for GPUs when it is imported. Asked through CUDA, no fork could use one any more.
+    asking = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    subprocess.Popen([sys.executable, "-m", "sso.jobs.warm", path], stdin=subprocess.DEVNULL, env=asking)
     os.environ["SSO_WARM"] = path
 
 

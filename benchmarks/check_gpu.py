@@ -221,7 +221,7 @@ def chain(folder: Path, cores: int) -> int:
 
 
 STEPS: dict[str, Callable[[Any], list[str]]] = {
-    "data": lambda p: ["data", "--out", p["folder"]],
+    "data": lambda p: ["data"],
     "sft": lambda p: ["sft", "--data", p["data"], "--backbone", p["backbone"]],
     "principles": lambda p: ["principles", "--queries", p["queries"], "--version", p["version"], *p["options"]],
     "sample": lambda p: [
@@ -251,14 +251,11 @@ def commands(folder: Path) -> int:
     os.chdir(folder)
     warm.start()
     for job in sorted((job for job in grid if job.rule in STEPS), key=lambda job: -grid.depth[job.output]):
-        of = {**job.inputs, **job.params, "reference": next((p for p in job.outputs if "reference" in p), "")}
-        if job.rule == "reference":
-            of["data"] = job.inputs["data"]
-        command = [sys.executable, "-m", "sso.cli", *STEPS[job.rule](of), "--settings", of["settings"]]
-        if "--out" not in command:
-            command += ["--out", job.output]
-        seed = of.get("seed", job.seed)
-        command += [] if job.rule in ("data", "reference") else ["--seed", str(seed)]
+        of = {**job.inputs, **job.params, "reference": job.outputs[-1]}
+        out = str(Path(job.output).parent) if job.rule == "data" else job.output
+        command = [sys.executable, "-m", "sso.cli", *STEPS[job.rule](of), "--settings", of["settings"], "--out", out]
+        if job.rule not in ("data", "reference"):
+            command += ["--seed", str(of.get("seed", job.seed))]
         print(job.name, flush=True)
         if code := subprocess.run(command, env={**os.environ, "SSO_JOB": job.mark}).returncode:
             return code
@@ -273,7 +270,7 @@ def chain_of(folder: Path) -> Facts:
         seconds[record["rule"]] += record["wall_s"]
     by = "Snakemake" if (folder / ".snakemake").is_dir() else "the commands alone"
     tables = sorted(path.name for path in folder.rglob("report/tables/*.md"))
-    policies = [str(path.parent.relative_to(folder)) for path in folder.rglob("policy/*/model.safetensors")]
+    policies = [str(path.parent.relative_to(folder)) for path in sorted(folder.rglob("policy/**/model.safetensors"))]
     unfinished = [record["rule"] for record in records if record["status"] != "finished"]
     facts: Facts = {
         "by": by,
@@ -388,23 +385,19 @@ def check(args: argparse.Namespace, work: Path) -> int:
         where = [str(args.wheels.resolve()), str(target)]
         ran.append(report.run(Part("wheels", 0.1, [*me, "--install", *where], read), minutes))
         found.unlink(missing_ok=True)
-    ran.append(report.run(Part("versions", 0.05, [*me, "--probe"], read), minutes))
-    facts["versions"] = {
-        name: value
-        for name, value in facts["parts"]["versions"].items()
-        if name not in ("status", "seconds", "limit_s", "exit_code", "problem", "tail", "told")
-    }
-    facts["parts"]["versions"] = {
-        name: value for name, value in facts["parts"]["versions"].items() if name not in facts["versions"]
-    }
+
+    def versions() -> Facts:
+        facts["versions"] = read()
+        facts["device"] = "cuda" if facts["versions"].get("cards") else "cpu"
+        if args.device == "cuda" and facts["device"] == "cpu":
+            return {"problem": facts["versions"].get("problem", "no CUDA device") + "; nothing else is run"}
+        return {name: facts["versions"][name] for name in ("problem",) if name in facts["versions"]}
+
+    ran.append(report.run(Part("versions", 0.05, [*me, "--probe"], versions), minutes))
     cards = facts["versions"].get("cards", [])
-    facts["device"] = device = "cuda" if cards else "cpu"
-    report.write()
     if args.device == "cuda" and not cards:
-        facts["parts"]["versions"] |= {"status": "failed", "problem": "no CUDA device"}
-        report.write()
-        print("versions: no CUDA device; nothing else is run", flush=True)
         return 1
+    facts["device"] = device = "cuda" if cards else "cpu"
     if device == "cpu":
         print("no GPU: a rehearsal on the CPU, which says nothing of one", flush=True)
         os.environ["SSO_GPU_REHEARSAL"] = "1"
@@ -440,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.probe or args.install:
         args.found.write_text(json.dumps(install(*args.install) if args.install else probe()), encoding="utf-8")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `execute`, which ends what it started
     with tempfile.TemporaryDirectory(prefix="sso-check-gpu-", ignore_cleanup_errors=True) as work:
         return check(args, Path(work))
 

@@ -84,10 +84,11 @@ def steps(out: Path) -> list[dict[str, float]]:
     return [row for _, row in json.loads(out.with_name(out.name + ".run.json").read_text())["metrics"]]
 
 
-def agree(out: Path, known: Path, start: Path, loss: float = 1e-3, moved: float = 0.01) -> None:
+def agree(out: Path, known: Path, start: Path, loss: float = 1e-3, moved: float = 2e-3) -> None:
     """The steps' figures are the same to ``loss``, and the weights differ by less than ``moved`` of what was learnt.
 
-    Not weight by weight: Adam divides by a gradient's size, so where that is all rounding, so is the first update.
+    Not weight by weight: Adam divides by a gradient's size, so where that is all rounding, so is the first update. On a
+    CPU other micro-batches make 1e-6 of a difference by this measure, a learning rate 2% higher makes 0.02.
     """
     ours, expected = steps(out), steps(known)
     assert len(ours) == len(expected) == 3
@@ -109,17 +110,17 @@ def test_a_card_gives_the_scores_and_gradients_of_the_cpu(tiny, layout):
     model, tokenizer = tiny
     nodes = build(Training(objective="sso_v1")).nodes
     samples = tokenize([triple(i) for i in range(8)], tokenizer, 256).samples
-    found = {}
-    for device in ("cpu", DEVICE + " again"):
-        model = model.to(device.split()[0])
+    found = []
+    for device in ("cpu", DEVICE):
+        model = model.to(device)
         model.zero_grad()
         scorer = Scorer(model, nodes, tokenizer.pad_token_id, layout)
         with scorer.attention(model):
             logp = scorer(model, scorer.batch(samples))
             logp.mean().backward()
-        found[device] = (logp.detach().cpu(), [p.grad.detach().cpu() for p in model.parameters()])
+        found.append((logp.detach().cpu(), [p.grad.detach().cpu() for p in model.parameters()]))
     model.to("cpu")
-    (logp, gradients), (other, others) = found.values()
+    (logp, gradients), (other, others) = found
     torch.testing.assert_close(other, logp, rtol=1e-4, atol=1e-3)
     for one, two in zip(gradients, others, strict=True):
         assert (one - two).norm() <= 1e-3 * one.norm() + 1e-6

@@ -252,7 +252,7 @@ def commands(folder: Path) -> int:
     warm.start()
     for job in sorted((job for job in grid if job.rule in STEPS), key=lambda job: -grid.depth[job.output]):
         of = {**job.inputs, **job.params, "reference": job.outputs[-1]}
-        out = str(Path(job.output).parent) if job.rule == "data" else job.output
+        out = str(Path(job.outputs[0]).parent) if job.rule == "data" else job.output
         command = [sys.executable, "-m", "sso.cli", *STEPS[job.rule](of), "--settings", of["settings"], "--out", out]
         if job.rule not in ("data", "reference"):
             command += ["--seed", str(of.get("seed", job.seed))]
@@ -364,7 +364,8 @@ def check(args: argparse.Namespace, work: Path) -> int:
         "parts": {name: {"status": "not run"} for name in wanted},
         "passed": False,
     }
-    report = Report(args.out.resolve(), facts)
+    out = args.out / "check_gpu.json" if args.out.is_dir() else args.out
+    report = Report(out.resolve(), facts)
     report.path.parent.mkdir(parents=True, exist_ok=True)
     report.write()
     target, found = work / "site", work / "found.json"

@@ -1,6 +1,7 @@
 """`make check-gpu`, rehearsed on the CPU: every part is run and told, whatever becomes of the others."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import check_gpu
-from benchmarks.check_gpu import Part, Report, execute, install, marked, probe, tests_of
+from benchmarks.check_gpu import Part, Report, execute, install, marked, probe
 from sso.jobs import warm
 from tests.conftest import REPOSITORY
 from tests.processes import until
@@ -43,11 +44,11 @@ print("sleeps", flush=True)
 time.sleep(600)
 """
     parts = {
-        "fails": Part("fails", 1, python("print('its reason'); raise SystemExit(3)"), lambda: {"found": 1}),
-        "sleeps": Part("sleeps", 0.05, python(forks), lambda: {"half": 2}),
+        "fails": Part("fails", 1, python("print('its reason'); raise SystemExit(3)"), lambda _: {"found": 1}),
+        "sleeps": Part("sleeps", 0.05, python(forks), lambda _: {"half": 2}),
         "absent": Part("absent", 1, ["/no/such/program"]),
-        "silent": Part("silent", 1, python(""), lambda: json.loads((tmp_path / "none").read_text())),
-        "doubts": Part("doubts", 1, python(""), lambda: {"problem": "nothing was made"}),
+        "silent": Part("silent", 1, python(""), lambda _: json.loads((tmp_path / "none").read_text())),
+        "doubts": Part("doubts", 1, python(""), lambda _: {"problem": "nothing was made"}),
         "works": Part("works", 1, python("import os; assert os.environ['A'] == 'b'"), environment={"A": "b"}),
     }
     for name, part in parts.items():
@@ -55,7 +56,7 @@ time.sleep(600)
         assert list(known(report))[-1] == name  # written after every part
     found = known(report)
     statuses = {name: facts["status"] for name, facts in found.items()}
-    assert statuses == {name: "failed" for name in parts} | {"sleeps": "timed out", "works": "passed"}
+    assert statuses == dict.fromkeys(parts, "failed") | {"sleeps": "timed out", "works": "passed"}
     assert found["fails"] | {"exit_code": 3, "found": 1, "tail": ["its reason"]} == found["fails"]
     assert found["sleeps"]["half"] == 2 and found["sleeps"]["tail"] == ["sleeps"] and found["sleeps"]["seconds"] < 20
     assert "FileNotFoundError" in found["silent"]["problem"] and found["doubts"]["problem"] == "nothing was made"
@@ -84,20 +85,24 @@ def test_tests_that_are_stopped_tell_what_became_of_those_before(tmp_path):
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-p", "no:cacheprovider", "-c", "/dev/null"]
     status, _, _ = execute([*command, "--junitxml", str(tmp_path / "found.xml")], {}, 8, tmp_path / "log")
     assert status == "timed out"
-    found = tests_of(tmp_path / "found.xml")
+    found = check_gpu.tests_of(tmp_path / "found.xml", status)
     by_name = {test["test"]: (test["outcome"], test.get("why", "")) for test in found["tests"]}
     assert by_name["test_passes"] == ("passed", "") and by_name["test_skips"] == ("skipped", "needs 2 GPUs, 1 here")
     assert by_name["test_fails"][0] == "failed" and "assert 1 == 2" in by_name["test_fails"][1]
+    assert by_name["test_sleeps"][0] == "stopped"
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1) and "problem" not in found
 
 
 def test_no_test_that_passed_is_a_problem(tmp_path):
     (tmp_path / "found.xml").write_text('<testsuites><testsuite><testcase name="a"><skipped message="no GPU"/>')
     with pytest.raises(SyntaxError):  # a report cut in the middle is told by Report.run
-        tests_of(tmp_path / "found.xml")
+        check_gpu.tests_of(tmp_path / "found.xml", "passed")
     whole = '<testsuites><testsuite><testcase name="a"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
     (tmp_path / "found.xml").write_text(whole)
-    assert tests_of(tmp_path / "found.xml")["problem"] == "no test passed (0 passed, 0 failed, 1 skipped)"
+    assert (
+        check_gpu.tests_of(tmp_path / "found.xml", "passed")["problem"]
+        == "no test passed (0 passed, 0 failed, 1 skipped)"
+    )
 
 
 def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") -> None:
@@ -139,39 +144,64 @@ def test_a_card_that_is_asked_for_and_not_there_ends_it_at_once(tmp_path):
     assert found["parts"] == {name: {"status": "not run"} for name in ("tests", "chain", "step")}
 
 
-def test_the_rehearsal_runs_every_part_and_says_that_it_was_the_cpu(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.check_gpu", "--device", "cpu", "--out", str(tmp_path / "check.json")]
-    done = subprocess.run([*command, "--only", "scores_and_gradients"], cwd=REPOSITORY, capture_output=True, text=True)
+def rehearse(out: Path, *arguments: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.check_gpu", "--device", "cpu", "--out", str(out / "check.json")]
+    command += ["--only", "scores_and_gradients", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "check.json").read_text())
+    found = json.loads((out / "check.json").read_text())
     assert found["passed"] is True and found["device"] == "cpu" and found["versions"]["cards"] == []
-    parts = found["parts"]
-    assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(
-        ("versions", "tests", "chain", "step"), "passed"
-    )
+    assert {part["status"] for part in found["parts"].values()} == {"passed"}
+    assert not list(out.glob("*.part"))
+    return found["parts"]
+
+
+def test_a_rehearsal_says_that_it_was_the_cpu(tmp_path):
+    parts = rehearse(tmp_path, "--parts", "tests", "step")
+    assert list(parts) == ["versions", "tests", "step"]
     assert {test["outcome"] for test in parts["tests"]["tests"]} == {"passed"} and parts["tests"]["passed"] == 2
-    assert parts["chain"]["by"] == "Snakemake" and "v2_table1.md" in parts["chain"]["tables"]
     (table,) = parts["step"]["tables"]
     assert [row["trainer"] for row in table["rows"]] == ["trl", "ours forest"] and table["unit"] == "CPU-s"
     assert all(row["step"] > 0 for row in table["rows"])
-    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_every_part(tmp_path):
+    parts = rehearse(tmp_path)
+    assert list(parts) == ["versions", "tests", "chain", "step"]
+    assert parts["chain"]["by"] == "Snakemake" and "v2_table1.md" in parts["chain"]["tables"]
+    assert len(parts["chain"]["policies"]) == 2
+
+
+@pytest.mark.parametrize("made", ["all", "no tables", "no policy", "unfinished: policy"])
+def test_a_chain_is_what_it_left(tmp_path, made):
+    for path in (".snakemake/a", "results/x/report/tables/v2_table1.md", "results/x/policy/sso/model.safetensors"):
+        if (made, path.split("/")[-2]) not in (("no tables", "tables"), ("no policy", "sso")):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).touch()
+    status = "failed" if "unfinished" in made else "finished"
+    record = {"rule": "policy", "wall_s": 1.5, "status": status}
+    (tmp_path / "results" / "sso.run.json").write_text(json.dumps(record))
+    found = check_gpu.chain_of(tmp_path)
+    assert found.get("problem", "all") == made
+    assert (found["by"], found["jobs"], found["seconds_by_rule"]) == ("Snakemake", 1, {"policy": 1.5})
+
+
+def test_a_card_gets_shapes_that_fill_it():
+    def shapes(*about) -> str:
+        options = check_gpu.step_options(*about)
+        return options[options.index("--shapes") + 1]
+
+    assert (shapes("cuda", 80, []), shapes("cuda", 16, []), shapes("cpu", 0, [])) == ("1.5b", "42m", "0.5m")
+    assert shapes("cuda", 80, ["7b"]) == "7b"
 
 
 @pytest.mark.slow
 def test_without_snakemake_the_chain_makes_the_same_policies(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    assert (
-        subprocess.run(
-            python(f"from benchmarks.check_gpu import *; commands(Path({str(tmp_path / 'a')!r}))")
-        ).returncode
-        == 0
-    )
-    assert (
-        subprocess.run(
-            python(f"from benchmarks.check_gpu import *; chain(Path({str(tmp_path / 'b')!r}), 2)")
-        ).returncode
-        == 0
-    )
+    made = "import sys; from benchmarks.check_gpu import *; sys.exit({}(Path({!r}){}))"
+    for how in (("commands", str(tmp_path / "a"), ""), ("chain", str(tmp_path / "b"), ", 2")):
+        assert subprocess.run(python(made.format(*how))).returncode == 0
     policies = check_gpu.chain_of(tmp_path / "a")["policies"]
     assert len(policies) == 2 and check_gpu.chain_of(tmp_path / "b")["policies"] == policies
     for policy in policies:
@@ -183,24 +213,12 @@ def test_all_tests_marked_gpu_are_collected_slow_ones_too():
     """`-m gpu` stands in for the `-m 'not slow'` of pyproject.toml."""
     assert "tests/test_gpu.py" in marked()
 
-    def collected(*how: str) -> set[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--collect-only",
-            "-p",
-            "no:cacheprovider",
-            *how,
-            "tests/test_gpu.py",
-        ]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        return {line for line in done.stdout.splitlines() if "::" in line}
-
-    found = collected("-m", "gpu")
-    assert found == collected("-m", "gpu or not gpu") and any("zero2" in name for name in found)
-    text = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
-    assert 'cuda.is_available(), reason="no' not in text  # tests that need a card are marked, not skipped by hand
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run([*command, "tests/test_gpu.py"], cwd=REPOSITORY, capture_output=True, text=True)
+    found = {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+    names = re.findall(r"^def (test_\w+)", (REPOSITORY / "tests" / "test_gpu.py").read_text(), re.MULTILINE)
+    assert {name.partition("[")[0] for name in found} == set(names)
+    assert any("zero2" in name for name in found)
 
 
 def test_make_check_gpu():

@@ -44,11 +44,11 @@ print("sleeps", flush=True)
 time.sleep(600)
 """
     parts = {
-        "fails": Part("fails", 1, python("print('its reason'); raise SystemExit(3)"), lambda _: {"found": 1}),
-        "sleeps": Part("sleeps", 0.05, python(forks), lambda _: {"half": 2}),
+        "fails": Part("fails", 1, python("print('its reason'); raise SystemExit(3)"), lambda: {"found": 1}),
+        "sleeps": Part("sleeps", 0.05, python(forks), lambda: {"half": 2}),
         "absent": Part("absent", 1, ["/no/such/program"]),
-        "silent": Part("silent", 1, python(""), lambda _: json.loads((tmp_path / "none").read_text())),
-        "doubts": Part("doubts", 1, python(""), lambda _: {"problem": "nothing was made"}),
+        "silent": Part("silent", 1, python(""), lambda: json.loads((tmp_path / "none").read_text())),
+        "doubts": Part("doubts", 1, python(""), lambda: {"problem": "nothing was made"}),
         "works": Part("works", 1, python("import os; assert os.environ['A'] == 'b'"), environment={"A": "b"}),
     }
     for name, part in parts.items():
@@ -71,38 +71,37 @@ def alive(pid: int) -> bool:
 
 
 TESTS = """
-import pytest, time
+import os, pytest, signal, time
 def test_passes(): pass
 def test_fails(): assert 1 == 2
 @pytest.mark.skip(reason="needs 2 GPUs, 1 here")
 def test_skips(): pass
-def test_sleeps(): time.sleep(600)
+def test_is_stopped():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
 """
 
 
 def test_tests_that_are_stopped_tell_what_became_of_those_before(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-p", "no:cacheprovider", "-c", "/dev/null"]
-    status, _, _ = execute([*command, "--junitxml", str(tmp_path / "found.xml")], {}, 8, tmp_path / "log")
-    assert status == "timed out"
-    found = check_gpu.tests_of(tmp_path / "found.xml", status)
+    status, code, _ = execute([*command, "--junitxml", str(tmp_path / "found.xml")], {}, 60, tmp_path / "log")
+    assert (status, code) == ("failed", 2)
+    found = check_gpu.tests_of(tmp_path / "found.xml")
     by_name = {test["test"]: (test["outcome"], test.get("why", "")) for test in found["tests"]}
     assert by_name["test_passes"] == ("passed", "") and by_name["test_skips"] == ("skipped", "needs 2 GPUs, 1 here")
     assert by_name["test_fails"][0] == "failed" and "assert 1 == 2" in by_name["test_fails"][1]
-    assert by_name["test_sleeps"][0] == "stopped"
+    assert by_name[None][0] == "stopped"
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1) and "problem" not in found
 
 
 def test_no_test_that_passed_is_a_problem(tmp_path):
     (tmp_path / "found.xml").write_text('<testsuites><testsuite><testcase name="a"><skipped message="no GPU"/>')
     with pytest.raises(SyntaxError):  # a report cut in the middle is told by Report.run
-        check_gpu.tests_of(tmp_path / "found.xml", "passed")
+        check_gpu.tests_of(tmp_path / "found.xml")
     whole = '<testsuites><testsuite><testcase name="a"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
     (tmp_path / "found.xml").write_text(whole)
-    assert (
-        check_gpu.tests_of(tmp_path / "found.xml", "passed")["problem"]
-        == "no test passed (0 passed, 0 failed, 1 skipped)"
-    )
+    assert check_gpu.tests_of(tmp_path / "found.xml")["problem"] == "no test passed (0 passed, 0 failed, 1 skipped)"
 
 
 def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") -> None:

@@ -370,7 +370,8 @@ def check(args: argparse.Namespace, work: Path) -> int:
     report = Report(out.resolve(), facts)
     report.path.parent.mkdir(parents=True, exist_ok=True)
     report.write()
-    target, found = work / "site", work / "found.json"
+    # By this name dill, which hashes trl's functions, knows modules from a user's own, which it would look into.
+    target, found = work / "site-packages", work / "found.json"
     shims(work / "bin")
     paths = [str(REPOSITORY), str(target), os.environ.get("PYTHONPATH", "")]
     tools = [str(work / "bin"), str(target / "bin"), os.environ.get("PATH", os.defpath)]

@@ -264,10 +264,12 @@ def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) 
             rows.append({"trainer": contender, "error": str(error)})
             keep(args, tables)
             continue
-        base = base or found["step"]
+        if contender == args.contenders[0]:
+            base = found["step"]
         rows.append({"trainer": contender, **found})
         keep(args, tables)
-        cells = (f"{found['step']:.3g}", f"{found['step'] / base:.3f}", f"{found['step'] * rate / need:.2f}")
+        of_first = f"{found['step'] / base:.3f}" if base else ""  # which may have failed
+        cells = (f"{found['step']:.3g}", of_first, f"{found['step'] * rate / need:.2f}")
         print(f"| {contender} | {' | '.join(cells)} | {found['memory']:.2f} | {found['loss']:.5f} |", flush=True)
         if "reference" in found:
             print(f"| ... its reference, scored once | {found['reference']:.3g} | | | | |", flush=True)

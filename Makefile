@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 CONFIG ?= config/micro.yaml
 CORES  ?= all
+OUT    ?= check_gpu.json
 
 bin   := $(VENV)/bin
 torch := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test lint envs format install clean
+.PHONY: run test lint envs check-gpu format install clean
 
 run: $(VENV)/.runs
 	$(bin)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -29,6 +30,10 @@ lint: install
 # That the conda environments' pip parts resolve, by metadata alone.
 envs: install
 	$(bin)/python workflow/envs/resolve.py
+
+# What needs a GPU: docs/benchmarks.md. Needs a Python with torch; installs nothing but what is missing, from WHEELS.
+check-gpu:
+	$(or $(wildcard $(bin)/python),$(PYTHON)) -m benchmarks.check_gpu --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(CHECK)
 
 format: install
 	$(bin)/ruff format .

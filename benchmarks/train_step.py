@@ -244,24 +244,45 @@ def ask(args: argparse.Namespace, shape: str, contender: str, **changed: Any) ->
     done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
     line = next((text for text in done.stdout.splitlines() if text.startswith("FOUND ")), None)
     if line is None:
-        sys.exit(f"{contender} on {shape} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{contender} on {shape} failed:\n{done.stderr[-3000:]}")
     return json.loads(line.removeprefix("FOUND "))
 
 
-def compare(args: argparse.Namespace, shape: str) -> None:
-    """A Markdown table of all contenders on one shape."""
+def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) -> bool:
+    """A Markdown table of all contenders on one shape, added to ``tables`` and so to ``--json``; whether all ran."""
     need, rate = floor(args, sizes(shape))
     unit = "s" if args.device == "cuda" else "CPU-s"
     print(f"\n{shape}: floor {need / 1e9:,.0f} GFLOP a step, {need / rate:.3g} {unit} at {rate / 1e9:,.0f} GFLOP/s\n")
     print(f"| trainer | {unit} a step | of trl | of the floor | peak GiB | first loss |\n|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    tables.append({"shape": shape, "unit": unit, "flop_a_step": need, "flop_per_s": rate, "rows": rows})
     base = None
     for contender in args.contenders:
-        found = ask(args, shape, contender)
-        base = base or found["step"]
-        cells = (f"{found['step']:.3g}", f"{found['step'] / base:.3f}", f"{found['step'] * rate / need:.2f}")
+        try:
+            found = ask(args, shape, contender)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            rows.append({"trainer": contender, "error": str(error)})
+            keep(args, tables)
+            continue
+        if contender == args.contenders[0]:
+            base = found["step"]
+        rows.append({"trainer": contender, **found})
+        keep(args, tables)
+        of_first = f"{found['step'] / base:.3f}" if base else ""  # which may have failed
+        cells = (f"{found['step']:.3g}", of_first, f"{found['step'] * rate / need:.2f}")
         print(f"| {contender} | {' | '.join(cells)} | {found['memory']:.2f} | {found['loss']:.5f} |", flush=True)
         if "reference" in found:
             print(f"| ... its reference, scored once | {found['reference']:.3g} | | | | |", flush=True)
+    return not any("error" in row for row in rows)
+
+
+def keep(args: argparse.Namespace, tables: list[dict[str, Any]]) -> None:
+    """Write what was measured so far, whole or not at all."""
+    if args.json:
+        part = args.json.with_name(args.json.name + ".part")
+        part.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+        part.replace(args.json)
 
 
 def growth(args: argparse.Namespace) -> None:
@@ -296,6 +317,7 @@ def main() -> None:
     parser.add_argument("--system", nargs=2, type=int, default=[80, 160], help="tokens of a principle, least and most")
     parser.add_argument("--response", nargs=2, type=int, default=[40, 200], help="tokens of a response, least and most")
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures there, after each contender (not --growth)")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
@@ -303,8 +325,9 @@ def main() -> None:
     elif args.growth:
         growth(args)
     else:
-        for shape in args.shapes:
-            compare(args, shape)
+        tables: list[dict[str, Any]] = []
+        ran = [compare(args, shape, tables) for shape in args.shapes]
+        sys.exit(0 if all(ran) else 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,20 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu(cards=1)` skip themselves where there are fewer. Under SSO_GPU_REHEARSAL they run on the CPU,
+    by gloo where there are several; those that can't (`cpu=False`) skip themselves there."""
+    for mark in item.iter_markers("gpu"):
+        import torch
+
+        wanted, cards = mark.kwargs.get("cards", 1), torch.cuda.device_count()
+        if "SSO_GPU_REHEARSAL" in os.environ:
+            if not mark.kwargs.get("cpu", True):
+                pytest.skip("no CPU can rehearse it")
+        elif cards < wanted:
+            pytest.skip(f"needs {wanted} GPU{'s' * (wanted > 1)}, {cards or 'none'} here")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real benchmark files; tests that need it are skipped where it is not there."""

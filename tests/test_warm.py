@@ -20,7 +20,7 @@ class Socket(type(Path())):
     pid: int
 
 
-SERVER = "import sys; from sso.jobs import warm; warm.serve(sys.argv[1], ['sso.cli'])"
+SERVER = "import sys; from sso.jobs import warm; warm.serve(sys.argv[1], ['sso.cli', 'not_installed.here'])"
 
 
 @pytest.fixture

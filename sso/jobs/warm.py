@@ -10,7 +10,6 @@ its own kind alone: a command in another environment (vLLM's), or inside a clust
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import selectors
@@ -51,7 +50,9 @@ def place() -> str:
 def start() -> None:
     """Start a server for the commands of this process and its children."""
     path = str(Path(tempfile.mkdtemp(prefix="sso-warm-"), place()))  # the folder is this user's alone
-    subprocess.Popen([sys.executable, "-m", "sso.jobs.warm", path], stdin=subprocess.DEVNULL)
+    # DeepSpeed asks for GPUs when it is imported. Asked through CUDA, no fork could use one any more.
+    asking = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    subprocess.Popen([sys.executable, "-m", "sso.jobs.warm", path], stdin=subprocess.DEVNULL, env=asking)
     os.environ["SSO_WARM"] = path
 
 
@@ -132,7 +133,7 @@ def serve(path: str, preload: Sequence[str] = PRELOAD) -> None:
     gc.disable()
     logging.disable(logging.WARNING)  # what imports say would stand in the workflow's own output
     for name in preload:
-        if importlib.util.find_spec(name.partition(".")[0]):  # deepspeed may not be installed
+        with suppress(Exception):  # not installed, or broken here: a command that needs it tells so itself
             importlib.import_module(name)
     logging.disable(logging.NOTSET)
     gc.freeze()

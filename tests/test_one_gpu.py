@@ -302,7 +302,7 @@ def test_text_in_an_answer_ends_no_turn_of_a_reward_model(tmp_path, tiny_checkpo
 
 
 def test_rewardbench_reads_a_public_model_alike(tmp_path, tiny_checkpoint):
-    from rewardbench.data import Comparison as Row
+    from rewardbench.data import TextPair as Row
     from rewardbench.score import by_reward_model
 
     folder = public("qwen3", tmp_path / "model", tiny_checkpoint)

@@ -90,6 +90,11 @@ class Report:
         return facts["status"] == "passed"
 
 
+def _hears_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and so would all that is started here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def execute(
     command: Sequence[str], environment: dict[str, str], limit: float, log: Path
 ) -> tuple[str, int | None, float]:
@@ -100,7 +105,7 @@ def execute(
         try:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=REPOSITORY,
-                env=environment, start_new_session=True,
+                env=environment, start_new_session=True, preexec_fn=_hears_interrupts,
             )  # fmt: skip
         except OSError as error:
             out.write(f"{error}\n".encode())

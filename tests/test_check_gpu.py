@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -85,7 +86,11 @@ def test_is_stopped():
 def test_tests_that_are_stopped_tell_what_became_of_those_before(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-p", "no:cacheprovider", "-c", "/dev/null"]
-    status, code, _ = execute([*command, "--junitxml", str(tmp_path / "found.xml")], {}, 60, tmp_path / "log")
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as where a shell has started this in the background
+    try:
+        status, code, _ = execute([*command, "--junitxml", str(tmp_path / "found.xml")], {}, 120, tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGINT, kept)
     assert (status, code) == ("failed", 2)
     found = check_gpu.tests_of(tmp_path / "found.xml")
     by_name = {test["test"]: (test["outcome"], test.get("why", "")) for test in found["tests"]}

@@ -178,7 +178,7 @@ def test_bad_difficulty_files_are_told_in_one_sentence(tmp_path):
     with pytest.raises(InputError, match="hub"):
         read_table("hub", [1])
     (tmp_path / "a.json").write_text('[{"preference": 1}]')
-    with pytest.raises(InputError, match=r"a\.json: no annotations"):
+    with pytest.raises(InputError, match=r"a\.json: not a file of alpaca_eval"):
         read_annotations(tmp_path / "a.json")
 
 

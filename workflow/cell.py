@@ -4,8 +4,8 @@ from sso.config import Arm
 from sso.jobs.job import Job
 from sso.train.settings import Training
 from workflow import evaluation
-from workflow.shared import Draft
-from workflow.stages import Model, Stages
+from workflow.shared import Draft, Model
+from workflow.stages import Stages
 
 
 def chained(arm: Arm) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 from eval import benchmarks
 from sso.jobs.job import Job
-from workflow.shared import text
-from workflow.stages import Model, Stages
+from workflow.shared import Model, text
+from workflow.stages import Stages
 
 
 def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) -> Job:

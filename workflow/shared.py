@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from sso.config import Experiment
 from sso.jobs.job import Job
 from sso.settings import ROOT
 from workflow.paths import Paths
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and it as an input of a job where a job of ours makes it."""
+
+    path: str
+    made: bool
+
+    def input(self, name: str = "model") -> dict[str, str]:
+        """The checkpoint as an input of a job; {} where no job makes it, and none has to be waited for."""
+        return {name: self.path} if self.made else {}
 
 
 class Draft:

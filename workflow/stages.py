@@ -5,7 +5,6 @@ again: an arm's beta is in that arm's training and nowhere else. Which arms need
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,10 @@ from sso.jobs.job import Job, Portion
 from sso.objective import load_objectives
 from sso.sampling.settings import Writer
 from sso.train.settings import Training
-from workflow.shared import Draft, text
+from workflow.shared import Draft, Model, text
 
 REFERENCE = ("dtype", "end_cut_responses", "engine", "max_length")
 """Settings of a training that its reference scores depend on."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint, and it as an input of a job where a job of ours makes it."""
-
-    path: str
-    made: bool
-
-    def input(self, name: str = "model") -> dict[str, str]:
-        """The checkpoint as an input of a job; {} where no job makes it, and none has to be waited for."""
-        return {name: self.path} if self.made else {}
 
 
 class Stages:

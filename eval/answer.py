@@ -165,6 +165,7 @@ def answer(
     # Only what is read of the data folder, so that the record does not depend on the rest.
     inputs = {"model": subject.folder} if isinstance(subject, Checkpoint) else {}
     inputs |= {s.name: s.path for s in sources if s.path}
+    inputs |= {s.name: Path(s.task.include_path) for s in sources if s.task.include_path}
     inputs |= {asked.path.stem: asked.path for asked in opened}
     unfinished = out.with_name(f".{out.name}.partial")
     parts = _Parts(unfinished, [subject.identity, name, seed])

@@ -108,6 +108,8 @@ def _judge(args: argparse.Namespace) -> None:
             if (notes := judge.notes()) or judge.scale == "reward":
                 scores["judge" if len(judges) == 1 else f"judge {judge.name}"] = {"name": judge.name, **notes}
         for name, items in answer_items(out, args.answers).items():
+            if name not in scores:
+                continue  # grades on a reward's scale are another metric, of no known ends
             interval = mean_interval([list(items.values())])
             low, high = within(column(name).unit, interval.low, interval.high)
             scores[name] |= {"low": low, "high": high}

@@ -169,7 +169,7 @@ def _result(one: Ready, out: dict[str, Any], too_long: Callable[[Any], int] | No
         "n_shot": one.shots,
         "max_new_tokens": room,
         "chat_template": True,
-        "version": task.config.metadata["version"],
+        "version": (task.config.metadata or {}).get("version"),
         "lm_eval": version("lm_eval"),
         "truncated": sum(too_long(t) for t in one.tasks.values()) if too_long else None,
         "metrics": {key: float(metric) for key, metric in metrics.items()},

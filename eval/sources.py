@@ -19,7 +19,7 @@ from eval.benchmarks import LmEval
 from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
 from sso.records import iter_json_lines
-from sso.settings import hint
+from sso.settings import hint, nearest
 
 SUITES = Path(__file__).with_name("suites.yaml")
 OPTIONAL = ("type", "cot_content")
@@ -103,8 +103,9 @@ def _check_own(task: Task) -> None:
         )
     own = names_in(Path(task.include_path)) if task.include_path else {}
     if task.name not in own and task.name not in lm_eval_names():
-        near = hint(task.name, [*own, *lm_eval_names()], "`lm-eval ls tasks` lists what there is; of your own")
-        raise InputError(f"evaluation.tasks: lm-eval has no task {task.name!r}; {near[:300]}")
+        where = f"; {task.include_path} has {', '.join(own) or 'none'}" if task.include_path else ""
+        near = nearest(task.name, [*own, *lm_eval_names()]) or "`lm-eval ls tasks` lists its own (tags are not taken)."
+        raise InputError(f"evaluation.tasks: lm-eval has no task or group {task.name!r}{where}; {near}")
     if benchmarks.metric(task.name) in benchmarks.columns():
         raise InputError(
             f"evaluation.tasks: {task.name}: with `kind: lm_eval` it would stand in the column of our own benchmark; "
@@ -120,7 +121,8 @@ def names_in(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.y*ml")):
-        for name in re.findall(r"(?m)^(?:task|group): *['\"]?([\w.:-]+)['\"]? *$", path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        for name in re.findall(r"(?m)^(?:task|group) *: *['\"]?([\w.:-]+)['\"]? *(?:#.*)?$", text):
             found[name] = path
     return found
 

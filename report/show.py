@@ -19,7 +19,7 @@ def find(experiment: str | None, config: Path | None, results: Path | None) -> t
     Raises InputError where there is no such folder, or neither is given.
     """
     if (experiment is None) == (config is None):
-        raise InputError("sso table: give --experiment (a folder in results/) or --config (a file), not both.")
+        raise InputError("sso table: give one of --experiment (a folder in results/) and --config (a file).")
     path = config or (results or Path("results", experiment or "")) / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the experiment first, or give --results or --config.")

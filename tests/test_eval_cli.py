@@ -41,6 +41,25 @@ def call(*arguments: object) -> None:
     assert main([str(a) for a in arguments]) == 0
 
 
+def test_a_reward_model_judges_all_that_is_judged_by_default(model, data, tmp_path):
+    """Its grades are no MT-Bench grades: a metric of their own, without MT-Bench's items and ends."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from sso.chat import load_tokenizer, save_tokenizer
+
+    reward, tokenizer = tmp_path / "reward", load_tokenizer(model)
+    about = AutoConfig.from_pretrained(model, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    AutoModelForSequenceClassification.from_config(about).save_pretrained(reward)
+    save_tokenizer(tokenizer, reward)
+    settings = json.dumps({"max_new_tokens": 8, "judge": {"kind": "reward", "path": str(reward)}})
+    shared = ("--data", data, "--settings", settings, "--seed", 3)
+    call("answer", "--model", model, *shared, "--out", tmp_path / "answers")
+    call("judge", "--answers", tmp_path / "answers", *shared, "--out", tmp_path / "judged")
+    scores = json.loads((tmp_path / "judged/scores.json").read_text())
+    assert {"alpaca_eval2_wr", "length", "mt_bench_reward"} <= set(scores) and "mt_bench" not in scores
+    assert scores["mt_bench_reward"]["n"] == 2
+
+
 def test_answer_then_judge_then_judge_again(model, data, tmp_path):
     settings, world = json.dumps(SETTINGS), WORLD.model_dump_json()
     shared = ("--data", data, "--settings", settings, "--seed", 3)

@@ -289,6 +289,14 @@ trainer.save_model("{tmp_path}/saved")
     assert said == pytest.approx([one.evaluate()["eval_loss"]] * 2, rel=1e-4)
 
 
+def test_splits_are_no_prompts():
+    from datasets import Dataset, DatasetDict
+
+    both = DatasetDict({name: Dataset.from_list([{"prompt": "a"}]) for name in ("train", "test")})
+    with pytest.raises(InputError, match="a mapping of train, test; give one split"):
+        generate_triples("no-model", both)
+
+
 def test_triples_are_the_commands_draws(folder, tmp_path):
     from sso.principles import FALLBACK
 

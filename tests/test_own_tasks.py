@@ -100,7 +100,7 @@ def test_a_folder_of_answers_and_its_scores_hold_ones_own_tasks(tiny_checkpoint,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (task("arc_easi"), "lm-eval has no task 'arc_easi'; did you mean `arc_easy`"),
+        (task("arc_easi"), "lm-eval has no task or group 'arc_easi'; did you mean `arc_easy`"),
         (task("plus_one", include_path="/nowhere"), "include_path: /nowhere: no such folder"),
         (task("gsm8k"), "would stand in the column of our own benchmark; take real_gsm8k"),
     ],
@@ -134,6 +134,25 @@ def test_a_metric_without_a_score_an_item_and_code_of_a_model_are_refused(own):
     (own / "plus_one.yaml").write_text(yaml.safe_dump({**made, "unsafe_code": True}))
     with pytest.raises(InputError, match="runs code that the model writes"):
         ready(task("plus_one", include_path=str(own)))
+
+
+def test_files_are_read_as_people_write_them(own):
+    """With comments, a byte order mark, blanks, no version; a neighbour that is no UTF-8 is nobody's business."""
+    text = (own / "plus_one.yaml").read_text()
+    text = text.replace("task: plus_one", "task : plus_one  # mine").replace("metadata:\n  version: 3\n", "")
+    (own / "plus_one.yaml").write_text(text, encoding="utf-8-sig")
+    (own / "odd.yaml").write_bytes(b"task: caf\xe9\n")
+    made = ready(task("plus_one", include_path=str(own)))
+    assert made.tasks and not (next(iter(made.tasks.values())).config.metadata or {}).get("version")
+    with pytest.raises(InputError, match=r"no task or group 'plus_on'; .*own has .*; did you mean `plus_one`"):
+        ready(task("plus_on", include_path=str(own)))
+
+
+def test_a_change_of_ones_own_files_is_a_change_of_the_answers_inputs(own):
+    tasks = [task("plus_one", include_path=str(own))]
+    grid = Grid(load("config/smoke.yaml", {"evaluation": {"tasks": tasks}}))
+    for job in grid.of("answer"):
+        assert {str(own / "plus_one.yaml"), str(own / "rows.jsonl")} <= set(job.reads("mirrors"))
 
 
 def test_the_plan_says_that_it_has_no_price_and_the_report_gets_a_table():

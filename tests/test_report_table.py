@@ -45,7 +45,7 @@ def test_the_terminal_shows_ours_beside_the_papers(there, capsys):
     "given, said",
     [
         (["--experiment", "none"], "results/none/config.json: no such file"),
-        ([], "give --experiment"),
+        ([], "give one of --experiment"),
         (["--experiment", "micro", "--table", "9"], "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3."),
     ],
 )

@@ -229,6 +229,7 @@ def test_gsm8k_of_a_local_model_is_the_file_given(checkpoint: Path, tmp_path: Pa
     [
         ({"arms": {"a b": {"label": "x", "data": "none"}}}, "names a folder"),
         ({"rewards": {"sso": {"arm": "base"}}}, "makes no pairs"),
+        ({"arms": {"sso": {"policy": {"objective": "sso_v2"}}}}, r"sso_v2 scores .* in x\+, which pairs do not have"),
         ({"arms": {"sso": {"generator": {"max_length": 128}}}}, "share their reference scores"),
         ({"evaluation": {"tasks": [{"name": "real_gsm8k", "file": "nowhere.jsonl"}]}}, "no such file"),
         ({"evaluation": {"mirrors": {"mmlu": {"test": "nowhere.jsonl"}}}}, "mirrors.mmlu: nowhere.jsonl: no such file"),

@@ -8,6 +8,7 @@ from eval import sources
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
 from sso.errors import InputError
+from sso.objective import build
 from sso.records import Query, read
 from workflow.cell import chained
 from workflow.hub_names import evaluations, is_hub_name, judges
@@ -38,6 +39,15 @@ def check(experiment: Experiment) -> None:
                 f"arms: {who} share their reference scores, so `max_length`, `end_cut_responses`, `dtype` and "
                 "what `engine` makes of it (float32 weights with ddp, else bfloat16 ones) must be the same."
             )
+    for name, arm in experiment.arms.items():
+        if arm.policy and arm.data != "triples" and not chained(arm):
+            missing = sorted(set(build(arm.policy).nodes) - {("x", "y+"), ("x", "y-")})
+            if missing:
+                context, response = missing[0]
+                raise InputError(
+                    f"arms.{name}.policy.objective: {arm.policy.objective} scores {response} in {context}, which pairs "
+                    "do not have; take an objective of y+ and y- in x, such as `pairs`, or `data: triples`."
+                )
     for name, reward in experiment.rewards.items():
         for source in reward.parts:
             if source.arm and experiment.arms[source.arm].policy is None:

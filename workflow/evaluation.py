@@ -17,13 +17,15 @@ def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) 
     judged = [benchmarks.of_judges()[name] for name in settings.judged]
     asked = [next((name for name in own.prompts if name in make.data), "") for own in judged]
     asked += [benchmarks.metric(task.name) for task in settings.tasks if task.file is None]
+    folders = [Path(task.include_path) for task in settings.tasks if task.include_path]
+    own = [str(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     mirrors = [file for mirror in settings.mirrors.values() for file in (mirror.test, mirror.shots) if file]
     return make.add(
         "answer",
         {
             **model.input(),
             "data": [make.data[name] for name in asked if name in make.data],
-            "mirrors": [*[task.file for task in settings.tasks if task.file], *mirrors],
+            "mirrors": [*[task.file for task in settings.tasks if task.file], *mirrors, *own],
         },
         at={"run": run},
         params={

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sso.errors import InputError
 from workflow.arithmetic import Cost
 from workflow.check import check_tasks
 from workflow.costs import Costs, unpriced
@@ -138,6 +139,8 @@ def show(grid: Grid, measured: Path | None = None) -> None:
 
 def seconds(results: Path) -> dict[str, float]:
     """Wall seconds by rule of a finished run, from its records; one without a rule was not made by the workflow."""
+    if not results.is_dir():
+        raise InputError(f"{results}: no such folder; give that of a finished run, as results/micro.")
     spent: dict[str, float] = defaultdict(float)
     for path in results.rglob("*.run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))

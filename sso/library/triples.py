@@ -55,6 +55,8 @@ def generate_triples(
         raise InputError("sampling.devices: draws here come from one process; use `sso sample` for several.")
     if isinstance(prompts, str):
         raise InputError("prompts: a text, but must be a list of them, or a datasets.Dataset.")
+    if isinstance(prompts, dict):
+        raise InputError(f"prompts: a mapping of {', '.join(map(str, prompts))}; give one split, as prompts['train'].")
     rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
     given = bool(rows) and "good" in rows[0] and "bad" in rows[0]
     version = principles or ("columns" if given else "v2")

@@ -21,6 +21,7 @@ import numpy as np
 from eval.judge import AnswerPair, Judge, to_json
 from eval.statistics import mean_and_error
 from sso.errors import InputError
+from sso.objective import PAIR_NODES
 from sso.preferences import read, sample
 from sso.records import Pair
 
@@ -65,10 +66,11 @@ def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
         logp, tokens = file.get_tensor("logp"), file.get_tensor("tokens")
     rows = {name: i for i, name in enumerate(json.loads(metadata["ids"]))}
     nodes = [tuple(node) for node in json.loads(metadata["nodes"])]
-    order, out = [rows[p.id] for p in pairs if p.id in rows], {}
+    order = [rows[p.id] for p in pairs if p.id in rows]
+    out: dict[str, np.ndarray] = {}
     if not order:
         raise InputError(f"{path}: holds no score of pair {pairs[0].id!r} or any other; make it anew from these pairs.")
-    for node in (("x", "y+"), ("x", "y-")):
+    for node in PAIR_NODES:
         if node not in nodes:
             raise InputError(f"{path}: lacks {node[1]} in context {node[0]}; make it with the objective `pairs`.")
         column = nodes.index(node)

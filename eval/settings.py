@@ -1,6 +1,7 @@
 """Settings of evaluation: benchmarks, how answers to them are drawn, and who judges those."""
 
 from collections.abc import Collection
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,10 +9,6 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sso.sampling.settings import Endpoint, Vllm
 from sso.settings import Settings, hint, merge, sentence
-
-
-def _missing(value: Any) -> bool:
-    return value is None
 
 
 class Judge(Endpoint):
@@ -55,9 +52,9 @@ class Task(Settings):
     kind: Literal["benchmark", "lm_eval"] = Field("benchmark", exclude_if=lambda kind: kind == "benchmark")
     """`benchmark`: one of eval/benchmarks (`micro_*`, `real_*`); `lm_eval`: any task or group that lm-eval knows by
     ``name``, on its own data."""
-    include_path: str | None = Field(None, exclude_if=_missing)
+    include_path: str | None = Field(None, exclude_if=not_)
     """A folder of one's own task files, for `kind: lm_eval`."""
-    metric: str | None = Field(None, exclude_if=_missing)
+    metric: str | None = Field(None, exclude_if=not_)
     """What is scored, for `kind: lm_eval`: `acc_norm`, or with a filter `exact_match,strict-match`; None: the task's
     first."""
     file: str | None = None

@@ -60,13 +60,13 @@ class Source:
 def suite(name: str, endpoint: bool = False) -> list[Task]:
     """lm-eval's benchmarks of a paper version; for an endpoint with the variants that need no log-likelihoods."""
     tasks = [Task(**values) for values in yaml.safe_load(SUITES.read_text(encoding="utf-8"))[name]]
-    if not endpoint:
-        return tasks
-    variants = {task.name: benchmarks.of_lm_eval()[benchmarks.metric(task.name)].generative for task in tasks}
-    return [
-        task.model_copy(update={"name": variant, "max_new_tokens": task.max_new_tokens or 1024}) if variant else task
-        for task, variant in zip(tasks, variants.values(), strict=True)
-    ]
+    return [_for_endpoint(task) for task in tasks] if endpoint else tasks
+
+
+def _for_endpoint(task: Task) -> Task:
+    """The variant of a task that needs no log-likelihoods, where it has one."""
+    variant = benchmarks.of_lm_eval()[benchmarks.metric(task.name)].generative
+    return task.model_copy(update={"name": variant, "max_new_tokens": task.max_new_tokens or 1024}) if variant else task
 
 
 def check(settings: Evaluation, micro_world: bool | None = None) -> None:

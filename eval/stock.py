@@ -10,7 +10,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,13 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     tasks = {name: task for name, task in tasks.items() if rows[name]}
     if source.benchmark is None:
         score, kept = _scored(source, tasks)
-        return Ready(source, tasks, dict(rows), score, kept, partial(_items, source.name, score))
-    score, kept = source.benchmark.score, source.benchmark.filter
-    if source.real is None:
+    elif source.real is None:
         metadata = next(iter(tasks.values())).config.metadata
         score, kept = metadata["score"], metadata["filter"]
-    record = replace(source.benchmark, score=score)
-    return Ready(source, tasks, dict(rows), score, kept, record.score_samples)
+    else:
+        score, kept = source.real.score, source.real.filter
+    own = source.benchmark and source.benchmark.scores
+    return Ready(source, tasks, dict(rows), score, kept, own or partial(_items, source.name, score))
 
 
 def _benchmark(source: Source, rows: dict[str, list[int]]) -> dict[str, Any]:

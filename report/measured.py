@@ -63,8 +63,8 @@ class Estimate:
 
 def _with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
     """tables.yaml with a table a version of the tasks that lm-eval alone knows, where there are such."""
-    asked = [experiment.evaluation_of(backbone, arm) for backbone in experiment.backbones for arm in experiment.arms]
-    own = list(dict.fromkeys(task.name for settings in asked for task in settings.tasks if task.kind == "lm_eval"))
+    asked = [task for settings in experiment.evaluations for task in settings.tasks]
+    own = list(dict.fromkeys(task.name for task in asked if task.kind == "lm_eval"))
     if not own:
         return content
     rows = content["tables"]["v2_table1"]["rows"]

@@ -160,7 +160,7 @@ def by_policy(
 def _logps(rows: "Sequence[TextPair]", path: str | Path, dtype: str) -> tuple[Any, Any]:
     """log pi(y|x), summed, and tokens of both responses; [rows, 2] each."""
     from sso.chat import context_limit, load_model, load_tokenizer
-    from sso.objective import Node
+    from sso.objective import PAIR_NODES
     from sso.packing import tokenize
     from sso.records import Pair
     from sso.reference import score as score_nodes
@@ -175,8 +175,7 @@ def _logps(rows: "Sequence[TextPair]", path: str | Path, dtype: str) -> tuple[An
         raise InputError(
             f"pair {[*made.cut, *made.left_out][0]!r}: more than the {limit} tokens of {path}; shorten it."
         )
-    nodes: list[Node] = [("x", "y+"), ("x", "y-")]
-    scores = score_nodes(model, made.samples, nodes, tokenizer.pad_token_id, {"dtype": dtype})
+    scores = score_nodes(model, made.samples, PAIR_NODES, tokenizer.pad_token_id, {"dtype": dtype})
     return scores.logp.double(), scores.tokens.double()
 
 

@@ -211,6 +211,11 @@ class Experiment(Settings):
         """Everyone who writes principles."""
         return [self.principles, *self.writers.values()]
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluation of each arm on each backbone."""
+        return [self.evaluation_of(backbone, arm) for backbone in self.backbones for arm in self.arms]
+
     def evaluation_of(self, backbone: str, arm: str) -> Evaluation:
         """The evaluation of an arm on a backbone: the experiment's with theirs laid over."""
         over = merge(self.backbones[backbone].evaluation, self.arms[arm].evaluation)

@@ -5,7 +5,7 @@ config/objectives.yaml, and experiments have rows of their own; a new base loss 
 `BASE_LOSSES`. Knows log-probabilities, nothing of models, tokens or files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -25,6 +25,8 @@ Context = Literal["x", "x+", "x-"]
 Response = Literal["y+", "y-", "yo"]
 Node = tuple[Context, Response]
 """A response in a context: what is scored once, however many contrasts use it."""
+PAIR_NODES: tuple[Node, Node] = (("x", "y+"), ("x", "y-"))
+"""What a pair can be scored in."""
 
 
 def _known_weight(value: float | str) -> float | str:
@@ -144,7 +146,7 @@ class Objective:
         """The (context, response) pairs to score, each once, in a fixed order."""
         found = {(c.context, y): None for c in self.contrasts for y in (c.winner, c.loser)}
         if self.uses_weight:
-            found |= {("x", "y+"): None, ("x", "y-"): None}
+            found |= dict.fromkeys(PAIR_NODES)
         return tuple(found)
 
     @property
@@ -230,3 +232,9 @@ def build(training: "Training") -> Objective:
 
     contrasts = tuple(c.model_copy(update={"weight": number(c.weight), "sft": number(c.sft)}) for c in rows)
     return Objective(contrasts, training)
+
+
+def united_nodes(objectives: Iterable[str], training: "Training") -> tuple[Node, ...]:
+    """The nodes of some objectives, each once, in a fixed order; ``training`` may bring objectives of its own."""
+    built = (build(training.model_copy(update={"objective": name})) for name in objectives)
+    return tuple(dict.fromkeys(node for objective in built for node in objective.nodes))

@@ -21,16 +21,9 @@ from sso.train.run import save
 from sso.train.settings import Training
 from sso.worlds.micro.models import build as build_model
 from tests.conftest import REPOSITORY
+from tests.test_distributed import SETTINGS
 from tests.test_training import triple
 
-SETTINGS = {
-    "objective": "sso_v1",
-    "learning_rates": [1e-3],
-    "batch_size": 8,
-    "tokens_per_batch": 300,
-    "dtype": "float32",
-}
-"""22 samples in batches of 8: the last batch is short, and its micro-batches don't come out even."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.gpu
 

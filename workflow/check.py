@@ -8,7 +8,7 @@ from eval import sources
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
 from sso.errors import InputError
-from sso.objective import build
+from sso.objective import PAIR_NODES, build
 from sso.records import Query, read
 from workflow.cell import chained
 from workflow.hub_names import evaluations, is_hub_name, judges
@@ -41,7 +41,7 @@ def check(experiment: Experiment) -> None:
             )
     for name, arm in experiment.arms.items():
         if arm.policy and arm.data != "triples" and not chained(arm):
-            missing = sorted(set(build(arm.policy).nodes) - {("x", "y+"), ("x", "y-")})
+            missing = sorted(set(build(arm.policy).nodes) - {*PAIR_NODES})
             if missing:
                 context, response = missing[0]
                 raise InputError(

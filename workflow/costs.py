@@ -11,7 +11,7 @@ from eval.settings import Evaluation, Judge, Task
 from rewardbench.settings import Reward
 from sso.config import Experiment, Hardware
 from sso.jobs.job import Job
-from sso.objective import Node, contrasts_of
+from sso.objective import Node, united_nodes
 from sso.sampling.settings import Decoding, Sampling, Writer
 from sso.train.settings import Sft, Training
 from workflow.arithmetic import Arithmetic, Cost
@@ -212,8 +212,7 @@ class Costs:
 
 def unpriced(experiment: Experiment) -> list[str]:
     """Tasks whose size nobody knows, which the costs leave out."""
-    asked = [experiment.evaluation_of(backbone, arm) for backbone in experiment.backbones for arm in experiment.arms]
-    found = [task.name for settings in asked for task in settings.tasks if _load(task) is None]
+    found = [task.name for settings in experiment.evaluations for task in settings.tasks if _load(task) is None]
     return [] if experiment.world else list(dict.fromkeys(found))
 
 
@@ -224,11 +223,10 @@ def _load(task: Task) -> Load | None:
     return replace(load, items=min(load.items, task.limit)) if load and task.limit else load
 
 
-def _nodes(job: Job) -> set[Node]:
+def _nodes(job: Job) -> tuple[Node, ...]:
     """What is scored of each sample."""
-    own = job.settings.objectives if isinstance(job.settings, Training) else {}
-    contrasts = [contrast for name in job.objectives for contrast in contrasts_of(name, own)]
-    return {(contrast.context, response) for contrast in contrasts for response in (contrast.winner, contrast.loser)}
+    training = job.settings if isinstance(job.settings, Training) else Training()
+    return united_nodes(job.objectives, training)
 
 
 def _as(kind: type[SettingsT], job: Job) -> SettingsT:

@@ -17,8 +17,7 @@ def is_hub_name(name: str) -> bool:
 
 def evaluations(experiment: Experiment) -> list[Evaluation]:
     """The different evaluations of an experiment's arms and backbones, its own first."""
-    found = [experiment.evaluation]
-    found += [experiment.evaluation_of(b, arm) for b in experiment.backbones for arm in experiment.arms]
+    found = [experiment.evaluation, *experiment.evaluations]
     return list({one.model_dump_json(): one for one in found}.values())
 
 

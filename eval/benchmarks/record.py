@@ -101,10 +101,6 @@ class LmEval:
         subject = str(row.get(self.subject, self.first_subject)) if self.subject else ""
         return self.stock.replace("{}", self.subjects.get(subject, subject.replace(" ", "_")))
 
-    def score_samples(self, samples: Rows) -> list[float]:
-        """Score of each of lm-eval's samples; their mean is the benchmark's figure."""
-        return self.scores(samples) if self.scores else [float(sample[self.score]) for sample in samples]
-
 
 @dataclass(frozen=True)
 class Verdicts:

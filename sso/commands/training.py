@@ -57,10 +57,10 @@ def score_reference(model_path: Path, records: list, objectives: list[str], trai
     """Reference scores of the united nodes of some objectives, kept at ``out``."""
     from sso import reference
     from sso.chat import load_tokenizer
-    from sso.objective import build
+    from sso.objective import united_nodes
     from sso.packing import tokenize
 
-    nodes = {n: None for name in objectives for n in build(training.model_copy(update={"objective": name})).nodes}
+    nodes = united_nodes(objectives, training)
     tokenizer = load_tokenizer(model_path)
     end_start_up()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
@@ -68,7 +68,7 @@ def score_reference(model_path: Path, records: list, objectives: list[str], trai
     key = reference.make_key(model_path, tokenizer, records, made.samples, training)
     model = reference.load_start(model_path, training)
     show = progress("reference")
-    return reference.make(model, made.samples, list(nodes), tokenizer.pad_token_id, key, training, out, show)
+    return reference.make(model, made.samples, nodes, tokenizer.pad_token_id, key, training, out, show)
 
 
 def reference(args: argparse.Namespace) -> None:

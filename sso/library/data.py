@@ -10,7 +10,7 @@ from typing import Any
 from sso import dialogues, reference
 from sso.errors import InputError
 from sso.jobs.distributed import from_main, is_main
-from sso.objective import Objective
+from sso.objective import PAIR_NODES, Objective
 from sso.packing import tokenize
 from sso.preferences import are_triples, file_rows, usable
 from sso.records import Pair, Triple, checked
@@ -117,10 +117,6 @@ class Start:
             made = reference.make(self.model, samples, self.objective.nodes, pad, key, training, file)
         self.model.train(was_training)
         return made
-
-
-PAIR_NODES = (("x", "y+"), ("x", "y-"))
-"""What a pair can be scored in."""
 
 
 def from_authors(rows: str | Path | Iterable[Mapping[str, Any]]) -> Any:

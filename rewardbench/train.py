@@ -120,6 +120,7 @@ def train(
     held-out pairs and on as many of the trained ones.
     """
     from rewardbench.trainer import RewardTrainer, Sides
+    from sso.attention import forests
     from sso.chat import context_limit, load_tokenizer
     from sso.jobs import distributed
     from sso.records import digest
@@ -153,7 +154,8 @@ def train(
     with kept(work):
         checkpoint = last_checkpoint(work, key, "reward model")
         trainer = RewardTrainer(model=model, args=arguments, train_dataset=trained, settings=settings)
-        go(trainer, settings.engine, checkpoint)
+        with forests(model, trainer.layout == "forest"):
+            go(trainer, settings.engine, checkpoint)
         for row in trainer.state.log_history:
             if "loss" in row:
                 run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})

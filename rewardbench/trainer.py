@@ -1,7 +1,7 @@
-"""The Bradley-Terry loss on global batches of pairs, length-bucketed into micro-batches.
+"""The Bradley-Terry loss on global batches of pairs, in micro-batches that change nothing but memory and speed.
 
-Both sides of a pair are rows of the same micro-batch, padded on the right to its longest; which pairs share one
-changes nothing but memory and speed. Knows nothing of where pairs come from.
+Both sides of a pair are in the same one: in a forest their prompt stands once (sso/packing.py); else they are rows,
+padded on the right to the longest, and pairs of like length go together. Knows nothing of where pairs come from.
 """
 
 import bisect
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rewardbench.settings import Reward
-from sso.reward_model import pad
+from sso.attention import layout_of
+from sso.packing import paths, to_device
+from sso.reward_model import in_batch, read
 from sso.train.global_batch import GlobalBatchTrainer
 
 
@@ -73,6 +75,7 @@ class RewardTrainer(GlobalBatchTrainer):
 
     def __init__(self, *args: Any, settings: Reward, **kwargs: Any):
         super().__init__(*args, settings=settings, **kwargs)
+        self.layout = layout_of(self.model.config, settings.layout)
         # ZeRO-3 keeps a part of each weight here.
         sizes = {id(p): getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()}
         self._body = sum(sizes.values()) - sizes[id(self.model.get_input_embeddings().weight)]
@@ -81,25 +84,28 @@ class RewardTrainer(GlobalBatchTrainer):
         return item.id
 
     def cost(self, item: Sides) -> int:
-        return len(item)
+        if self.layout == "padded":
+            return len(item)
+        return sum(path.own for path in paths((item.chosen, item.rejected)).values())
 
     def plan(self, costs: Sequence[int]) -> list[list[list[int]]]:
+        if self.layout == "forest":
+            return super().plan(costs)
         return bucketed(costs, self.settings.tokens_per_batch, self.args.world_size)
 
     def sample_losses(self, model: Any, items: list[Sides], counts: bool = True) -> Tensor:
-        """Loss of each pair; raises InputError that names those whose loss is not finite."""
-        batch = pad([s.chosen for s in items] + [s.rejected for s in items], self.model.config.pad_token_id)
-        batch = {name: value.to(self.args.device) for name, value in batch.items()}
+        """Loss of each pair, zero where it does not count. [pairs]."""
+        sequences = [item.chosen for item in items] + [item.rejected for item in items]
+        batch = to_device(in_batch(sequences, self.model.config.pad_token_id, self.layout), self.args.device)
         with self.compute_loss_context_manager():
-            winners, losers = model(**batch, use_cache=False).logits[:, 0].float().chunk(2)
+            winners, losers = read(model, batch).float().chunk(2)
         own = [1.0 if item.margin is None else item.margin for item in items]
         margins = self.settings.margin * torch.tensor(own, device=self.args.device)
         losses = bradley_terry(winners, losers, margins, self.settings.centering)
-        if counts:
-            self.check_finite(losses, items)
-        tokens = float(batch["attention_mask"].sum())
+        places = batch["input_ids"].numel()
+        tokens = batch["attention_mask"].sum().double() if self.layout == "padded" else places
         rows = {"margin": winners - losers, "accuracy": winners > losers, "reward": (winners + losers) / 2}
-        totals = torch.stack([value.detach().sum().double() for value in rows.values()]).tolist()
-        sums = dict(zip(rows, totals, strict=True)) | {"samples": len(items), "tokens": tokens}
-        self.add(sums | {"places": batch["input_ids"].numel(), "flops": 6.0 * self._body * tokens}, counts)
+        sums: dict[str, Tensor | float] = {name: value.detach().sum().double() for name, value in rows.items()}
+        sums |= {"samples": len(items), "tokens": tokens, "places": places}
+        self.tally.add([item.id for item in items], losses, sums | {"flops": 6.0 * self._body * tokens}, counts)
         return losses if counts else losses * 0.0

@@ -1,7 +1,9 @@
 """`python -m sso`."""
 
-from sso.cli import main
-from sso.jobs.command import leave
+from sso.start import sso
 
 if __name__ == "__main__":
-    leave(main())
+    code = sso()
+    from sso.jobs.command import leave
+
+    leave(code)

@@ -7,7 +7,7 @@ is ever in memory.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sso import attention
-from sso.errors import InputError
+from sso.jobs.distributed import unwrapped
 from sso.objective import Node
 from sso.packing import Sample, forest, padded
 
-FOREST_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose logits are the head's output as it is, without bias, scale or cap, and whose attention is all of
-transformers' interface."""
 TILE = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Logits in memory at a time. 4 MB on CPU, where larger tiles leave the cache; 1 GB on CUDA."""
+ALIGNED = 256
+"""A tile is a multiple of so many words: matrix kernels of GPUs take operands whose rows begin at multiples of 16
+bytes, or fall back on slow ones."""
 
 
 class TokenLogps(torch.autograd.Function):
@@ -31,6 +31,7 @@ class TokenLogps(torch.autograd.Function):
 
     The softmax is accumulated in float32 (float64 for float64 input) whatever the dtype of the product. The backward
     pass computes each tile again, so the weight's gradient is written once, tile by tile, and one tile is in memory.
+    A row of it is `ALIGNED` however many tokens and words there are, for the sake of the matrix kernels.
     """
 
     @staticmethod
@@ -39,49 +40,59 @@ class TokenLogps(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         ctx.dtype, ctx.wide = dtype, torch.promote_types(dtype, torch.float32)
-        ctx.tile = max(128, TILE.get(device, TILE["cuda"]) // max(1, len(hidden)))
         lse = hidden.new_full((len(hidden),), -torch.inf, dtype=ctx.wide)
         chosen = hidden.new_zeros(len(hidden), dtype=ctx.wide)
         with torch.autocast(device, enabled=False):
-            rows = hidden.to(dtype)
-            for start, tile in _tiles(weight, ctx.tile, dtype):
-                logits = (rows @ tile.t()).to(ctx.wide)
-                at, inside = _within(target, start, len(tile))
-                chosen += logits.gather(1, at[:, None])[:, 0].where(inside, 0)
-                lse = torch.logaddexp(lse, logits.logsumexp(1))
-        ctx.save_for_backward(hidden, weight, target, lse)
-        return chosen - lse
+            for start, _, logits in _tiles(hidden.to(dtype), weight):
+                at, inside = _within(target, start, logits.shape[1])
+                chosen += logits.gather(1, at)[:, 0].where(inside, 0)
+                most = logits.amax(1).to(ctx.wide)
+                lse = torch.logaddexp(lse, torch.sub(logits, most[:, None]).exp_().sum(1).log_() + most)
+        logp = chosen - lse
+        ctx.save_for_backward(hidden, weight, target, lse, logp)
+        return logp
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, weight, target, lse = ctx.saved_tensors
+        hidden, weight, target, lse, logp = ctx.saved_tensors
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        gradient = gradient.to(ctx.wide)[:, None]
+        # d logp / d logits = onehot(target) - softmax. Its sign and the gradient are put to what it is multiplied with.
+        scale = -gradient.to(ctx.wide)[:, None]
+        at_target = logp.expm1().to(ctx.dtype)
         into_hidden = hidden.new_zeros(hidden.shape, dtype=ctx.wide) if for_hidden else None
         into_weight = torch.empty_like(weight) if for_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.to(ctx.dtype)
-            for start, tile in _tiles(weight, ctx.tile, ctx.dtype):
-                # d logp / d logits = onehot(target) - softmax
-                slope = (rows @ tile.t()).to(ctx.wide).sub_(lse[:, None]).exp_().mul_(-gradient)
+            scaled = (hidden * scale).to(ctx.dtype)
+            for start, tile, slope in _tiles(rows, weight):
                 at, inside = _within(target, start, len(tile))
-                slope.scatter_add_(1, at[:, None], gradient.where(inside[:, None], 0))
-                slope = slope.to(ctx.dtype)
+                if slope.dtype == ctx.wide:
+                    slope.sub_(lse[:, None]).exp_()
+                else:
+                    slope.copy_(torch.sub(slope, lse[:, None]).exp_())
+                slope.scatter_(1, at, at_target.where(inside, slope.gather(1, at)[:, 0])[:, None])
                 if into_hidden is not None:
                     into_hidden += slope @ tile
                 if into_weight is not None:
-                    into_weight[start : start + len(tile)] = slope.t() @ rows
-        return None if into_hidden is None else into_hidden.to(hidden.dtype), into_weight, None
+                    into_weight[start : start + len(tile)] = slope.t() @ scaled
+        return None if into_hidden is None else into_hidden.mul_(scale).to(hidden.dtype), into_weight, None
 
 
-def _tiles(weight: Tensor, size: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(weight), size):
-        yield start, weight[start : start + size].to(dtype)
+def _tiles(rows: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Where each tile of the vocabulary begins, its weights, and its logits, which the next tile's overwrite."""
+    tile = TILE.get(rows.device.type, TILE["cuda"]) // max(1, len(rows))
+    width = min(max(tile // ALIGNED, 1), -(-len(weight) // ALIGNED)) * ALIGNED
+    space = rows.new_empty(len(rows), width)
+    if rows.dtype == torch.bfloat16:
+        space.zero_()  # oneDNN's kernels read past a row's last logit, where a NaN may lie
+    for start in range(0, len(weight), width):
+        part = weight[start : start + width].to(rows.dtype)
+        yield start, part, torch.mm(rows, part.t(), out=space[:, : len(part)])
 
 
 def _within(target: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Targets as columns of a tile, and which of them lie in it."""
-    return (target - start).clamp(0, size - 1), (target >= start) & (target < start + size)
+    """Targets as columns of a tile [tokens, 1], and which of them lie in it [tokens]."""
+    return (target - start).clamp(0, size - 1)[:, None], (target >= start) & (target < start + size)
 
 
 @contextmanager
@@ -91,10 +102,7 @@ def scoring_head(model: Any, source: Tensor, target: Tensor) -> Iterator[None]:
     The head's own forward is replaced, not the model's, so whatever wraps model and head (DDP, ZeRO-3's gathering
     of weights, PEFT, checkpointing) does its work.
     """
-    inner = model
-    while hasattr(inner, "module"):  # DDP, DeepSpeed; accelerate's own unwrapping imports DeepSpeed to know
-        inner = inner.module
-    head = inner.get_output_embeddings()
+    head = unwrapped(model).get_output_embeddings()
     head.forward = lambda hidden: TokenLogps.apply(hidden.flatten(0, 1)[source], head.weight, target)
     try:
         yield
@@ -112,9 +120,8 @@ def forest_logps(model: Any, batch: dict[str, Any]) -> Tensor:
             forest=batch["layout"],
             use_cache=False,
         ).logits
-    # There are at most as many branches as nodes; their exact number would be waited for on CUDA.
-    branches = each.new_zeros(batch["branch_of"].numel()).index_add(0, batch["owner"], each)
-    return branches[batch["branch_of"]]
+    sums = each.new_zeros(batch["tokens"].numel()).index_add(0, batch["owner"], each[batch["scored"]])
+    return sums.view_as(batch["tokens"])
 
 
 def padded_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -144,26 +151,11 @@ class Scorer:
             InputError: a forest is asked for, but this model can't take one.
         """
         self.nodes, self.pad = list(nodes), pad
-        config = model.config
-        kinds = getattr(config, "layer_types", None)
-        full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
-        fits = config.model_type in FOREST_MODELS and full
-        if layout == "forest" and not fits:
-            raise InputError(
-                f"layout: `forest` does not work with this {config.model_type} model; use `padded` or `auto`."
-            )
-        self.layout = "forest" if layout != "padded" and fits else "padded"
+        self.layout = attention.layout_of(model.config, layout)
 
-    @contextmanager
-    def attention(self, model: Any) -> Iterator[None]:
+    def attention(self, model: Any) -> AbstractContextManager[None]:
         """The attention that the layout needs; the model's own again afterwards."""
-        before = model.config._attn_implementation
-        if self.layout == "forest":
-            model.set_attn_implementation(attention.NAME)
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(before)
+        return attention.forests(model, self.layout == "forest")
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The samples' tensors, on CPU."""

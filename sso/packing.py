@@ -1,13 +1,15 @@
 """Token ids of records, and how they lie in a batch: forests of shared contexts, or plain padded rows.
 
 A sample holds up to three contexts (x, x+, x-) and three responses (y+, y-, yo); a node is one response in one
-context. In a forest each context stands once, followed by a branch for each distinct response in it; a token sees
-its own branch and the context before it, so every node is scored as if it stood alone. Knows nothing of models.
+context. In a forest all that begins alike stands once: a context for all responses to it, and what contexts, of other
+samples too, have in common before they part. A token sees what stands before it in its own sequence alone, so every
+node is scored as if it stood alone. Knows nothing of models.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -129,33 +131,35 @@ _SIDES = {"y+": "chosen", "y-": "rejected"}
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A context and its distinct responses; ``nodes[i]`` are the columns of the nodes that branch i is."""
+class Path:
+    """Where a sequence's tokens stand in a forest's row; all but the last ``own`` are shared with sequences before."""
 
-    context: list[int]
-    branches: list[list[int]]
-    nodes: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.context) + sum(map(len, self.branches))
+    at: list[int]
+    own: int
 
 
-def trees(sample: Sample, nodes: Sequence[Node]) -> list[Tree]:
-    """One tree for each context that the nodes name; equal responses share a branch."""
-    found: dict[str, dict[tuple[int, ...], list[int]]] = {}
-    for column, node in enumerate(nodes):
-        _, response = sample.node(node)
-        found.setdefault(node[0], {}).setdefault(tuple(response), []).append(column)
-    return [
-        Tree(sample.contexts[c], [list(b) for b in branches], list(branches.values())) for c, branches in found.items()
-    ]
+def paths(sequences: Iterable[Sequence[int]]) -> dict[tuple[int, ...], Path]:
+    """Where each distinct sequence stands in a row in which no beginning that several have in common stands twice.
+
+    A token's hidden state depends on what stands before it alone, so one is enough for all that begin alike.
+    """
+    made: dict[tuple[int, ...], Path] = {}
+    before: tuple[int, ...] = ()
+    row, at = 0, list[int]()
+    # What begins alike comes together, the longer first: a sequence that begins another needs nothing of its own.
+    for sequence in sorted(set(map(tuple, sequences)), reverse=True):
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, sequence, strict=False)))
+        own = len(sequence) - shared
+        at, before = [*at[:shared], *range(row, row + own)], sequence
+        row += own
+        made[sequence] = Path(at, own)
+    return made
 
 
 def cost(sample: Sample, nodes: Sequence[Node], layout: str) -> int:
-    """Tokens of a sample in a batch, without padding."""
-    if layout == "forest":
-        return sum(map(len, trees(sample, nodes)))
-    return sum(len(ids) for node in nodes for ids in sample.node(node))
+    """Tokens of a sample in a batch, without padding; in one forest with others it may take fewer."""
+    sequences = [context + response for context, response in map(sample.node, nodes)]
+    return sum(path.own for path in paths(sequences).values()) if layout == "forest" else sum(map(len, sequences))
 
 
 def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[int]]]:
@@ -181,45 +185,44 @@ def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[
         steps += 1
 
 
-def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
-    """Trees of all samples in one row, without padding.
+def in_one_row(found: Mapping[tuple[int, ...], Path]) -> dict[str, Any]:
+    """What a model takes of such a row.
 
-    Returns:
-        input_ids, position_ids: [1, tokens]; positions restart at each branch from the context's end.
-        layout: how attention lays the tokens out.
-        source, target, owner: [scored tokens]; the position in the row whose hidden state predicts the token, the
-            token, and the branch that it belongs to, numbered over the batch.
-        branch_of, tokens: [samples, nodes]; the branch that is the node, and its count of scored tokens.
+    input_ids, position_ids: [1, tokens]; a token's position is its place in its sequences.
+    layout: how attention lays the tokens out.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    counts: list[int] = []
-    branches, source, target, owner = [], [], [], []
-    branch_of = torch.zeros(len(samples), len(nodes), dtype=torch.long)
-    for row, sample in enumerate(samples):
-        for tree in trees(sample, nodes):
-            start, split = len(ids), len(tree.context)
-            ids += tree.context
-            positions += range(split)
-            for response, columns in zip(tree.branches, tree.nodes, strict=True):
-                at = len(ids)
-                ids += response
-                positions += range(split, split + len(response))
-                branches.append([*range(start, start + split), *range(at, len(ids))])
-                source += [start + split - 1, *range(at, len(ids) - 1)]
-                target += response
-                owner += [len(counts)] * len(response)
-                branch_of[row, columns] = len(counts)
-                counts.append(len(response))
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "layout": layout(branches, len(ids)),
-        "source": torch.tensor(source),
-        "target": torch.tensor(target),
-        "owner": torch.tensor(owner),
-        "branch_of": branch_of,
-        "tokens": torch.tensor(counts)[branch_of],
+    own = {sequence: path for sequence, path in found.items() if path.own}
+    ids = [token for sequence, path in own.items() for token in sequence[-path.own :]]
+    positions = [place for sequence, path in own.items() for place in range(len(sequence) - path.own, len(sequence))]
+    where = layout([path.at for path in own.values()], [path.own for path in own.values()])
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]), "layout": where}
+
+
+def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
+    """All nodes of all samples `in_one_row`, without padding, and nothing twice: see `paths`.
+
+    Beside what a model takes:
+        source, target: [scored tokens], each once; the place in the row whose hidden state predicts the token, and the
+            token.
+        scored, owner: [tokens of all nodes' responses]; which of the scored tokens it is, and whose: its node, counted
+            through all samples.
+        tokens: [samples, nodes]; the count of scored tokens.
+    """
+    each = [sample.node(node) for sample in samples for node in nodes]
+    found = paths(context + response for context, response in each)
+    batch = in_one_row(found)
+    # From a context's last place on: each place predicts the next.
+    at = [found[tuple(context + response)].at[len(context) - 1 :] for context, response in each]
+    sources = torch.tensor([place for path in at for place in path[:-1]])
+    targets = torch.tensor([place for path in at for place in path[1:]])
+    unique, scored = targets.unique(return_inverse=True)
+    counts = torch.tensor([len(path) - 1 for path in at])
+    return batch | {
+        "source": torch.empty_like(unique).scatter_(0, scored, sources),
+        "target": batch["input_ids"][0, unique],
+        "scored": scored,
+        "owner": torch.arange(len(each)).repeat_interleave(counts),
+        "tokens": counts.view(len(samples), len(nodes)),
     }
 
 
@@ -248,8 +251,12 @@ def padded(samples: Sequence[Sample], nodes: Sequence[Node], pad: int) -> dict[s
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on the model's device."""
-    return {name: value.to(device) for name, value in batch.items()}
+    """A batch on the model's device; a copy to CUDA waits for nothing."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return {name: move(value) if isinstance(value, Tensor) else value.moved(move) for name, value in batch.items()}
 
 
 def grouped(costs: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:

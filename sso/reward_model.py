@@ -1,14 +1,17 @@
 """A Bradley-Terry reward model: a causal model with one scalar head on the last token. Loading it, and its rewards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.errors import InputError
+from sso.jobs.distributed import unwrapped
 from sso.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -72,6 +75,42 @@ def rewards(
             values[chunk] = logits[:, 0].double().cpu().numpy()
     model.train(was_training)
     return values
+
+
+@contextmanager
+def _reading(model: Any, ends: "torch.Tensor") -> Iterator[None]:
+    """While open, ``model(...)``'s logits of one row are the rewards at its places ``ends``, [1, ends].
+
+    The class takes the head's output at one place of a row: all rewards stand at each.
+    """
+    head = unwrapped(model).score
+    plain = head.forward
+    head.forward = lambda hidden: plain(hidden[:, ends]).transpose(1, 2).expand(1, hidden.shape[1], -1)
+    try:
+        yield
+    finally:
+        del head.forward  # the class's own again
+
+
+def in_batch(sequences: Sequence[list[int]], pad_token_id: int, layout: str) -> dict[str, Any]:
+    """What `read` takes, on CPU: padded rows, or one row with nothing twice (`packing.paths`) and sequences' ends."""
+    if layout == "padded":
+        return pad(sequences, pad_token_id)
+    import torch
+
+    from sso.packing import in_one_row, paths
+
+    found = paths(sequences)
+    return {**in_one_row(found), "ends": torch.tensor([found[tuple(sequence)].at[-1] for sequence in sequences])}
+
+
+def read(model: Any, batch: dict[str, Any]) -> "torch.Tensor":
+    """The rewards of an `in_batch` on the model's device, [sequences]; that of one row within `attention.forests`."""
+    if "ends" not in batch:
+        return model(**batch, use_cache=False).logits[:, 0]
+    with _reading(model, batch["ends"]):
+        row = {name: batch[name] for name in ("input_ids", "position_ids")}
+        return model(**row, forest=batch["layout"], use_cache=False).logits[0]
 
 
 def pad(sequences: Sequence[list[int]], pad_token_id: int) -> dict[str, Any]:

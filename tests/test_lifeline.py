@@ -28,7 +28,7 @@ SLEEP += "(print('at work', flush=True), time.sleep(600)); "
 COMMAND = f"{sys.executable} -c {shlex.quote(SLEEP + 'cli.main()')} schema"
 """A command that lasts until it is killed."""
 SERVER = SLEEP + "warm.serve(sys.argv[1], ['sso.cli'])"
-ASKING = f"{sys.executable} -m sso.cli schema"
+ASKING = f"{sys.executable} -m sso schema"
 """The same, where a warm interpreter does the work."""
 
 
@@ -91,7 +91,7 @@ def test_a_command_of_a_workflow_that_is_gone_does_nothing(tmp_path):
     name = lifeline.identity(gone.pid)
     gone.kill()
     gone.wait()
-    command = [sys.executable, "-m", "sso.cli", "schema", "--out", str(tmp_path / "schema.json")]
+    command = [sys.executable, "-m", "sso", "schema", "--out", str(tmp_path / "schema.json")]
     done = subprocess.run(command, env={**os.environ, lifeline.VARIABLE: name}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: the workflow that started this command is gone")
     assert not (tmp_path / "schema.json").exists()
@@ -102,7 +102,7 @@ def test_a_command_of_a_workflow_that_is_gone_does_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "another-machine/pid:[1]/1/2", "nonsense"])
 def test_what_cannot_be_seen_is_not_waited_for(name, tmp_path):
-    command = [sys.executable, "-m", "sso.cli", "schema", "--out", str(tmp_path / "schema.json")]
+    command = [sys.executable, "-m", "sso", "schema", "--out", str(tmp_path / "schema.json")]
     assert subprocess.run(command, env={**os.environ, lifeline.VARIABLE: name}).returncode == 0
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sso import logprobs
@@ -98,6 +99,39 @@ def test_tiles_of_the_vocabulary_equal_the_full_softmax(tokens, vocabulary, seed
     expected = torch.autograd.grad(plain @ upstream, (hidden, weight))
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+class Products(TorchDispatchMode):
+    """Keeps the matrix products within, as lists of their matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function.overloadpacket is torch.ops.aten.mm:
+            self.made.append([*args[:2], made])
+        return made
+
+
+def aligned(matrix):
+    """Whether its rows, or its columns, lie one behind the other and each begins at a multiple of 16 bytes."""
+    leading = max(matrix.stride()) if min(matrix.shape) > 1 else 8
+    bytes_of = matrix.element_size()
+    return 1 in matrix.stride() and leading * bytes_of % 16 == 0 and matrix.storage_offset() * bytes_of % 16 == 0
+
+
+@given(st.integers(1, 40), st.integers(1, 3000), st.integers(0, 4000))
+@settings(max_examples=60)
+def test_every_matrix_of_the_head_is_aligned(tokens, vocabulary, tile):
+    hidden, weight = (torch.randn(n, 16).bfloat16().requires_grad_() for n in (tokens, vocabulary))
+    with pytest.MonkeyPatch.context() as patch, Products() as products:
+        patch.setitem(logprobs.TILE, "cpu", tile * tokens)
+        TokenLogps.apply(hidden, weight, torch.zeros(tokens, dtype=torch.long)).sum().backward()
+    tiles = -(-vocabulary // max(256, tile // 256 * 256))
+    assert len(products.made) == 4 * tiles  # logits, again, and what goes into hidden and weight
+    assert all(aligned(matrix) for product in products.made for matrix in product)
 
 
 def test_bfloat16_weights_are_summed_in_float32():

@@ -221,6 +221,47 @@ def trained(checkpoint, tmp_path_factory):
     return out, run
 
 
+def test_a_forest_gives_the_rewards_and_the_gradients_of_rows(checkpoint):
+    import torch
+
+    from rewardbench.score import encode
+    from rewardbench.train import start
+    from sso.attention import forests
+    from sso.reward_model import in_batch, read
+
+    model, tokenizer = start(checkpoint, 0)
+    chosen, rejected = encode(tokenizer, separable(9))
+    sequences, made = [*chosen, *rejected, chosen[0][:-1]], {}
+    upstream = torch.randn(len(sequences), generator=torch.Generator().manual_seed(0))
+    for layout in ("forest", "padded"):
+        model.zero_grad()
+        with forests(model, layout == "forest"):
+            rewards = read(model, in_batch(sequences, tokenizer.pad_token_id, layout))
+            (rewards @ upstream).backward()
+        made[layout] = rewards.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    (rewards, slope), (expected, other) = made["forest"], made["padded"]
+    torch.testing.assert_close(rewards, expected, rtol=1e-5, atol=1e-5)
+    assert (slope - other).norm() <= 1e-5 * other.norm() and rewards.std() > 0
+    assert len(in_batch(sequences, 0, "forest")["input_ids"][0]) < sum(map(len, sequences)) / 2
+    assert model(torch.tensor([sequences[0]])).logits.item() == pytest.approx(expected[0].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_both_layouts_learn(checkpoint, layout, tmp_path):
+    from rewardbench.train import train
+
+    run = Recorder()
+    train(
+        checkpoint,
+        separable(),
+        SETTINGS.model_copy(update={"layout": layout, "tokens_per_batch": 300}),
+        3,
+        tmp_path,
+        run,
+    )
+    assert run.summary["accuracy_held_out"] == 1.0 and (run.rows[0][1]["padding"] == 0) == (layout == "forest")
+
+
 def test_training_lowers_the_loss_and_ranks_held_out_pairs(trained):
     _, run = trained
     losses = [values["loss"] for _, values in run.rows if "loss" in values]

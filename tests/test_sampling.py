@@ -1,7 +1,10 @@
 """The sampling engine against `generate`, against the distribution it samples from, and across batches."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from rewardbench.data import TextPair, text_pair
@@ -12,9 +15,10 @@ from sso.export import write_folder
 from sso.preferences import load
 from sso.principles import WRAPPERS
 from sso.records import Message, Pair, Principles, read, write
+from sso.sampling import transformers_engine
 from sso.sampling.engine import Generation, seed_of
 from sso.sampling.settings import Sampling
-from sso.sampling.transformers_engine import TransformersEngine, gumbel
+from sso.sampling.transformers_engine import OwnDraw, TransformersEngine, uniform
 from sso.sampling.triples import distinct, draw, fitting, pairs_of
 from sso.settings import Backbone, Preferences
 from sso.train.run import save
@@ -63,8 +67,8 @@ def test_first_tokens_follow_the_models_distribution(engine):
     with torch.inference_mode():
         logits = engine.model(torch.tensor([encode_prompt(engine.tokenizer, prompt)])).logits[0, -1]
     expected = (logits.double() / 0.7).softmax(-1)
-    noise = gumbel(torch.tensor([seed_of(1, str(i), "yo") for i in range(count)]), 0, len(expected))
-    drawn = ((logits.double() / 0.7).log_softmax(-1) + noise).argmax(-1)
+    draw = OwnDraw([seed_of(1, str(i), "yo") for i in range(count)], 3)
+    drawn = draw(torch.zeros(count, 3), (logits / 0.7).expand(count, -1)).argmax(-1)
     top = expected.topk(8).indices
     observed = [(drawn == t).sum().item() for t in top]
     rest = count - sum(observed)
@@ -72,13 +76,27 @@ def test_first_tokens_follow_the_models_distribution(engine):
     assert chisquare([*observed, rest], frequencies).pvalue > 1e-4
 
 
-def test_noise_is_gumbel_and_differs_by_row_step_and_token():
-    noise = gumbel(torch.arange(200), 0, 100)
-    assert kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 1e-4
-    assert not noise.equal(gumbel(torch.arange(200), 1, 100))
-    assert noise.unique().numel() == noise.numel()
-    # one row's noise does not know its neighbours
-    assert gumbel(torch.tensor([7]), 3, 50).equal(gumbel(torch.tensor([1, 7, 9]), 3, 50)[1:2])
+def test_numbers_are_uniform_and_differ_by_row_and_step():
+    numbers = [uniform(seed, step) for seed in range(200) for step in range(100)]
+    assert kstest(numbers, "uniform").pvalue > 1e-4 and len(set(numbers)) == len(numbers)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
+    assert min(numbers) > 0 and max(numbers) < 1
+
+
+@given(st.lists(st.floats(-50, 5), min_size=2, max_size=9), st.integers(0, 2**63 - 1), st.data())
+def test_what_has_no_probability_is_never_drawn(logits, seed, data):
+    scores = torch.tensor(logits)
+    masks = st.lists(st.booleans(), min_size=len(logits), max_size=len(logits))
+    out = data.draw(masks.filter(lambda some: not all(some)))
+    scores[torch.tensor(out)] = -torch.inf
+    for number in (uniform(seed, 0), 2**-54, 1 - 2**-53):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers_engine, "uniform", lambda seed, step, number=number: number)
+            token = OwnDraw([seed], 2)(torch.zeros(1, 2), scores[None].clone()).argmax()
+        probabilities = scores.softmax(-1).double()
+        assert probabilities[token] > 0
+        # The token in whose stretch of the sums the number lies.
+        assert probabilities[:token].sum() <= number + 1e-6 <= probabilities[: token + 1].sum() + 2e-6
 
 
 LONG = [Message(role="user", content="dark " * 3000)]

@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.nn.functional import log_softmax
+from torch.overrides import TorchFunctionMode
 
-from sso import chat, reference
+from sso import chat, logprobs, reference
 from sso.errors import InputError
 from sso.logprobs import Scorer
 from sso.objective import build
@@ -261,6 +262,46 @@ def test_each_step_logs_its_terms_its_speed_and_its_padding(samples, tmp_path, m
     assert 0 < log[0]["mfu"] < 1
     # A forest has none; rows of unlike length have some.
     assert (log[0]["padding"] == 0) == (layout == "forest")
+
+
+class Waits(TorchFunctionMode):
+    """Counts what waits for a device: a tensor's value asked for by Python, or a size that depends on values."""
+
+    CALLS = {
+        getattr(torch.Tensor, name)
+        for name in "item tolist cpu numpy nonzero masked_select unique __bool__ __int__ __float__ __index__".split()
+    } | {torch.nonzero, torch.masked_select, torch.unique, torch.where}
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.open = 0, True
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        waits = function in self.CALLS and not (function is torch.where and len(args) > 1)
+        if function is torch.Tensor.__getitem__:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            waits = any(isinstance(at, torch.Tensor) and at.dtype == torch.bool for at in places)
+        self.count += waits and self.open
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{"objective": "sso_v2"}, {"objective": "sso_v1", "base_loss": "ipo"}])
+def test_micro_batches_wait_for_nothing(samples, tmp_path, monkeypatch, settings):
+    """Waits in a step of many micro-batches are those of a step of one: they belong to the log at its end."""
+    counts, plain = [], logprobs.forest
+
+    def forest(*args):
+        waits.open = False  # this is on the CPU, whatever the device
+        made = plain(*args)
+        waits.open = True
+        return made
+
+    monkeypatch.setattr(logprobs, "forest", forest)
+    for budget in (1 << 20, 1):
+        with Waits() as waits:
+            run(samples, tmp_path / str(budget), epochs=1, batch_size=12, tokens_per_batch=budget, **settings)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_both_layouts_train_the_same_model(samples, tmp_path):

@@ -40,7 +40,7 @@ def socket(tmp_path):
 def command(socket: Path | None, *arguments: str, **keywords) -> subprocess.CompletedProcess:
     environment = {**os.environ, **({"SSO_WARM": str(socket)} if socket else {})}
     return subprocess.run(
-        [sys.executable, "-m", "sso.cli", *arguments], capture_output=True, text=True, env=environment, **keywords
+        [sys.executable, "-m", "sso", *arguments], capture_output=True, text=True, env=environment, **keywords
     )
 
 
@@ -82,12 +82,13 @@ def test_without_a_server_the_command_does_the_work_itself(tmp_path):
 @pytest.mark.parametrize("elsewhere", ["another environment", "a cluster's job"])
 def test_a_command_of_another_place_is_not_served(elsewhere, socket, monkeypatch):
     monkeypatch.setenv("SSO_WARM", str(socket))
-    until(lambda: warm.forward("sso", ["schema"]) == 0)  # the socket is there before it listens
+    monkeypatch.setattr(sys, "argv", ["sso", "schema"])
+    until(lambda: warm.forward("sso") == 0)  # the socket is there before it listens
     if elsewhere == "another environment":
         monkeypatch.setattr(sys, "prefix", "/another/environment")
     else:
         monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert warm.forward("sso", ["schema"]) is None
+    assert warm.forward("sso") is None
 
 
 def test_a_child_dies_with_its_command(socket, tmp_path):
@@ -96,7 +97,7 @@ def test_a_child_dies_with_its_command(socket, tmp_path):
     environment = {**os.environ, "SSO_WARM": str(socket)}
     arguments = ["--data", str(fifo), "--backbone", '{"architecture": "qwen2"}', "--settings", "{}", "--out", "m"]
     asking = subprocess.Popen(
-        [sys.executable, "-m", "sso.cli", "sft", *arguments],
+        [sys.executable, "-m", "sso", "sft", *arguments],
         env=environment,
         cwd=tmp_path,
         stderr=subprocess.DEVNULL,

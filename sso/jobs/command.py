@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sso.errors import InputError, of_machine
-from sso.jobs import distributed, gpus, lifeline, warm
+from sso.jobs import distributed, gpus, lifeline
 from sso.settings import read_yaml, sentence
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -38,11 +38,8 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
 
 
 def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse and run, in a warm interpreter where there is one; bad input is one sentence and exit code 2."""
+    """Parse and run; bad input is one sentence and exit code 2."""
     lifeline.follow()
-    code = warm.forward(parser.prog, argv)
-    if code is not None:
-        return code
     # A quarter of the start-up of torch and transformers is garbage collection of modules that stay.
     gc.disable()
     try:

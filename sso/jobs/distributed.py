@@ -43,6 +43,13 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def unwrapped(model: Any) -> Any:
+    """The model inside DDP's or DeepSpeed's; accelerate's own unwrapping imports DeepSpeed to know."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
 def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> None:
     """Go on as one process a device, started by torchrun; a plain lone one, or one that a launcher started, stays.
 

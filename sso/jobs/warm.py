@@ -56,14 +56,14 @@ def start() -> None:
     os.environ["SSO_WARM"] = path
 
 
-def forward(program: str, argv: Sequence[str] | None) -> int | None:
-    """Exit code of a command that a warm interpreter ran; None where there is no server of this place to ask."""
+def forward(program: str) -> int | None:
+    """Exit code of this process's command that a warm interpreter ran; None where no server of this place is there."""
     path = os.environ.get("SSO_WARM")
-    if not path or program not in MODULES or Path(path).name != place():
+    if not path or Path(path).name != place():
         return None
     request = {
         "module": MODULES[program],
-        "argv": list(sys.argv[1:] if argv is None else argv),
+        "argv": sys.argv[1:],
         "cwd": os.getcwd(),
         "environment": {k: v for k, v in os.environ.items() if k != "SSO_WARM"},
     }

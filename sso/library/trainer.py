@@ -27,6 +27,7 @@ from sso.objective import build
 from sso.packing import cost, grouped
 from sso.reference import autocast
 from sso.train import checkpoints
+from sso.train.global_batch import COUNTS, Tally
 from sso.train.preference import PreferenceTrainer, Rows
 from sso.train.run import check_engine, resuming, save
 
@@ -157,15 +158,17 @@ class SSOTrainer(PreferenceTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """The objective and its terms, means over the samples of all devices, under the names of the training's log."""
-        before, self._sums, started = self._sums, {}, time.monotonic()
+        before, self.tally, started = self.tally, Tally(), time.monotonic()
         self.model.eval()
         # Before training accelerate has not wrapped the model yet: without this it would compute in another precision.
         with self.scorer.attention(self.model), autocast(self.args.device, self.settings.numerics):
             for items in dataloader:
                 self.sample_losses(self.model, items)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        parts = gather_object([self._sums])  # a device without a share has no names
-        self._sums = before
+        tally, self.tally = self.tally, before
+        tally.check_finite()
+        names, values = tally.values(self.args.device)  # a device without a share has none
+        parts = gather_object([dict(zip(names, values.tolist(), strict=True))])
         self._since += time.monotonic() - started  # is no time of training
         sums = {name: sum(part.get(name, 0.0) for part in parts) for name in max(parts, key=len)}
         count = int(sums["samples"])
@@ -194,7 +197,3 @@ class SSOTrainer(PreferenceTrainer):
         for file in (out / "saving").iterdir():
             file.replace(out / file.name)
         (out / "saving").rmdir()
-
-
-COUNTS = ("samples", "tokens", "places", "flops")
-"""The sums that are logged as they are, not as means over samples."""

@@ -1,8 +1,7 @@
 """Batched sampling with a KV cache on `transformers.generate`.
 
-Sampling by the Gumbel-max trick: greedy decoding of (warped logits + Gumbel noise) is an exact draw, and the
-noise is a hash of (row seed, step, token), so a row's draw does not depend on its batch. Knows nothing of
-principles or pairs.
+Each token is drawn by a number of its own, a hash of (row seed, step), so a row's draw does not depend on its batch.
+Knows nothing of principles or pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,36 +24,30 @@ from sso.records import Message
 from sso.sampling.engine import Generation, Keep
 
 
-def _mix(z: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64 (Steele et al. 2014), in wrapping int64."""
-
-    def shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-        return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-    z = (z ^ shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return z ^ shift(z, 31)
+def uniform(seed: int, step: int) -> float:
+    """A number in (0, 1), a pure function of seed and step: splitmix64 (Steele et al. 2014) at the step-th place."""
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
+    return (((z ^ (z >> 31)) >> 11) + 0.5) / (1 << 53)
 
 
-def gumbel(seeds: torch.Tensor, step: int, vocabulary: int) -> torch.Tensor:
-    """Standard Gumbel noise [rows, vocabulary], a pure function of (seed, step, token)."""
-    golden = -7046029254386353131  # 0x9E3779B97F4A7C15
-    rows = _mix(seeds + torch.tensor(step + 1, device=seeds.device) * golden)[:, None]
-    tokens = torch.arange(1, vocabulary + 1, device=seeds.device)[None] * golden
-    bits = (_mix(rows + tokens) >> 11) & ((1 << 53) - 1)
-    uniform = (bits.double() + 0.5) / (1 << 53)
-    return -torch.log(-torch.log(uniform))
+_64_BITS = (1 << 64) - 1
 
 
-class GumbelNoise(LogitsProcessor):
-    """Turns greedy decoding into sampling: adds each row's own noise to its log-probabilities."""
+class OwnDraw(LogitsProcessor):
+    """Turns greedy decoding into sampling, by the inverse of the distribution function at each row's own number."""
 
-    def __init__(self, seeds: torch.Tensor, prompt_length: int):
+    def __init__(self, seeds: list[int], prompt_length: int):
         self.seeds, self.prompt_length = seeds, prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        return scores.double() + gumbel(self.seeds, step, scores.shape[1])
+        numbers = torch.tensor([uniform(seed, step) for seed in self.seeds], dtype=torch.float64)
+        below = scores.softmax(-1, dtype=torch.float32).cumsum(-1, dtype=torch.float64)
+        # The last sum stands for 1; what rounds up to it is the last token that has a probability.
+        at = (numbers.to(scores.device)[:, None] * below[:, -1:]).clamp(max=below[:, -1:].nextafter(below.new_zeros(1)))
+        return scores.scatter(1, torch.searchsorted(below, at, right=True), torch.inf)
 
 
 @contextmanager
@@ -128,7 +121,7 @@ class TransformersEngine:
             warpers.append(TemperatureLogitsWarper(temperature))
             if top_p < 1:
                 warpers.append(TopPLogitsWarper(top_p))
-            warpers.append(GumbelNoise(torch.tensor(seeds, device=device), width))
+            warpers.append(OwnDraw(seeds, width))
         with stated(self.model, stop, pad):
             output = self.model.generate(
                 input_ids=input_ids,

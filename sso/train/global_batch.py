@@ -6,7 +6,7 @@ sample is or what its loss is.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -51,11 +51,51 @@ class Loader(torch.utils.data.DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
+COUNTS = ("samples", "tokens", "places", "flops")
+"""The sums that are logged as they are, not as means over samples. Places are tokens with padding."""
+
+
+class Tally:
+    """Losses and sums of micro-batches. They stay on the device, which nothing waits for before they are asked for."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: dict[str, torch.Tensor | float] = {}
+        self._losses: list[torch.Tensor] = []
+
+    def add(
+        self, names: Sequence[str], losses: torch.Tensor, sums: Mapping[str, torch.Tensor | float], counts: bool
+    ) -> None:
+        """Add a micro-batch: the names and losses of its samples, and sums over them, zero where it does not count.
+
+        An idle device has to add its own too: devices' sums are united name by name.
+        """
+        self.names += names
+        self._losses.append(losses.detach())
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
+
+    def check_finite(self) -> None:
+        """Raise InputError that names the samples whose losses are not finite."""
+        finite = torch.cat(self._losses).isfinite().tolist() if self._losses else []
+        if bad := [name for name, good in zip(self.names, finite, strict=True) if not good]:
+            raise InputError(
+                f"the loss is not finite for the samples {first_of(bad, 5)}; lower the learning rate, or look at these "
+                "records."
+            )
+
+    def values(self, device: torch.device) -> tuple[list[str], torch.Tensor]:
+        """The sums' names, sorted, and values on ``device``."""
+        names = sorted(self.sums)
+        each = [torch.as_tensor(self.sums[name], dtype=torch.float64, device=device) for name in names]
+        return names, torch.stack(each) if each else torch.zeros(0, dtype=torch.float64, device=device)
+
+
 class GlobalBatchTrainer(MarkingTrainer):
     """Minimises a mean over the samples of the global batch, in micro-batches that change nothing but memory.
 
-    A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``_sums``: sums over
-    samples by name, and `samples`, `tokens`, `places` (tokens with padding) and `flops`.
+    A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``tally``: sums over
+    samples by name, and `COUNTS`. A loss that is not finite is found by the next log.
     """
 
     model: PreTrainedModel
@@ -67,8 +107,7 @@ class GlobalBatchTrainer(MarkingTrainer):
         if settings.engine == "fsdp2":
             keep_outputs(self.accelerator)
         self.peak = _peak_flops()
-        self._sums: dict[str, float] = {}
-        self._ids: list[str] = []
+        self.tally = Tally()
         self._since = time.monotonic()
 
     def name(self, item: Any) -> str:
@@ -103,7 +142,6 @@ class GlobalBatchTrainer(MarkingTrainer):
     ) -> torch.Tensor:
         """Forward and backward of this device's micro-batches; returns its part of the mean loss."""
         model.train()
-        self._ids = [self.name(item) for item in items]
         costs, devices = [self.cost(item) for item in items], self.args.world_size
         own_steps = self.plan(costs)[self.args.process_index]
         smallest = min(range(len(items)), key=costs.__getitem__)
@@ -126,47 +164,29 @@ class GlobalBatchTrainer(MarkingTrainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         return {"scale_wrt_gas": False} if deepspeed else {}
 
-    def check_finite(self, losses: torch.Tensor, items: list[Any]) -> None:
-        """Raise InputError that names the items whose losses are not finite."""
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            bad = [self.name(item) for item, good in zip(items, finite.tolist(), strict=True) if not good]
-            raise InputError(
-                f"the loss is not finite for the samples {first_of(bad, 5)}; lower the learning rate, or look at these "
-                "records."
-            )
-
-    def add(self, sums: dict[str, float], counts: bool) -> None:
-        """Add a micro-batch's sums, zero where it does not count, to those that the next `log` takes.
-
-        An idle device has to add them too: devices' sums are united name by name.
-        """
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value if counts else 0.0)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the samples since the last call, over all devices, and the speed.
 
         Raises:
-            InputError: the gradient's norm is not finite; names the samples of the step.
+            InputError: a loss or the gradient's norm is not finite; names the samples.
         """
-        if self._sums and "loss" in logs:
+        if self.tally.sums and "loss" in logs:
+            tally, self.tally = self.tally, Tally()
+            tally.check_finite()
             if not math.isfinite(logs.get("grad_norm") or 0.0):
                 raise InputError(
                     f"step {self.state.global_step}: the gradient is not finite, though the losses of the "
-                    f"samples {first_of(self._ids, 5)} are; lower learning_rate, or train in float32."
+                    f"samples {first_of(tally.names, 5)} are; lower learning_rate, or train in float32."
                 )
-            names = sorted(self._sums)
-            values = torch.tensor([self._sums[n] for n in names], dtype=torch.float64, device=self.args.device)
+            names, values = tally.values(self.args.device)
             sums = dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
             seconds, self._since = time.monotonic() - self._since, time.monotonic()
-            samples, tokens, places, flops = (sums.pop(n) for n in ("samples", "tokens", "places", "flops"))
+            samples, tokens, places, flops = (sums.pop(n) for n in COUNTS)
             self.state.total_flos += flops
             logs |= {name: value / samples for name, value in sums.items()}
             logs |= {"tokens_per_s": tokens / seconds, "padding": 1 - tokens / places}
             if self.peak:
                 logs["mfu"] = flops / seconds / self.peak / self.args.world_size
-            self._sums = {}
         super().log(logs, *args, **kwargs)
 
 

@@ -61,11 +61,7 @@ class PreferenceTrainer(GlobalBatchTrainer):
         return self._costs[item[0].id]
 
     def sample_losses(self, model: Any, items: list[Item], counts: bool = True) -> torch.Tensor:
-        """Loss of each sample of a micro-batch, zero where it does not count. [samples].
-
-        Raises:
-            InputError: a loss is not finite; names the samples.
-        """
+        """Loss of each sample of a micro-batch, zero where it does not count. [samples]."""
         batch = to_device(self.scorer.batch([sample for sample, _ in items]), self.args.device)
         reference = torch.stack([logp for _, logp in items]).to(self.args.device)
         with self.compute_loss_context_manager():
@@ -74,13 +70,11 @@ class PreferenceTrainer(GlobalBatchTrainer):
             *({n: t[:, i] for i, n in enumerate(self.scorer.nodes)} for t in (logp, reference, batch["tokens"]))
         )
         losses = self.objective(scores)
-        if counts:
-            self.check_finite(losses, items)
-        self._record(scores, losses, batch, counts)
+        self.tally.add(list(map(self.name, items)), losses, self._sums(scores, losses, batch), counts)
         return losses if counts else losses * 0.0
 
     @torch.no_grad()
-    def _record(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any], counts: bool) -> None:
+    def _sums(self, scores: Scores, losses: torch.Tensor, batch: dict[str, Any]) -> dict[str, torch.Tensor | float]:
         rows = {"loss_per_sample": losses}
         for contrast, term in zip(self.objective.contrasts, self.objective.terms(scores), strict=True):
             name = f"{contrast.context}:{contrast.winner}>{contrast.loser}"
@@ -90,13 +84,11 @@ class PreferenceTrainer(GlobalBatchTrainer):
             rows["W"] = self.objective.weight(scores)
         places = batch["input_ids"].numel()
         forest = self.scorer.layout == "forest"
-        seen = places if forest else float(batch["attention_mask"].sum())
+        seen = places if forest else batch["attention_mask"].sum().double()
         scored = len(batch["target"]) if forest else batch["response_mask"].numel()
-        totals = torch.stack([value.sum().double() for value in rows.values()]).tolist()
-        sums = dict(zip(rows, totals, strict=True))
-        sums |= {"samples": len(losses), "tokens": seen, "places": places}
-        sums["flops"] = 6.0 * (self._body * sums["tokens"] + self._head * scored)
-        self.add(sums, counts)
+        sums: dict[str, torch.Tensor | float] = {name: value.sum().double() for name, value in rows.items()}
+        flops = 6.0 * (self._body * seen + self._head * scored)
+        return sums | {"samples": len(losses), "tokens": seen, "places": places, "flops": flops}
 
 
 def _weights(model: Any) -> tuple[int, int]:

@@ -78,10 +78,12 @@ class Optimization(Spread):
     max_steps: int = -1
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
+    layout: Literal["auto", "forest", "padded"] = "auto"
+    """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
     scheduler: str = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     weight_decay: float = Field(0.0, ge=0)
     """Decay of all weights but norms and biases; DeepSpeed's optimizer, which the offload engines need, spares none."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -118,8 +120,6 @@ class Training(Optimization):
     """Weight of G (v1)."""
     learning_rates: list[float] = Field([5e-7], min_length=1)
     """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
-    layout: Literal["auto", "forest", "padded"] = "auto"
-    """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
 

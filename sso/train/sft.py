@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sso import dialogues
-from sso.chat import encode, encode_prompt, encode_response
+from sso.chat import encode_prompt, encode_response
 from sso.errors import InputError
 from sso.jobs.progress import show_steps
 from sso.preferences import file_rows
@@ -28,7 +28,7 @@ def labels(ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
 
 
 def answers(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of a dialogue as they are when its last answer is given (`sso.chat.encode`), and where in them the answers
+    """Ids of a dialogue as they are when its last answer is given (`sso.chat.encode`'s), and where in them the answers
     stand that can be trained on: [start, end), each from its first token to its end-of-turn token.
 
     An earlier answer counts only where the dialogue begins with just the ids that prompt and answer have when that
@@ -38,7 +38,7 @@ def answers(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[tu
     """
     *earlier, last = [i for i, message in enumerate(messages) if message.role == "assistant"]
     prompt = encode_prompt(tokenizer, messages[:last])
-    ids = encode(tokenizer, messages[:last], messages[last].content)
+    ids = prompt + encode_response(tokenizer, messages[last].content)
     spans = []
     for i in earlier:
         start, said = encode_prompt(tokenizer, messages[:i]), messages[i].content
@@ -95,7 +95,7 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
             logging_steps=max(1, settings.steps // 50),
         ),
         train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     )
     show_steps(trainer, "sft")
     result = trainer.train()

@@ -1,13 +1,16 @@
 """What an optimizer step of SSO v2 costs: ours, in both layouts, against trl's newest DPOTrainer.
 
-    python benchmarks/train_step.py                       both CPU shapes, 20 minutes
+    python benchmarks/train_step.py                       both CPU shapes, 7 minutes
+    python benchmarks/train_step.py --full                ... with all contenders and more steps, 25 minutes
     python benchmarks/train_step.py --growth              how ours grows, 10 minutes
     python benchmarks/train_step.py --device cuda --shapes 1.5b 7b --response 2048 2048
 
 One step is 4 samples (`--batch`) of L+ and L-. trl is fed the two as rows, with losses sigmoid and sft, so both
 minimise the same sum. Each contender runs by itself in a process of its own, one after the other, over the same
 samples and from the same random weights; its figures are CPU-seconds (CUDA: seconds) of Trainer's steps after the
-first and the process's peak memory. The floor is the arithmetic that no method can leave out: 6 x weights x tokens
+first and the process's peak memory. The last step is not among them: it is profiled, for its calls of attention
+kernels, how many shapes they and the matrix products come in (a kernel library plans each anew), and how often Python
+waits for the device. The floor is the arithmetic that no method can leave out: 6 x weights x tokens
 that need them (contexts and distinct responses once, the head at response positions), at the measured rate of a
 large matmul.
 """
@@ -16,6 +19,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -44,6 +48,10 @@ SHAPES = {
 }
 """Qwen2 models by their `SIZES`; weights are random."""
 CONTENDERS = ("trl", "trl precomputed", "ours padded", "ours forest")
+SLOW = {"42m": ("trl", "ours forest")}
+"""Who runs without `--full` where a step of each takes a minute."""
+STEPS = {"0.5m": (9, 17)}
+"""Steps by shape, without and with `--full`; 3 and 5 for the others."""
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -99,19 +107,52 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
+ATTENTION = re.compile(r"_(flash|efficient|cudnn)_attention_(forward|backward|for_cpu)")
+"""The kernels, by torch's names; `_scaled_dot_product_...` calls them on CUDA."""
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+
+
+CALLS = ("attention", "attention_shapes", "product_shapes", "waits")
+
+
+def calls(profile: Any) -> dict[str, int]:
+    """What a profiled step called: attention kernels, shapes of theirs and of matrix products, waits for the device."""
+    attention, waits = 0, 0
+    shapes: set[tuple[str, str]] = set()
+    products: set[tuple[str, str]] = set()
+    for event in profile.events():
+        if ATTENTION.search(event.name) and not event.name.startswith("autograd"):
+            attention += 1
+            shapes.add((event.name, str(event.input_shapes)))
+        elif event.name in PRODUCTS:
+            products.add((event.name, str(event.input_shapes)))
+        waits += event.name in ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+    return dict(zip(CALLS, (attention, len(shapes), len(products), waits), strict=True))
+
+
 def timer(device: str) -> Any:
-    """A callback that keeps the length of each step."""
+    """A callback that keeps the length of each step but the last, and what that called."""
+    import torch
     from transformers import TrainerCallback
 
     class Timer(TrainerCallback):
         def __init__(self) -> None:
             self.steps: list[float] = []
+            self.profile = torch.profiler.profile(record_shapes=True)
+            self.calls: dict[str, int] = {}
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+        def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            self.last = state.global_step == state.max_steps - 1 and bool(self.steps)
+            if self.last:
+                self.profile.start()
             self.start = clock(device)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.steps.append(clock(device) - self.start)
+            if self.last:
+                self.profile.stop()
+                self.calls = calls(self.profile)
+            else:
+                self.steps.append(clock(device) - self.start)
 
     return Timer()
 
@@ -198,7 +239,7 @@ def contend(args: argparse.Namespace) -> None:
     else:
         found = run_trl(args, model, words, records, bool(variant), steps)
     counted = steps.steps[1:] or steps.steps
-    found |= {"step": sum(counted) / len(counted), "steps": len(counted)}
+    found |= {"step": sum(counted) / len(counted), "steps": len(counted), **steps.calls}
     if args.device == "cuda":
         found["memory"] = torch.cuda.max_memory_allocated() / 2**30
     else:
@@ -250,14 +291,21 @@ def ask(args: argparse.Namespace, shape: str, contender: str, **changed: Any) ->
 
 def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) -> bool:
     """A Markdown table of all contenders on one shape, added to ``tables`` and so to ``--json``; whether all ran."""
+    args = argparse.Namespace(**vars(args))
+    args.samples = args.samples or STEPS.get(shape, (3, 5))[args.full] * args.batch
     need, rate = floor(args, sizes(shape))
     unit = "s" if args.device == "cuda" else "CPU-s"
     print(f"\n{shape}: floor {need / 1e9:,.0f} GFLOP a step, {need / rate:.3g} {unit} at {rate / 1e9:,.0f} GFLOP/s\n")
-    print(f"| trainer | {unit} a step | of trl | of the floor | peak GiB | first loss |\n|---|---|---|---|---|---|")
+    heads = (f"{unit} a step", "of trl", "of the floor", "peak GiB", "first loss", "attention: calls", "shapes")
+    heads = ("trainer", *heads, "products: shapes", "waits")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     rows: list[dict[str, Any]] = []
     tables.append({"shape": shape, "unit": unit, "flop_a_step": need, "flop_per_s": rate, "rows": rows})
     base = None
-    for contender in args.contenders:
+    contenders = args.contenders or (CONTENDERS if args.full or shape not in SLOW else SLOW[shape])
+    if left_out := [name for name in CONTENDERS if name not in contenders and not args.contenders]:
+        print(f"left out without --full: {', '.join(left_out)}\n")
+    for contender in contenders:
         try:
             found = ask(args, shape, contender)
         except RuntimeError as error:
@@ -265,15 +313,17 @@ def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) 
             rows.append({"trainer": contender, "error": str(error)})
             keep(args, tables)
             continue
-        if contender == args.contenders[0]:
+        if contender == contenders[0]:
             base = found["step"]
         rows.append({"trainer": contender, **found})
         keep(args, tables)
         of_first = f"{found['step'] / base:.3f}" if base else ""  # which may have failed
         cells = (f"{found['step']:.3g}", of_first, f"{found['step'] * rate / need:.2f}")
-        print(f"| {contender} | {' | '.join(cells)} | {found['memory']:.2f} | {found['loss']:.5f} |", flush=True)
+        cells += (f"{found['memory']:.2f}", f"{found['loss']:.5f}")
+        cells += tuple(str(found.get(name, "")) for name in CALLS)
+        print(f"| {contender} | {' | '.join(cells)} |", flush=True)
         if "reference" in found:
-            print(f"| ... its reference, scored once | {found['reference']:.3g} | | | | |", flush=True)
+            print(f"| ... its reference, scored once | {found['reference']:.3g} |{' |' * (len(heads) - 2)}", flush=True)
     return not any("error" in row for row in rows)
 
 
@@ -287,11 +337,12 @@ def keep(args: argparse.Namespace, tables: list[dict[str, Any]]) -> None:
 
 def growth(args: argparse.Namespace) -> None:
     """Cost a step of both layouts as one thing grows, all else as in the small shape."""
+    args.samples = args.samples or 5 * args.batch
     changes: list[tuple[str, dict[str, Any]]] = [
         *((f"responses of {n}", {"response": [n, n]}) for n in (64, 128, 256, 512, 1024, 2048)),
         *((f"principles of {n}", {"system": [n, n]}) for n in (0, 128, 512, 1024)),
         *((f"vocabulary of {n:,}", {"vocabulary": n}) for n in (512, 8_192, 32_768, 151_936)),
-        *((f"batches of {n}", {"batch": n, "samples": 4 * n}) for n in (1, 4, 16, 64)),
+        *((f"batches of {n}", {"batch": n, "samples": 5 * n}) for n in (1, 4, 16, 64)),
         *((f"micro-batches of {n:,} tokens", {"tokens": n}) for n in (1, 2_048, 8_192)),
     ]
     print(
@@ -309,8 +360,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5m", "42m"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--samples", type=int, default=16, help="the first step is not counted")
+    parser.add_argument("--full", action="store_true", help="all contenders, and more steps")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: all that are quick, see --full")
+    parser.add_argument("--samples", type=int, help="the first step is not counted, nor the last; default: see --full")
     parser.add_argument("--batch", type=int, default=4, help="samples a step")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of a micro-batch of ours")
     parser.add_argument("--vocabulary", type=int, default=0, help="in place of the shape's")

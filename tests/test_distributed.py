@@ -189,17 +189,17 @@ from sso.train.preference import PreferenceTrainer
 
 # transformers refuses bfloat16 where there is no GPU unless DeepSpeed is left out.
 transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-out, rows, record = sys.argv.pop(1), [], PreferenceTrainer._record
+out, rows, sums = sys.argv.pop(1), [], PreferenceTrainer._sums
 
-def keep(self, scores, losses, batch, counts):
-    if counts and self.state.global_step == 0:
+def keep(self, scores, losses, batch):
+    if self.state.global_step == 0:
         for node in scores.policy:
             rows.extend(zip(scores.policy[node].tolist(), scores.reference[node].tolist()))
         with open(f"{out}{self.args.process_index}.json", "w") as file:
             json.dump(rows, file)
-    return record(self, scores, losses, batch, counts)
+    return sums(self, scores, losses, batch)
 
-PreferenceTrainer._record = keep
+PreferenceTrainer._sums = keep
 leave(main(sys.argv[1:]))
 """
 

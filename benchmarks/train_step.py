@@ -293,6 +293,9 @@ def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) 
     """A Markdown table of all contenders on one shape, added to ``tables`` and so to ``--json``; whether all ran."""
     args = argparse.Namespace(**vars(args))
     args.samples = args.samples or STEPS.get(shape, (3, 5))[args.full] * args.batch
+    contenders = args.contenders or (CONTENDERS if args.full or shape not in SLOW else SLOW[shape])
+    if left_out := [name for name in CONTENDERS if name not in contenders and not args.contenders]:
+        print(f"\n{shape}, left out without --full: {', '.join(left_out)}")
     need, rate = floor(args, sizes(shape))
     unit = "s" if args.device == "cuda" else "CPU-s"
     print(f"\n{shape}: floor {need / 1e9:,.0f} GFLOP a step, {need / rate:.3g} {unit} at {rate / 1e9:,.0f} GFLOP/s\n")
@@ -302,9 +305,6 @@ def compare(args: argparse.Namespace, shape: str, tables: list[dict[str, Any]]) 
     rows: list[dict[str, Any]] = []
     tables.append({"shape": shape, "unit": unit, "flop_a_step": need, "flop_per_s": rate, "rows": rows})
     base = None
-    contenders = args.contenders or (CONTENDERS if args.full or shape not in SLOW else SLOW[shape])
-    if left_out := [name for name in CONTENDERS if name not in contenders and not args.contenders]:
-        print(f"left out without --full: {', '.join(left_out)}\n")
     for contender in contenders:
         try:
             found = ask(args, shape, contender)

@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sso import attention
 from sso.logprobs import Scorer
 from sso.objective import build
-from sso.packing import tokenize
+from sso.packing import in_one_row, paths, to_device, tokenize
 from sso.records import Message, write
 from sso.reference import load
 from sso.sampling.transformers_engine import TransformersEngine
@@ -136,6 +138,46 @@ def test_bfloat16_is_float32_to_its_rounding(layout):
         assert logp.dtype == torch.float32 and logp.isfinite().all()
         made.append(logp / batch["tokens"].to(logp.device))
     assert 0 < (made[0] - made[1]).abs().mean() < 0.05
+
+
+@gpu
+def test_one_flash_call_is_attention_row_by_row():
+    """Outputs and gradients of the kernel for paths behind one another, in bfloat16, against rows of each path."""
+    if DEVICE == "cpu":
+        pytest.skip("the kernel is CUDA's")
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(0, 3, (n,), generator=generator).tolist() for n in (3, 40, 70, 70, 129, 1, 200)]
+    forest = in_one_row(paths([*sequences, sequences[-1][:150] + sequences[1]]))["layout"].moved(lambda t: t.to(DEVICE))
+    module, made = SimpleNamespace(num_key_value_groups=2, training=True), []
+    tokens = len(forest.home)
+    inputs = [torch.randn(heads, tokens, 64, generator=generator).to(DEVICE, torch.bfloat16) for heads in (4, 2, 2)]
+    upstream = torch.randn(tokens, 4, 64, generator=generator).to(DEVICE, torch.bfloat16)
+    for way in (attention._in_one_call, attention._in_rows):
+        own = [one.clone().requires_grad_() for one in inputs]
+        out = way(module, *own, forest, {"scaling": 64**-0.5})
+        made.append([out.detach(), *torch.autograd.grad(out, own, upstream)])
+    for one, two in zip(*made, strict=True):
+        assert (one - two).float().norm() < 0.01 * two.float().norm()
+
+
+@gpu
+def test_nothing_waits_within_a_step():
+    """Forward and backward pass of a forest on the card, while torch forbids what waits for it."""
+    if DEVICE == "cpu":
+        pytest.skip("nothing is waited for on the CPU")
+    model, tokenizer = build_model(Backbone(architecture="llama", layers=2), 0)
+    model = model.to(DEVICE, torch.bfloat16)
+    scorer = Scorer(model, build(Training(objective="sso_v2")).nodes, tokenizer.pad_token_id)
+    samples = tokenize([triple(i) for i in range(8)], tokenizer, 256).samples
+    with scorer.attention(model):
+        for number in range(2):
+            batch = to_device(scorer.batch(samples), model.device)
+            if number:  # the first one finds kernels and memory
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                scorer(model, batch).sum().backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
 
 @gpu

@@ -1,5 +1,7 @@
 """The forest and the tiled head against the plain definition, on both architectures."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sso import logprobs
+from sso import attention, logprobs
 from sso.errors import InputError
 from sso.logprobs import Scorer, TokenLogps
 from sso.packing import Sample
@@ -66,6 +68,38 @@ def test_forest_equals_padded_in_scores_and_gradients(architecture, given_sample
     (logp, grad), (expected, slope) = made["forest"], made["padded"]
     torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-4)
     assert (grad - slope).norm() <= 1e-5 * slope.norm()
+
+
+def varlen(query, key, value, own_ends, key_ends, longest, most_keys, *, scale, window_size, enable_gqa):
+    """What torch says that `varlen_attn` computes, one sequence after the other; causal at the lower right, as flash
+    attention is from 2.1 on. No kernel here runs on the CPU: on a card tests/test_gpu.py compares them."""
+    assert (window_size, enable_gqa) == ((-1, 0), True) and own_ends.dtype == key_ends.dtype == torch.int32
+    made = []
+    for (a, b), (c, d) in zip(pairwise(own_ends.tolist()), pairwise(key_ends.tolist()), strict=True):
+        assert b - a <= longest and d - c <= most_keys
+        k, v = (t[c:d].repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+        scores = scale * torch.einsum("qhw,khw->hqk", query[a:b], k)
+        seen = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+        made.append(torch.einsum("hqk,khw->qhw", scores.masked_fill(~seen, -torch.inf).softmax(-1), v))
+    return torch.cat(made)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+@settings(max_examples=25)
+@given(samples)
+def test_paths_behind_one_another_equal_rows(architecture, given_samples):
+    """What a card computes in one call, with the kernel replaced by its definition."""
+    model, made = MODELS[architecture].double(), []
+    scorer = Scorer(model, NODES, 0, "forest")
+    with pytest.MonkeyPatch.context() as patch:
+        for one_call in (False, True):
+            if one_call:
+                patch.setattr(attention, "varlen_attn", varlen)
+                patch.setattr(attention, "_in_rows", attention._in_one_call)
+            made.append(gradients(model, scorer.batch(given_samples), scorer))
+    model.float()
+    for rows, paths in zip(*made, strict=True):
+        torch.testing.assert_close(paths, rows, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", MODELS)

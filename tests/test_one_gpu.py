@@ -130,7 +130,8 @@ def test_adapters_by_hand():
     how = Training(lora=Lora(rank=16), gradient_checkpointing=True)
     work = Arithmetic(Hardware(tflops=100, training_mfu=0.5, memory_gb=24))
     cost, whole = work.fit(size, how, 1e9, 8192), work.fit(size, how.model_copy(update={"lora": None}), 1e9, 8192)
-    active = (8192 * 1536 * (2 * 28 + 34) + 2048 * 151_936 * 8) / 1e9
+    layer = 26 * 1536 + 8 * 256 + 8 * 8960
+    active = (8192 * (2 * 1536 * 28 + layer) + 6 * 2**28) / 1e9
     assert cost.memory_gb == pytest.approx(4 * 1.5 + 16 * 18_464_768 / 1e9 + active + 4)
     assert whole.memory_gb == pytest.approx(16 * 1.5 + active + 4)
     # 2 forward, 2 for the inputs' gradients and 2 to compute the layers anew; the weights' own 2 are left out.

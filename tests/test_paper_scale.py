@@ -27,7 +27,7 @@ from workflow.arithmetic import OVERHEAD_H, Arithmetic
 from workflow.experiment import Grid
 from workflow.hub_names import hub_names, repositories
 from workflow.machine import this_machine
-from workflow.plan import show, totals, warnings
+from workflow.plan import proposals, show, totals, warnings
 from workflow.rules import Rules
 from workflow.shapes import Shape
 
@@ -152,10 +152,24 @@ def test_training_memory_and_hours_by_hand():
     cost = work.fit(size, training, 1e9, 4096)
     assert cost.gpu_hours == pytest.approx(8 * (cost.hours + OVERHEAD_H))
     assert cost.hours == pytest.approx(8 * 8e9 * 1e9 / (8 * 1e15 * 0.5) / 3600)
-    # 16 bytes a parameter over 8 devices, activations of a micro-batch, logits of a tile, 4 GB of everything else.
-    states, active = 16 * 8 / 8, (4096 * 4096 * (2 * 32 + 34) + 2048 * 128_000 * 8) / 1e9
+    # 16 bytes a parameter over 8 devices; of a micro-batch a layer's input of all layers, and all of one, whose MLP is
+    # four times as wide; a tile's logits in bfloat16 and float32; 4 GB of everything else.
+    layer = 26 * 4096 + 8 * 1024 + 8 * 4 * 4096
+    states, active = 16 * 8 / 8, (4096 * (2 * 4096 * 32 + layer) + (2 + 4) * 2**28) / 1e9
     assert cost.memory_gb == pytest.approx(states + active + 4)
     assert work.fit(size, training.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
+
+
+def test_plan_proposes_to_keep_activations_where_they_fit():
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    # A policy's sample has at most twice 2,048 tokens; a generator's has four times, a pair of a reward model twice 4,096.
+    (line,) = proposals(Grid(parse(values, "c")))
+    assert line.startswith("policy: `gradient_checkpointing: false` with `tokens_per_batch: 4096` takes about")
+    large = {**values, "hardware": {**values["hardware"], "memory_gb": 140}}
+    rules = [line.partition(":")[0] for line in proposals(Grid(parse(large, "c")))]
+    assert rules == ["generator", "policy", "reward_model"]
+    small = {**values, "hardware": {**values["hardware"], "memory_gb": 48}}
+    assert not list(proposals(Grid(parse(small, "c")))) and not list(proposals(Grid(load("config/micro.yaml"))))
 
 
 def test_decoding_reads_the_weights_once_a_step():

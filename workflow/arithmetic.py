@@ -4,7 +4,7 @@ Training: 6 FLOPs a parameter and token, 8 with gradient checkpointing, 2 less w
 without gradients; scoring and prompts: 2. Decoding: every step reads the weights once and each sequence's keys and
 values, or computes 2 FLOPs a parameter and token, whichever takes longer. Memory of training: 16 bytes a trained
 parameter (weights and gradients in bfloat16, float32 master weights and Adam's two moments, or all four numbers in
-float32), split over devices as the engine does, 4 or 2 of a frozen one, and activations of one micro-batch.
+float32), split over devices as the engine does, 4 or 2 of a frozen one, and of one micro-batch what its layers keep.
 docs/paper_scale.md compares it with measured runs. Knows nothing of jobs.
 """
 
@@ -21,6 +21,8 @@ ACTIVATIONS_GB = 8.0
 """Of a forward pass, and all else on a GPU that scores."""
 PROCESS_GB = 4.0
 """Host memory of a process with torch and a CUDA context, beside weights: assumed, not measured."""
+TILE_BYTES = 6 * (1 << 28)
+"""Of a tile of the vocabulary (sso/logprobs.py): its logits in bfloat16, and their softmax in float32."""
 OVERHEAD_H = 0.05
 """Start, loading and saving of a job on GPUs, in hours."""
 
@@ -98,9 +100,9 @@ class Arithmetic:
         host = 2 * size.parameters * (spread.devices if spread.engine.startswith("zero") else 1)
         if spread.engine.endswith("offload"):
             host, moments = host + moments * spread.devices, 0
-        each = 34 if not spread.gradient_checkpointing else 2
-        active = micro * size.hidden * (each * size.layers + 34) + 2048 * size.vocabulary * 8
-        memory = (weights + moments + active) / 1e9 + 4
+        # With gradient checkpointing a layer's input of each layer, and all of one layer at a time.
+        kept = (2 * size.hidden * size.layers + size.kept) if spread.gradient_checkpointing else size.kept * size.layers
+        memory = (weights + moments + micro * kept + TILE_BYTES) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
         return Cost(count, spread.nodes, tokens, hours, memory, PROCESS_GB * spread.devices + host / 1e9, disk)
 

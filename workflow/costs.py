@@ -134,7 +134,7 @@ class Costs:
         return self._score(job, training, training.devices)
 
     def _score(self, job: Job, training: Training, devices: int) -> Cost:
-        tokens = self._count(job) * self._work.sample_tokens(_nodes(job))
+        tokens = self._count(job) * self._work.sample_tokens(nodes_of(job))
         width = 2 if training.numerics == "bfloat16 weights" else 4
         return self._work.score(self._backbone(job), tokens, devices, width)
 
@@ -143,7 +143,7 @@ class Costs:
         samples = (
             training.max_steps * training.batch_size if training.max_steps > 0 else training.epochs * self._count(job)
         )
-        tokens = len(training.learning_rates) * samples * self._work.sample_tokens(_nodes(job))
+        tokens = len(training.learning_rates) * samples * self._work.sample_tokens(nodes_of(job))
         cost = self._work.fit(self._backbone(job), training, tokens, training.tokens_per_batch)
         if "reference" not in job.inputs:
             # Nothing scored the starting model before: training does, at a third of a forward and backward pass.
@@ -223,7 +223,7 @@ def _load(task: Task) -> Load | None:
     return replace(load, items=min(load.items, task.limit)) if load and task.limit else load
 
 
-def _nodes(job: Job) -> tuple[Node, ...]:
+def nodes_of(job: Job) -> tuple[Node, ...]:
     """What is scored of each sample."""
     training = job.settings if isinstance(job.settings, Training) else Training()
     return united_nodes(job.objectives, training)

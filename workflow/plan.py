@@ -3,15 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sso.errors import InputError
+from sso.train.settings import Optimization, Training
 from workflow.arithmetic import Cost
 from workflow.check import check_tasks
-from workflow.costs import Costs, unpriced
+from workflow.costs import Costs, nodes_of, unpriced
 from workflow.experiment import Grid
 
+ROOM = 0.9
+"""Share of a GPU that a proposal may fill."""
 MODEL_RULES = (
     "sft", "principles", "sample", "pairs", "generated_pairs", "reference", "generator", "policy", "answer",
     "judge", "data_quality", "mix", "reward_model", "rewardbench",
@@ -64,6 +68,34 @@ def totals(grid: Grid) -> dict[str, float]:
         "money": sum(cost.money for cost in costs),
         "gpu_money": hours * Costs(grid.experiment).hardware.price_per_gpu_hour,
     }
+
+
+def proposals(grid: Grid) -> Iterator[str]:
+    """A line for each rule whose trainings could all do without gradient checkpointing.
+
+    Micro-batches are then as small as a sample can get large, for a sample is never split: every response in a context
+    of its own, and each of `max_length`.
+    """
+    device, costs = grid.experiment.hardware, Costs(grid.experiment)
+    if device is None:
+        return
+    by_rule: dict[str, list[tuple[Cost, Cost, int]]] = defaultdict(list)
+    for job in grid:
+        settings = job.settings
+        if isinstance(settings, Optimization) and settings.gradient_checkpointing:
+            nodes = len(nodes_of(job)) if isinstance(settings, Training) else 2
+            tokens = nodes * settings.max_length
+            without = {"gradient_checkpointing": False, "tokens_per_batch": tokens}
+            other = replace(job, settings=settings.model_copy(update=without))
+            by_rule[job.rule].append((costs.of(job), costs.of(other), tokens))
+    for rule, found in by_rule.items():
+        memory, tokens = max(after.memory_gb for _, after, _ in found), max(tokens for _, _, tokens in found)
+        saved = sum(before.gpu_hours - after.gpu_hours for before, after, _ in found)
+        if saved > 0 and memory <= ROOM * device.memory_gb:  # jobs that take no gradient save nothing
+            yield (
+                f"{rule}: `gradient_checkpointing: false` with `tokens_per_batch: {tokens}` takes about {memory:.0f} GB "
+                f"of {device.memory_gb:.0f} and saves {saved:,.1f} GPU-hours."
+            )
 
 
 Column = tuple[str, Callable[[list[Cost]], float], int]
@@ -129,6 +161,8 @@ def show(grid: Grid, measured: Path | None = None) -> None:
         console.print(f"not priced, their size is unknown: {', '.join(free)}", highlight=False)
     for line in warnings(grid):
         console.print(f"warning: {line}", highlight=False)
+    for line in proposals(grid):
+        console.print(f"faster: {line}", highlight=False)
     if grid.experiment.assumed:
         console.print(f"{len(grid.experiment.assumed)} values are assumed where the paper is silent:", highlight=False)
         for key, why in grid.experiment.assumed.items():

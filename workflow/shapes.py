@@ -30,6 +30,16 @@ class Shape:
     intermediate: int = 0
     """Width inside the MLP; 0: unknown, and taken to be four times ``hidden``."""
 
+    @property
+    def kept(self) -> float:
+        """Bytes that a layer keeps of a token for its backward pass, in bfloat16.
+
+        Both norms' inputs in float32, before and after scaling (16 a unit of width), what they hand on (4), queries, keys
+        and values before and after rotation (4 each), attention's output (2); in the MLP the gate, its activation, the
+        other branch and their product (8 a unit of its width).
+        """
+        return 26 * self.hidden + 8 * self.kv + 8 * (self.intermediate or 4 * self.hidden)
+
     def adapted(self, rank: int, modules: str | list[str] = "all-linear") -> float:
         """Parameters of adapters on these linear maps of each layer, rank x (inputs + outputs); unknown names and
         patterns count as all of them."""

@@ -162,12 +162,12 @@ def test_training_memory_and_hours_by_hand():
 
 def test_plan_proposes_to_keep_activations_where_they_fit():
     values = read_yaml(CONFIG / "paper_v2.yaml")
-    # A policy's sample has at most twice 2,048 tokens; a generator's has four times, a pair of a reward model twice 4,096.
+    # A policy's sample has at most twice 2,048 tokens, a generator's four times, a reward model's pair twice 4,096.
     (line,) = proposals(Grid(parse(values, "c")))
     assert line.startswith("policy: `gradient_checkpointing: false` with `tokens_per_batch: 4096` takes about")
     large = {**values, "hardware": {**values["hardware"], "memory_gb": 140}}
     rules = [line.partition(":")[0] for line in proposals(Grid(parse(large, "c")))]
-    assert rules == ["generator", "policy", "reward_model"]
+    assert sorted(rules) == ["generator", "policy", "reward_model"]
     small = {**values, "hardware": {**values["hardware"], "memory_gb": 48}}
     assert not list(proposals(Grid(parse(small, "c")))) and not list(proposals(Grid(load("config/micro.yaml"))))
 

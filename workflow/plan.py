@@ -93,8 +93,8 @@ def proposals(grid: Grid) -> Iterator[str]:
         saved = sum(before.gpu_hours - after.gpu_hours for before, after, _ in found)
         if saved > 0 and memory <= ROOM * device.memory_gb:  # jobs that take no gradient save nothing
             yield (
-                f"{rule}: `gradient_checkpointing: false` with `tokens_per_batch: {tokens}` takes about {memory:.0f} GB "
-                f"of {device.memory_gb:.0f} and saves {saved:,.1f} GPU-hours."
+                f"{rule}: `gradient_checkpointing: false` with `tokens_per_batch: {tokens}` takes about {memory:.0f} "
+                f"of {device.memory_gb:.0f} GB and saves {saved:,.1f} GPU-hours."
             )
 
 

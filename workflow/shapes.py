@@ -34,9 +34,9 @@ class Shape:
     def kept(self) -> float:
         """Bytes that a layer keeps of a token for its backward pass, in bfloat16.
 
-        Both norms' inputs in float32, before and after scaling (16 a unit of width), what they hand on (4), queries, keys
-        and values before and after rotation (4 each), attention's output (2); in the MLP the gate, its activation, the
-        other branch and their product (8 a unit of its width).
+        Both norms' inputs in float32, before and after scaling (16 a unit of width), what they hand on (4), queries,
+        keys and values before and after rotation (4 each), attention's output (2); in the MLP the gate, its activation,
+        the other branch and their product (8 a unit of its width).
         """
         return 26 * self.hidden + 8 * self.kv + 8 * (self.intermediate or 4 * self.hidden)
 

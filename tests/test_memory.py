@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sso import chat
+from sso.attention import forests
+from sso.packing import in_one_row, paths
 from sso.records import write
 from sso.settings import Backbone
 from sso.train.run import save
@@ -18,7 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.test_training import triple
 from workflow.arithmetic import ACTIVATIONS_GB, Arithmetic
 from workflow.machine import this_machine
-from workflow.shapes import shape
+from workflow.shapes import Shape, shape
 
 SIZES = {"small": 64, "large": 2048}
 """Widths: the difference between two models is that of their weights."""
@@ -72,3 +74,37 @@ def test_the_plans_bytes_a_weight_are_what_scoring_takes(folder, tmp_path, engin
     assert said == pytest.approx(width / 2 * file, rel=0.05)
     print(more, said, mapped)
     assert 0.7 * said < more < 1.1 * (said + mapped) + 0.1
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_layer_keeps_as_many_bytes_of_a_token_as_the_plan_says(kind, autocast):
+    """Of a forward pass in bfloat16: four layers less two, by the storages that the backward pass holds."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    row = in_one_row(paths([[i % 90, *range(199)] for i in range(1, 3)]))
+    layer = 256 * (2 * 256 + 2 * 128) + 3 * 256 * 1024
+
+    def held(layers: int) -> int:
+        config = AutoConfig.for_model(kind, vocab_size=200, num_hidden_layers=layers, **sizes)
+        model = AutoModelForCausalLM.from_config(config).to(torch.float32 if autocast else torch.bfloat16)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        with (
+            forests(model),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            ids = {name: row[name] for name in ("input_ids", "position_ids")}
+            model.model(**ids, forest=row["layout"], use_cache=False)
+        return sum(size for size, _ in storages.values())
+
+    cast = 2 * layer if autocast else 0  # the weights in bfloat16, which the plan counts once, not by token
+    measured = ((held(4) - held(2)) / 2 - cast) / row["input_ids"].numel()
+    assert measured == pytest.approx(Shape(0, 1, 256, 128, 200, 1024).kept, rel=0.15)

@@ -100,9 +100,11 @@ class Arithmetic:
         host = 2 * size.parameters * (spread.devices if spread.engine.startswith("zero") else 1)
         if spread.engine.endswith("offload"):
             host, moments = host + moments * spread.devices, 0
-        # With gradient checkpointing a layer's input of each layer, and all of one layer at a time.
-        kept = (2 * size.hidden * size.layers + size.kept) if spread.gradient_checkpointing else size.kept * size.layers
-        memory = (weights + moments + micro * kept + TILE_BYTES) / 1e9 + 4
+        if spread.gradient_checkpointing:  # each layer's input, and all of one layer at a time
+            kept = micro * (2 * size.hidden * size.layers + size.kept)
+        else:  # all of all layers, and the weights as they were cast for them
+            kept = micro * size.kept * size.layers + (2 * size.parameters if spread.numerics == "bfloat16" else 0)
+        memory = (weights + moments + kept + TILE_BYTES) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
         return Cost(count, spread.nodes, tokens, hours, memory, PROCESS_GB * spread.devices + host / 1e9, disk)
 

@@ -7,6 +7,10 @@ OUT    ?= check_gpu.json
 
 bin   := $(VENV)/bin
 torch := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+uv    := $(shell sed -n 's/^ *"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
+pip   := $(bin)/pip install --quiet --disable-pip-version-check
+# A fifth of pip's time. It knows nothing of pip's own settings (mirrors, constraints): where it fails, pip does it.
+install = $(bin)/uv pip install --quiet --compile-bytecode --python $(bin)/python -e $(1) || $(pip) -e $(1)
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -45,13 +49,13 @@ install: $(VENV)/.installed
 # What running needs; torch first and alone: see pyproject.toml.
 $(VENV)/.runs: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	$(bin)/pip install --quiet --disable-pip-version-check $(torch)
-	$(bin)/pip install --quiet --disable-pip-version-check -e .
+	$(pip) $(torch) $(uv)
+	$(call install,.)
 	touch $@
 
 # ... and the rest.
 $(VENV)/.installed: $(VENV)/.runs
-	$(bin)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(call install,'.[dev]')
 	touch $@
 
 clean:

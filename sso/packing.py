@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sso.attention import layout
+from sso.attention import layout, whole_numbers
 from sso.chat import encode_prompt, encode_response, naming, with_system
 from sso.errors import InputError, first_of
 from sso.jobs.distributed import is_main
@@ -195,7 +195,7 @@ def in_one_row(found: Mapping[tuple[int, ...], Path]) -> dict[str, Any]:
     ids = [token for sequence, path in own.items() for token in sequence[-path.own :]]
     positions = [place for sequence, path in own.items() for place in range(len(sequence) - path.own, len(sequence))]
     where = layout([path.at for path in own.values()], [path.own for path in own.values()])
-    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]), "layout": where}
+    return {"input_ids": whole_numbers(ids)[None], "position_ids": whole_numbers(positions)[None], "layout": where}
 
 
 def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def forest(samples: Sequence[Sample], nodes: Sequence[Node]) -> dict[str, Any]:
     batch = in_one_row(found)
     # From a context's last place on: each place predicts the next.
     at = [found[tuple(context + response)].at[len(context) - 1 :] for context, response in each]
-    sources = torch.tensor([place for path in at for place in path[:-1]])
-    targets = torch.tensor([place for path in at for place in path[1:]])
+    sources = whole_numbers([place for path in at for place in path[:-1]])
+    targets = whole_numbers([place for path in at for place in path[1:]])
     unique, scored = targets.unique(return_inverse=True)
     counts = torch.tensor([len(path) - 1 for path in at])
     return batch | {

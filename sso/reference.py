@@ -78,14 +78,14 @@ def make_key(
         "weights": weights_digest(model),
         "records": digest(list(records)),
         "template": digest([tokenizer.chat_template, len(tokenizer)]),
-        "tokens": _tokens_digest(samples),
+        "tokens": tokens_digest(samples),
         "max_length": str(training.max_length),
         "dtype": training.numerics,
         "end_cut_responses": str(training.end_cut_responses),
     }
 
 
-def _tokens_digest(samples: Sequence[Sample]) -> str:
+def tokens_digest(samples: Sequence[Sample]) -> str:
     """Digest of all token ids of all samples: it changes with whatever a template or a tokenizer makes differently."""
     digester = hashlib.sha256()
     for sample in samples:

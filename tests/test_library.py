@@ -415,13 +415,48 @@ def test_what_does_not_fit_is_said_in_a_sentence(folder, rows, tmp_path):
         ("eval_dataset: objective 'sso_v2' needs triples", {"train_dataset": rows, "eval_dataset": pairs}),
     ]
     for said, given in cases:
-        with pytest.raises(InputError, match=f"^{said}"):
+        with pytest.raises(InputError, match=f"^{said}"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sso.library.trainer.load_model", lambda *_: pytest.fail("rows are checked first"))
             SSOTrainer(folder / "start", config(tmp_path / "out"), **given)
+    with pytest.raises(InputError, match=r"reference_scores: .* is a folder; give a file"):
+        SSOTrainer(folder / "start", config(tmp_path / "out", reference_scores=str(tmp_path)), rows)
+    with pytest.raises(InputError, match="wrapper: 'papre'; did you mean `paper`"):
+        generate_triples(folder / "start", ["a"], wrapper="papre")
     model = build_model(Backbone(architecture="qwen2", layers=2), 0)[0]
     with pytest.raises(InputError, match="processing_class: is missing"):
         SSOTrainer(model, config(tmp_path / "out"), rows)
     with pytest.raises(InputError, match="args: a dict, but must be an SSOConfig"):
         SSOTrainer(folder / "start", {}, rows)
+
+
+def test_a_checkpoint_is_resumed_with_what_it_was_made_of(folder, rows, tmp_path):
+    arguments = config(tmp_path / "out", save_steps=2)
+    SSOTrainer(folder / "start", arguments, rows).train()
+    (checkpoint, *_) = sorted((tmp_path / "out").glob("checkpoint-*"))
+    for trainer in (
+        SSOTrainer(folder / "start", config(tmp_path / "out", save_steps=2), rows.select(range(8))),
+        SSOTrainer(folder / "start", config(tmp_path / "out", save_steps=2, objective="l_plus"), rows),
+    ):
+        with pytest.raises(InputError, match=r"checkpoint-\d+: was made of other rows or another objective"):
+            trainer.train(str(checkpoint))
+    with pytest.raises(InputError, match=r"nowhere: no whole checkpoint; give one of `output_dir`"):
+        trainer.train(str(tmp_path / "nowhere"))
+
+
+def test_a_loss_that_no_log_has_is_checked_before_it_is_kept(folder, rows, tmp_path):
+    for settings in ({"logging_steps": 1000}, {"logging_steps": 1000, "save_steps": 2}):
+        trainer = SSOTrainer(folder / "start", config(tmp_path / "out", **settings), rows)
+        trainer.train_dataset.logp[3] = torch.nan
+        with pytest.raises(InputError, match="the loss is not finite for the samples 3; lower"):
+            trainer.train()
+        assert not list((tmp_path / "out").glob("checkpoint-*/saved"))
+
+
+def test_a_training_whose_only_step_is_warm_up_says_so(folder, rows, tmp_path, capsys):
+    for warmup, said in ((0.1, True), (0, False)):
+        arguments = config(tmp_path / str(warmup), max_steps=1, warmup_steps=warmup)
+        SSOTrainer(folder / "start", arguments, rows).train()
+        assert ("no weight will move" in capsys.readouterr().err) == said
 
 
 def test_half_precision_weights_in_memory_are_warned_of(folder, rows, tmp_path, capsys):

@@ -13,7 +13,7 @@ from sso.jobs.distributed import from_main, is_main
 from sso.objective import PAIR_NODES, Objective
 from sso.packing import tokenize
 from sso.preferences import are_triples, file_rows, usable
-from sso.records import Pair, Triple, checked
+from sso.records import Pair, Record, Triple, checked
 from sso.train.preference import Rows
 
 TEXTS = ("chosen", "rejected", "original")
@@ -27,11 +27,24 @@ def records(rows: Iterable[Mapping[str, Any]], name: str) -> list[Triple] | list
     Raises:
         InputError: a triple is not whole (names row and key), some rows only are triples, or no row makes a pair.
     """
+    if isinstance(rows, list) and rows and isinstance(rows[0], Record):
+        return rows  # made before
     found = [{key: value for key, value in row.items() if value is not None} for row in mappings(rows, name)]
     if not are_triples(found, name):
         return usable(found, name)[0]
     plain = ({**row, **{key: _said(row[key]) for key in TEXTS if key in row}} for row in found)
     return checked(enumerate(plain, 1), Triple, name, "row")
+
+
+def fitting(rows: Any, name: str, objective: Objective) -> list[Triple] | list[Pair]:
+    """`records` that the objective can be computed on; InputError where it needs triples, and these are pairs."""
+    found = records(rows, name)
+    if isinstance(found[0], Pair) and any(node not in PAIR_NODES for node in objective.nodes):
+        raise InputError(
+            f"{name}: objective {objective.training.objective!r} needs triples (system_good, system_bad, chosen, "
+            "rejected, original), and these are pairs; give triples, or objective='pairs'."
+        )
+    return found
 
 
 def mappings(rows: Any, name: str) -> list[Mapping[str, Any]]:
@@ -78,12 +91,7 @@ class Start:
             InputError: rows are bad, or lack what the objective needs; or the file is to be kept and does not fit.
         """
         training, nodes = self.objective.training, self.objective.nodes
-        made_of = records(data, name)
-        if isinstance(made_of[0], Pair) and any(node not in PAIR_NODES for node in nodes):
-            raise InputError(
-                f"{name}: objective {training.objective!r} needs triples (system_good, system_bad, chosen, rejected, "
-                "original), and these are pairs; give triples, or objective='pairs'."
-            )
+        made_of = fitting(data, name, self.objective)
         made = tokenize(made_of, self.tokenizer, training.max_length, training.end_cut_responses)
         made.warn(training.max_length)
         if self.objective.base.reference_free:
@@ -96,6 +104,8 @@ class Start:
 
     def _kept(self, file: Path, key: dict[str, str], keep: bool) -> reference.Reference | None:
         """The scores of a file, if they are those of ``key`` and of all nodes."""
+        if file.is_dir():
+            raise InputError(f"reference_scores: {file} is a folder; give a file.")
         if not file.is_file():
             return None
         try:

@@ -6,7 +6,7 @@ and data sets in memory, evaluation, and saving without ending the training.
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from sso.chat import load_model
 from sso.errors import InputError
 from sso.jobs.distributed import from_main, is_main
 from sso.library.config import SSOConfig
-from sso.library.data import Start
+from sso.library.data import Start, fitting
 from sso.library.models import origin, tokenizer_of, warn_of_lost_steps
 from sso.logprobs import Scorer
 from sso.objective import build
 from sso.packing import cost, grouped
-from sso.reference import autocast
+from sso.records import digest
+from sso.reference import autocast, tokens_digest
 from sso.train import checkpoints
 from sso.train.global_batch import COUNTS, Tally
 from sso.train.preference import PreferenceTrainer, Rows
@@ -75,6 +76,9 @@ class SSOTrainer(PreferenceTrainer):
         if peft_config is not None and hasattr(model, "peft_config"):
             raise InputError("peft_config: the model has adapters already; give one of the two.")
         planned, objective = args.planned(), build(args.training())
+        # What is wrong with rows is told before a model is loaded.
+        train_dataset = fitting(train_dataset, "train_dataset", objective)
+        eval_dataset = _each(eval_dataset, lambda rows, name: fitting(rows, name, objective))
         path = None if isinstance(model, torch.nn.Module) else Path(place)
         model = (load_model(path) if path else model).to(planned.device)
         tokenizer = tokenizer_of(model, processing_class)
@@ -82,7 +86,8 @@ class SSOTrainer(PreferenceTrainer):
         self._file = Path(args.reference_scores or f"{str(args.output_dir).rstrip('/')}.reference.safetensors")
         self._keep = args.reference_scores is not None
         rows = self._start.rows(train_dataset, "train_dataset", self._file, self._keep)
-        held_out = self._held_out(eval_dataset)
+        held_out = _each(eval_dataset, self._held_out)
+        self.made_of = digest([tokens_digest(rows.samples), objective.nodes])
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -101,12 +106,10 @@ class SSOTrainer(PreferenceTrainer):
             scorer=Scorer(model, objective.nodes, tokenizer.pad_token_id, objective.training.layout),
         )
 
-    def _held_out(self, data: Any, name: str = "eval") -> Any:
-        """An evaluation set, or several by name, each with a file of scores beside the training's."""
-        if isinstance(data, Mapping):
-            return {str(key): self._held_out(value, f"{name}_{key}") for key, value in data.items()}
-        file = self._file.with_name(f"{self._file.stem}.{name}{self._file.suffix}")
-        return None if data is None else self._start.rows(data, f"{name}_dataset", file, self._keep)
+    def _held_out(self, records: Any, name: str) -> Rows:
+        """An evaluation set, with a file of scores beside the training's."""
+        file = self._file.with_name(f"{self._file.stem}.{name.removesuffix('_dataset')}{self._file.suffix}")
+        return self._start.rows(records, name, file, self._keep)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train in place, from a checkpoint if one is given; True: from the last whole one in `output_dir`.
@@ -122,9 +125,21 @@ class SSOTrainer(PreferenceTrainer):
             if found is None:
                 raise InputError(f"{folder}: no whole checkpoint to go on from; leave out resume_from_checkpoint.")
             resume_from_checkpoint = str(found)
+        if resume_from_checkpoint:
+            self._check(Path(resume_from_checkpoint))
         check_engine(self, self.settings.engine)
         with self.scorer.attention(self.model), resuming(resume_from_checkpoint or None):
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _check(self, checkpoint: Path) -> None:
+        mark = checkpoint / checkpoints.SAVED
+        if not mark.is_file():
+            raise InputError(f"{checkpoint}: no whole checkpoint; give one of `output_dir`, or True for the last.")
+        if mark.read_text(encoding="utf-8") != self.made_of:
+            raise InputError(
+                f"{checkpoint}: was made of other rows or another objective; give the same, or leave out "
+                "resume_from_checkpoint."
+            )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Lists of items, of like length and at most `tokens_per_batch` tokens: this device's share.
@@ -197,3 +212,10 @@ class SSOTrainer(PreferenceTrainer):
         for file in (out / "saving").iterdir():
             file.replace(out / file.name)
         (out / "saving").rmdir()
+
+
+def _each(data: Any, make: Callable[[Any, str], Any]) -> Any:
+    """``make`` of an evaluation set and what it is called, or of several by name; None stays."""
+    if isinstance(data, Mapping):
+        return {str(key): make(value, f"eval_{key}_dataset") for key, value in data.items()}
+    return None if data is None else make(data, "eval_dataset")

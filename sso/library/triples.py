@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from sso.errors import InputError
 from sso.library.models import origin, tokenizer_of
-from sso.principles import write_v1, write_v2
+from sso.principles import WRAPPERS, write_v1, write_v2
 from sso.records import Principles, Query, checked
 from sso.sampling.engine import Engine, asking, make_engine, name_missing
 from sso.sampling.settings import Sampling, Writer
 from sso.sampling.transformers_engine import TransformersEngine
 from sso.sampling.triples import distinct, draw
+from sso.settings import hint
 
 
 def generate_triples(
@@ -61,6 +62,8 @@ def generate_triples(
     given = bool(rows) and "good" in rows[0] and "bad" in rows[0]
     version = principles or ("columns" if given else "v2")
     wrapper = wrapper or ("paper_v1" if version == "v1" else "paper")
+    if wrapper not in WRAPPERS:
+        raise InputError(f"wrapper: {wrapper!r}; {hint(wrapper, WRAPPERS)}")
     if version == "columns":
         own = [{"writer": "column", **row} for row in rows]
         written, engine = checked(enumerate(own, 1), Principles, "prompts", "row"), None

@@ -76,13 +76,17 @@ class Tally:
             self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
 
     def check_finite(self) -> None:
-        """Raise InputError that names the samples whose losses are not finite."""
-        finite = torch.cat(self._losses).isfinite().tolist() if self._losses else []
-        if bad := [name for name, good in zip(self.names, finite, strict=True) if not good]:
-            raise InputError(
-                f"the loss is not finite for the samples {first_of(bad, 5)}; lower the learning rate, or look at these "
-                "records."
-            )
+        """Raise InputError that names the first samples whose losses are not finite: later ones only follow."""
+        if not self._losses or bool(torch.cat(self._losses).isfinite().all()):
+            return
+        names = iter(self.names)
+        for losses in self._losses:
+            finite = zip(losses.isfinite().tolist(), names, strict=False)
+            if bad := [name for good, name in finite if not good]:
+                raise InputError(
+                    f"the loss is not finite for the samples {first_of(bad, 5)}; lower the learning rate, or look at "
+                    "these records."
+                )
 
     def values(self, device: torch.device) -> tuple[list[str], torch.Tensor]:
         """The sums' names, sorted, and values on ``device``."""
@@ -95,7 +99,7 @@ class GlobalBatchTrainer(MarkingTrainer):
     """Minimises a mean over the samples of the global batch, in micro-batches that change nothing but memory.
 
     A subclass says what a sample costs and what its loss is, and adds what is to be logged to ``tally``: sums over
-    samples by name, and `COUNTS`. A loss that is not finite is found by the next log.
+    samples by name, and `COUNTS`. A loss that is not finite is found by the next log or checkpoint.
     """
 
     model: PreTrainedModel
@@ -164,15 +168,19 @@ class GlobalBatchTrainer(MarkingTrainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         return {"scale_wrt_gas": False} if deepspeed else {}
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.tally.check_finite()  # what is broken is not kept
+        super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the samples since the last call, over all devices, and the speed.
 
         Raises:
             InputError: a loss or the gradient's norm is not finite; names the samples.
         """
+        self.tally.check_finite()  # at the end of the training too, of steps that no log has
         if self.tally.sums and "loss" in logs:
             tally, self.tally = self.tally, Tally()
-            tally.check_finite()
             if not math.isfinite(logs.get("grad_norm") or 0.0):
                 raise InputError(
                     f"step {self.state.global_step}: the gradient is not finite, though the losses of the "

@@ -3,6 +3,7 @@
 A training keeps whole checkpoints beside its output (checkpoints.py) and goes on from the last that has its key.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from sso.chat import save_tokenizer, stop_ids
 from sso.errors import InputError
 from sso.jobs.distributed import engine_arguments, from_main, is_main, world_size
 from sso.jobs.progress import show_steps
-from sso.records import whole_folder
+from sso.records import whole_folder, write_text
 from sso.train import checkpoints
 from sso.train.settings import Optimization, Spread
 
@@ -27,13 +28,28 @@ def order(seed: int, epoch: int) -> torch.Generator:
 
 
 class MarkingTrainer(Trainer):
-    """Marks a checkpoint once it is whole (sso/train/checkpoints.py)."""
+    """Marks a checkpoint once it is whole (sso/train/checkpoints.py).
+
+    ``made_of`` stands in the mark: what a checkpoint may be resumed with, for those who ask.
+    """
+
+    made_of = ""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if num_training_steps == 1 and self.args.get_warmup_steps(1) and is_main():
+            print(
+                "warning: the only step belongs to the warm-up, whose first rate is 0: no weight will move; train for "
+                "more steps, or without warm-up.",
+                file=sys.stderr,
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / checkpoints.SAVED).touch()
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            write_text(folder / checkpoints.SAVED, self.made_of)
 
 
 def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:

@@ -97,10 +97,13 @@ def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, forest: Layout, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attention of one row of tokens that lie as ``forest`` says. query, key, value: [1, heads, tokens, width]."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    flash = query.is_cuda and half and query.shape[-1] <= WIDEST and not rest.get("dropout")
+    device = query.device.type
+    # Under autocast queries and keys come out of their rotation in float32.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    flash = device == "cuda" and half and query.shape[-1] <= WIDEST and not rest.get("dropout")
     way = _in_one_call if flash else _in_rows
-    return way(module, query[0], key[0], value[0], forest, rest)[None], None
+    return way(module, *(one[0].to(dtype) for one in (query, key, value)), forest, rest)[None], None
 
 
 def _gather(values: Sequence[Tensor], where: Tensor) -> list[Tensor]:

@@ -97,13 +97,19 @@ def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, forest: Layout, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attention of one row of tokens that lie as ``forest`` says. query, key, value: [1, heads, tokens, width]."""
-    device = query.device.type
-    # Under autocast queries and keys come out of their rotation in float32.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = computes_in(query)
     half = dtype in (torch.float16, torch.bfloat16)
-    flash = device == "cuda" and half and query.shape[-1] <= WIDEST and not rest.get("dropout")
-    way = _in_one_call if flash else _in_rows
-    return way(module, *(one[0].to(dtype) for one in (query, key, value)), forest, rest)[None], None
+    if query.is_cuda and half and query.shape[-1] <= WIDEST and not rest.get("dropout"):
+        made = _in_one_call(module, query[0].to(dtype), key[0].to(dtype), value[0].to(dtype), forest, rest)
+    else:
+        made = _in_rows(module, query[0], key[0], value[0], forest, rest)
+    return made[None], None
+
+
+def computes_in(query: Tensor) -> torch.dtype:
+    """What attention computes in: under autocast queries and keys come out of their rotation in float32."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _gather(values: Sequence[Tensor], where: Tensor) -> list[Tensor]:

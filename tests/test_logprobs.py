@@ -103,20 +103,20 @@ def test_paths_behind_one_another_equal_rows(architecture, given_samples):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_kernel_gets_what_the_training_computes_in(autocast, monkeypatch):
-    """Under autocast, too, where queries and keys come in float32: else no flash kernel would take them."""
+def test_a_kernel_is_chosen_by_what_the_training_computes_in(autocast, monkeypatch):
+    """Under autocast, too, where queries and keys come in float32: else it would never be the flash kernel."""
     seen, rows, model = [], attention._in_rows, MODELS["qwen2"]
 
-    def watched(module, *inputs):
-        seen.extend(one.dtype for one in inputs[:3])
-        return rows(module, *inputs)
+    def watched(module, query, *others):
+        seen.append(attention.computes_in(query))
+        return rows(module, query, *others)
 
     monkeypatch.setattr(attention, "_in_rows", watched)
     scorer = Scorer(model, NODES, 0, "forest")
     one = Sample("a", {c: [1, 2] for c in ("x", "x+", "x-")}, {y: [3, 4] for y in ("y+", "y-", "yo")})
     with scorer.attention(model), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         scorer(model, scorer.batch([one])).sum().backward()
-    assert set(seen) == {torch.bfloat16 if autocast else torch.float32} and len(seen) == 6
+    assert seen == 2 * [torch.bfloat16 if autocast else torch.float32]
 
 
 @pytest.mark.parametrize("architecture", MODELS)

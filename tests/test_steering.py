@@ -10,6 +10,7 @@ from eval.benchmarks.steering import judge, prompts, scored
 from eval.cli import main
 from eval.judge import OracleJudge
 from eval.settings import Judge
+from report import samples
 from sso.errors import InputError
 from sso.records import Answer, Principles, Query, Triple, read, write
 from sso.sampling.triples import pairs_of
@@ -101,6 +102,20 @@ def test_a_model_against_itself_has_not_changed(tiny_checkpoint, data, tmp_path)
     means = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     assert [row["score"] for row in rows] == pytest.approx(means, abs=1e-6)
     assert scores["quality"]["value"] == pytest.approx(100 * sum(means) / 4, abs=1e-3)
+
+
+def test_the_page_shows_the_first_of_several_samples(tmp_path):
+    prompts = [f"q{i}" for i in range(30)]
+    for run, draws in (("base", ("first", "second")), ("sso", ("other",))):
+        rows = [answer for name in prompts for answer in answers(*draws, id=name)]
+        write(tmp_path / run / "answers" / "answers.jsonl", rows)
+        verdicts = [{"id": name, "preference": 1.0} for name in prompts]
+        write(tmp_path / run / "judged" / "pairwise.jsonl", verdicts)
+    found = samples.Samples("qwen2", 0)
+    runs = {run: (tmp_path / run / "answers", tmp_path / run / "judged") for run in ("base", "sso")}
+    samples._answers(found, tmp_path, runs)
+    assert len(found.answers) == samples.COUNT
+    assert {tuple(text.text for text in sample.texts) for sample in found.answers} == {("first", "other")}
 
 
 def test_the_oracles_pairs_are_in_its_order_and_flawless_ones_without_fault(data):

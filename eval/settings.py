@@ -149,7 +149,8 @@ class Evaluation(Vllm):
     """Sampling temperature of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
     samples: int = Field(1, ge=1, exclude_if=lambda samples: samples == 1)
-    """Answers to each prompt of AlpacaEval's; a prompt's score is their mean. Each is judged, which may cost."""
+    """Answers to each prompt of AlpacaEval's (and of steering's, in each context); a prompt's score is their mean. Each
+    is judged, which may cost."""
     decoding: dict[JudgedName, AnswerDecoding] = {}
     """What one benchmark of open prompts does otherwise."""
     judge: Judge = Judge()

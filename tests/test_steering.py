@@ -79,6 +79,11 @@ def test_a_change_is_the_policys_figure_less_the_sft_models(tmp_path):
         },
         abs=1e-3,
     )
+    draws = [
+        *said(BEST, BEST, WRONG),
+        *(a.model_copy(update={"id": f"{a.id}/1", "draw": 1}) for a in said(*[WARM] * 3)),
+    ]
+    assert 100 * scored(ORACLE, [query], draws)["q"]["steering_bad"] == pytest.approx((wrong + warm) / 2)
     with pytest.raises(InputError, match="no answer to 'q/x-'"):
         scored(ORACLE, [query], said(BEST, BEST, WRONG)[:2])
 
@@ -91,7 +96,8 @@ def test_a_model_against_itself_has_not_changed(tiny_checkpoint, data, tmp_path)
     made = read(out / "answers.jsonl", Answer)
     assert [a.id for a in made] == [f"eval-{i}" for i in range(4)] + [f"eval-{i}/1" for i in range(4)]
     assert any(a.output != b.output for a, b in zip(made[:4], made[4:], strict=True))
-    assert len(read(out / "steering_answers.jsonl", Answer)) == 3 * WORLD.benchmark_items
+    steered = by_draw(read(out / "steering_answers.jsonl", Answer))
+    assert [len(draw) for draw in steered] == [3 * WORLD.benchmark_items] * 2
     world = ["--world", WORLD.model_dump_json()]
     assert main(["judge", "--answers", str(out), *shared, *world, "--against", str(out), "--out", str(judged)]) == 0
     scores = json.loads((judged / "scores.json").read_text())

@@ -158,7 +158,7 @@ class Costs:
         if self.experiment.world:
             world = self.experiment.world
             probes = 3 * world.benchmark_items if "steering" in settings.judged else 0
-            rows = 6 * world.benchmark_items + settings.samples * world.eval_queries + probes
+            rows = 6 * world.benchmark_items + settings.samples * (world.eval_queries + probes)
             return self._work.decode(size, decoding, rows, 50, device.response_tokens)
         loads = [load for task in settings.tasks if (load := _load(task))]
         loads += [benchmarks.of_judges()[name].load for name in settings.judged]

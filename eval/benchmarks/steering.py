@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.benchmarks.alpaca_eval import by_draw
 from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
 from eval.judge import Judge, OracleJudge
 from eval.settings import Evaluation
@@ -36,14 +37,15 @@ def prompts(query: Principles) -> dict[str, list[Message]]:
 
 
 def answer(engine: "Engine", queries: list[Principles], settings: Evaluation, seed: int, model: str) -> list[Answer]:
-    """One sampled answer a query and context, ids `<query>/<context>`, in the queries' order."""
+    """`settings.samples` answers a query and context, ids `<query>/<context>`, a draw of all after the other."""
     from sso.sampling.engine import name_missing, seed_of
 
     asked = [(f"{query.id}/{context}", prompt) for query in queries for context, prompt in prompts(query).items()]
-    names = [name for name, _ in asked]
+    draws = [(name, prompt, draw) for draw in range(settings.samples) for name, prompt in asked]
+    names = [f"{name}/{draw}" if draw else name for name, _, draw in draws]
     with naming(names, "steering: query"):
         made = engine.generate(
-            [prompt for _, prompt in asked],
+            [prompt for _, prompt, _ in draws],
             seeds=[seed_of(seed, name, "steering") for name in names],
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -51,21 +53,21 @@ def answer(engine: "Engine", queries: list[Principles], settings: Evaluation, se
         )
     name_missing(names, made, "answers")
     return [
-        Answer(id=name, prompt=prompt, output=one.text, model=model, missing=one.missing)
-        for (name, prompt), one in zip(asked, made, strict=True)
+        Answer(id=name, prompt=prompt, output=one.text, model=model, draw=draw, missing=one.missing)
+        for name, (_, prompt, draw), one in zip(names, draws, made, strict=True)
     ]
 
 
 def scored(by: OracleJudge, queries: Sequence[Principles], answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Query -> figure -> quality in [0, 1]; InputError where an answer is missing."""
-    outputs = {answer.id: answer.output for answer in answers}
+    """Query -> figure -> quality in [0, 1], the mean of the draws; InputError where an answer is missing."""
+    draws = [{answer.id: answer.output for answer in draw} for draw in by_draw(answers)]
     asked = [(query, context) for query in queries for context in CONTEXTS]
-    if missing := [f"{q.id}/{c}" for q, c in asked if f"{q.id}/{c}" not in outputs]:
+    if missing := [f"{q.id}/{c}" for q, c in asked for outputs in draws if f"{q.id}/{c}" not in outputs]:
         raise InputError(f"steering_answers.jsonl: no answer to {missing[0]!r}; answer all with `sso-eval answer`.")
-    scores = by.scores([(query.prompt, outputs[f"{query.id}/{context}"]) for query, context in asked])
+    scores = [by.scores([(query.prompt, outputs[f"{query.id}/{c}"]) for query, c in asked]) for outputs in draws]
     found: dict[str, dict[str, float]] = {query.id: {} for query in queries}
-    for (query, context), score in zip(asked, scores, strict=True):
-        found[query.id][FIGURES[context]] = score
+    for (query, context), *each in zip(asked, *scores, strict=True):
+        found[query.id][FIGURES[context]] = sum(each) / len(each)
     return {name: {**row, EFFECT: row["steering_bad"] - row["steering_none"]} for name, row in found.items()}
 
 

@@ -198,7 +198,7 @@ def answer(
         end_start_up()
         for asked in opened:
             decoding, file = asked.decoding, asked.benchmark.answers
-            said = [decoding.temperature, decoding.top_p, decoding.max_new_tokens, asked.prompts]
+            said = [decoding.temperature, decoding.top_p, decoding.max_new_tokens, decoding.samples, asked.prompts]
             rows = parts.take(file, said, partial(ask, asked))
             for row in rows:
                 if why := row.get("missing"):

@@ -70,6 +70,7 @@ def _judge(args: argparse.Namespace) -> None:
     if not (args.answers / "lm_eval.json").is_file():
         raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
     inputs = {"answers": args.answers, **judging.inputs(args.data, settings)}
+    inputs |= {"against": args.against} if args.against else {}
     table = None
     lengths = args.length_controlled and "alpaca_eval" in settings.judged
     if lengths and (hard := args.difficulty or settings.difficulty):
@@ -90,7 +91,7 @@ def _judge(args: argparse.Namespace) -> None:
             return judges[key]
 
         if settings.judged:
-            scores |= judging.judge_all(judge_of, args.answers, args.data, settings, out)
+            scores |= judging.judge_all(judge_of, args.answers, args.data, settings, out, args.against)
         if lengths:
             from eval.length_controlled import length_controlled
 
@@ -246,6 +247,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     judge.add_argument("--data", type=Path, required=True, help="data folder: reference.jsonl, mt_bench.jsonl")
     judge.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
     judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
+    judge.add_argument("--against", type=Path, help="the SFT model's answers, a folder too: adds differences to it")
     judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
     judge.add_argument("--difficulty", help="for it: CSV of difficulties, df_gamed.csv, or `hub`")

@@ -10,7 +10,7 @@ from eval.benchmarks.record import Items
 from sso.errors import InputError
 from sso.records import iter_json_lines
 
-SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "1-10": (1.0, 10.0)}
+SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "0-100": (0.0, 100.0), "1-10": (1.0, 10.0)}
 """Units whose figures have ends, which no interval passes."""
 
 

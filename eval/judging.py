@@ -28,15 +28,26 @@ def inputs(data: Path, settings: Evaluation) -> dict[str, Path]:
     return used
 
 
-def judge_all(judge_of: Callable[[str], Judge], answers: Path, data: Path, settings: Evaluation, out: Path) -> Scores:
-    """Scores of the judged benchmarks, each by its own judge; verdicts are written to ``out``."""
+def judge_all(
+    judge_of: Callable[[str], Judge],
+    answers: Path,
+    data: Path,
+    settings: Evaluation,
+    out: Path,
+    against: Path | None = None,
+) -> Scores:
+    """Scores of the judged benchmarks, each by its own judge; verdicts are written to ``out``.
+
+    ``against``: the SFT model's answers, a folder like ``answers``, for what is told as a difference to them.
+    """
     files, spread = inputs(data, settings), {}
     scores: Scores = {}
     for name in settings.judged:
         benchmark, judge = benchmarks.of_judges()[name], settings.judge_of(name)
         path = answers / f"{benchmark.answers}.jsonl"
         said = benchmark.read_answers(path) if benchmark.read_answers else read(path, Answer)
-        verdicts = benchmark.judge(judge_of(name), judge, said, files)
+        start = {"against": against / path.name} if against else {}
+        verdicts = benchmark.judge(judge_of(name), judge, said, files | start)
         write(out / f"{benchmark.judged}.jsonl", verdicts.rows)
         scores |= verdicts.scores
         if judge.repeats > 1:

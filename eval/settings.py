@@ -95,6 +95,12 @@ def _known_benchmark(name: str) -> str:
     return _among(name, of_judges(), "judged benchmark")
 
 
+def _needs_oracle(name: str) -> bool:
+    from eval.benchmarks import of_judges
+
+    return all(column.needs == "oracle" for column in of_judges()[name].columns.values())
+
+
 def _known_mirror(name: str) -> str:
     from eval.benchmarks import of_lm_eval
 
@@ -142,6 +148,9 @@ class Evaluation(Vllm):
     temperature: float = 1.0
     """Sampling temperature of the open-ended answers; lm-eval's tasks decode greedily."""
     top_p: float = 1.0
+    samples: int = Field(1, ge=1, exclude_if=lambda samples: samples == 1)
+    """Answers to each prompt of AlpacaEval's (and of steering's, in each context); a prompt's score is their mean. Each
+    is judged, which may cost."""
     decoding: dict[JudgedName, AnswerDecoding] = {}
     """What one benchmark of open prompts does otherwise."""
     judge: Judge = Judge()
@@ -152,11 +161,13 @@ class Evaluation(Vllm):
     def _judges(self) -> "Evaluation":
         if len(set(self.judged)) < len(self.judged):
             raise ValueError("judged: a benchmark is named twice; leave one out")
-        for name in self.judges:
+        for name in dict.fromkeys([*self.judges, *self.judged]):
             try:
-                self.judge_of(name)
+                judge = self.judge_of(name)
             except ValidationError as error:
                 raise ValueError(sentence(f"judges.{name}", error, Judge)) from None
+            if judge.kind != "oracle" and name in self.judged and _needs_oracle(name):
+                raise ValueError(f"judged: {name} is measured by the oracle alone; leave it out, or take that judge")
         return self
 
     def drawn_as(self, benchmark: str) -> "Evaluation":

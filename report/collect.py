@@ -192,9 +192,9 @@ def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, fl
         scored: dict[str, list[float]] = {}
         for _, row in iter_json_lines(folder / "pairwise.jsonl"):
             if row.get("score") is not None and family.get(row["id"]):
-                scored.setdefault(family[row["id"]], []).append(row["score"])
+                scored.setdefault(family[row["id"]], []).append(100 * row["score"])
         if len(scored) > 2:
-            yield "oracle_score", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
+            yield "quality", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
 
 
 def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:

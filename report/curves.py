@@ -22,7 +22,7 @@ PANELS = {
     "margin": ("policy: h of y+ over y-", "x:y+>y-/margin"),
 }
 MAIN = ("base", "ultrafeedback", "pbaa", "sso")
-LEVELS = {"mt_bench": (10, "MT-Bench grade"), "oracle_score": (1, "oracle score")}
+LEVELS = {"mt_bench": (10, "MT-Bench grade"), "quality": (100, "quality")}
 
 
 def _curves(measured: Measured, backbone: str) -> dict[str, dict[str, list[tuple[int, float]]]]:

@@ -61,6 +61,14 @@ class Estimate:
         return tuple(fit for fit in self.fits if fit.startswith(RAW))
 
 
+def _of_this(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """tables.yaml without what only the micro-world has, outside it."""
+    if experiment.world:
+        return content
+    lists = {key: [row for row in content[key] if not row.get("world")] for key in ("comparisons", "claims")}
+    return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if not t.get("world")}}
+
+
 def _with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
     """tables.yaml with a table a version of the tasks that lm-eval alone knows, where there are such."""
     asked = [task for settings in experiment.evaluations for task in settings.tasks]
@@ -82,7 +90,7 @@ class Measured:
     def __init__(self, collected: Collected, content: dict[str, Any] | None = None):
         self.collected = collected
         self.experiment: Experiment = collected.experiment
-        self.content = _with_own_tasks(content or specs(), self.experiment)
+        self.content = _with_own_tasks(_of_this(content or specs(), self.experiment), self.experiment)
         self._known: dict[tuple[Any, ...], Estimate | None] = {}
 
     @property

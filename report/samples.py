@@ -174,7 +174,10 @@ def _answers(found: Samples, data: Path, runs: dict[str, tuple[Path, Path]]) -> 
     """Every arm's answer to the same queries, with the judge's preference over the reference."""
     names: list[str] | None = None
     for label, (answers, judged) in runs.items():
-        rows = some(answers / "answers.jsonl", Answer, names)
+        path = judged / "pairwise.jsonl"
+        verdicts = {str(row["id"]): row for _, row in iter_json_lines(path)} if path.is_file() else {}
+        # Of several samples a prompt the first, whose id is the prompt's own.
+        rows = some(answers / "answers.jsonl", Answer, names or verdicts or None)
         if not rows:
             continue
         if names is None:
@@ -183,8 +186,6 @@ def _answers(found: Samples, data: Path, runs: dict[str, tuple[Path, Path]]) -> 
             known = _reference_texts(data)
             for sample in found.answers:
                 sample.texts += [Text("reference", known[sample.id])] if sample.id in known else []
-        path = judged / "pairwise.jsonl"
-        verdicts = {str(row["id"]): row for _, row in iter_json_lines(path)} if path.is_file() else {}
         for sample in found.answers:
             if sample.id in rows:
                 sample.texts.append(Text(label, rows[sample.id].output, _preference(verdicts.get(sample.id, {}))))

@@ -161,7 +161,10 @@ def header(measured: Measured) -> str:
     experiment = measured.experiment
     world = experiment.world
     parts = [f"Experiment `{experiment.experiment}`" + (f" ({experiment.title})" if experiment.title else "")]
-    parts.append(f"world: micro, {world.name}, seed {world.seed}" if world else "data: " + str(experiment.data.queries))
+    law = ", uniform queries" if world and world.queries == "uniform" else ""
+    parts.append(
+        f"world: micro, {world.name}{law}, seed {world.seed}" if world else "data: " + str(experiment.data.queries)
+    )
     judge = experiment.evaluation.judge
     parts.append(f"judge: {_called(judge)}")
     named = [(name, experiment.evaluation.judge_of(name)) for name in experiment.evaluation.judged]

@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         pairs,
         "preference pairs out of triples",
         ("--triples", required),
-        ("--kind", {"choices": ["good_bad", "good_original", "annotated"], "required": True}),
+        ("--kind", {"choices": ["good_bad", "good_original", "annotated", "relabelled", "flawless"], "required": True}),
         world,
         out,
     )

@@ -38,8 +38,10 @@ class Arm(Settings):
     version: Literal["v1", "v2"] = "v2"
     method: str | None = None
     """The paper's name of this arm in results/paper/results.csv; None: the paper has no such arm."""
-    data: Literal["none", "triples", "good_bad", "good_original", "annotated"] = "good_bad"
-    """What the policy is trained on: nothing (the SFT model), whole triples (v1), or pairs made of them."""
+    data: Literal["none", "triples", "good_bad", "good_original", "annotated", "relabelled", "flawless"] = "good_bad"
+    """What the policy is trained on: nothing (the SFT model), whole triples (v1), or pairs made of them. Of the last
+    two, which need the micro-world's oracle, `relabelled` is y+ and y- in the oracle's order, `flawless` a faultless
+    answer over yo."""
     generator: Training | None = None
     policy: Training | None = None
     iterations: int = Field(1, ge=1)
@@ -176,6 +178,8 @@ class Experiment(Settings):
                 raise ValueError(f"arms.{name}.writer: no such writer {arm.writer!r} in `writers`; {near}")
             if arm.data == "annotated" and self.world is None and self.data.preferences is None:
                 raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
+            if arm.data in ("relabelled", "flawless") and self.world is None:
+                raise ValueError(f"arms.{name}.data: {arm.data} needs the micro-world's oracle; give `world`")
             if arm.data == "good_original" and self.data.generator_queries:
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
             for key in self.backbones:

@@ -117,12 +117,18 @@ def simpo(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
     return -logsigmoid(training.beta * (winner - loser) - training.simpo_margin)
 
 
+def sft(winner: "Tensor", loser: "Tensor", training: "Training") -> "Tensor":
+    """-avg(w): supervised fine-tuning on the winner; the loser counts for nothing."""
+    return -winner
+
+
 BASE_LOSSES = {
     "dpo": BaseLoss(dpo),
     "ipo": BaseLoss(ipo, averaged=True),
     "hinge": BaseLoss(hinge),
     "orpo": BaseLoss(orpo, averaged=True, reference_free=True),
     "simpo": BaseLoss(simpo, averaged=True, reference_free=True),
+    "sft": BaseLoss(sft, averaged=True, reference_free=True),
 }
 if TYPE_CHECKING:
     BaseLossName = str

@@ -114,6 +114,8 @@ class Answer(Prompted):
     output: str
     model: str
     turn: int = 1
+    draw: int = Field(0, exclude_if=_is_empty)
+    """Number of the sample, where a prompt has several; the ids of those after the first end in `/<draw>`."""
     missing: Literal["refused", "too_long"] | None = Field(None, exclude_if=_is_empty)
     """Why the model could not be asked, where ``output`` is empty for that."""
 

@@ -27,26 +27,34 @@ def with_own(**contrast) -> dict:
     return {"objectives": {"mine": [OWN["mine"][0] | contrast]}, "arms": USED}
 
 
-@pytest.mark.parametrize("name", ["micro", "micro_base", "micro_full", "micro_base_full", "smoke"])
+@pytest.mark.parametrize("name", ["micro", "micro_base", "micro_full", "micro_base_full", "micro_uniform", "smoke"])
 def test_shipped_configs_load(name):
     experiment = load(ROOT / "config" / f"{name}.yaml")
     assert experiment.experiment == name and experiment.arms["sso"].generator.objective == "sso_v2"
 
 
-def test_full_is_micro_with_more_seeds():
+def test_full_is_the_arms_of_micro_on_seeds_that_no_earlier_figure_is_from():
     micro, full = load(MICRO), load(ROOT / "config" / "micro_full.yaml")
-    assert full.seeds == [0, 1, 2, 3, 4]
-    assert full.model_copy(update={"seeds": micro.seeds, "experiment": micro.experiment}) == micro
+    assert len(full.seeds) == 5 and not {*range(5), 10, 11} & {*full.seeds}
+    assert all(full.arms[name] == arm for name, arm in micro.arms.items() if arm.version == "v2" and arm.policy)
+    assert {arm.evaluation.get("samples", full.evaluation.samples) for arm in full.arms.values()} == {4}
+    base = load(ROOT / "config" / "micro_base_full.yaml")
+    own = {"experiment": full.experiment, "title": full.title, "world": full.world}
+    assert base.world.name == "base" and base.model_copy(update=own) == full
 
 
-def test_every_policy_has_the_same_number_of_tries():
-    arms = load(MICRO).arms.values()
-    assert len({len(a.policy.learning_rates) for a in arms if a.policy}) == 1
+@pytest.mark.parametrize("name", ["micro", "micro_full", "micro_uniform"])
+def test_every_policy_of_a_version_has_the_same_tries(name):
+    arms = load(ROOT / "config" / f"{name}.yaml").arms
+    tries = {(a.version, tuple(a.policy.learning_rates)) for n, a in arms.items() if a.policy and n != "flawless"}
+    assert len(tries) == 2
+    if "flawless" in arms:  # another loss, so other rates, but as many
+        assert len(arms["flawless"].policy.learning_rates) == len(arms["sso"].policy.learning_rates)
 
 
 def test_a_named_setting_is_where_an_arm_starts_from():
     arms = load(MICRO, {"arms": {"sso": {"policy": {"beta": 0.7}}}}).arms
-    assert arms["sso"].policy.beta == 0.7 and arms["pbaa"].policy.beta == 0.1
+    assert arms["sso"].policy.beta == 0.7 and arms["pbaa"].policy.beta == 1.0
     assert arms["sso"].policy.learning_rates == arms["pbaa"].policy.learning_rates
 
 
@@ -90,6 +98,11 @@ def test_defaults_are_the_papers():
             "arms.sso.generator.objectives: an experiment's own objectives stand at its top, in `objectives`",
         ),
         ({"arms": {"sso": {"policy": {"beta": -1}}}}, r"`arms.sso.policy.beta`: input should be greater than 0"),
+        (
+            {"evaluation": {"judges": {"steering": {"kind": "openai", "model": "m"}}}},
+            "steering is measured by the oracle",
+        ),
+        ({"world": {"queries": "zip"}}, r"`world.queries`: .*did you mean `zipf`"),
         ({"data": {"queries": "q.jsonl"}}, "either `world` .* or `data.queries`"),
         ({"experiment": "../up"}, "`experiment`"),
     ],

@@ -72,7 +72,7 @@ def test_answer_then_judge_then_judge_again(model, data, tmp_path):
     for out in ("judged", "again"):
         call("judge", "--answers", tmp_path / "answers", *shared, "--world", world, "--out", tmp_path / out)
     scores = json.loads((tmp_path / "judged/scores.json").read_text())
-    assert set(scores) == {"alpaca_eval2_wr", "length", "oracle_score", "mt_bench", "gsm8k", "mmlu"}
+    assert set(scores) == {"alpaca_eval2_wr", "length", "quality", "mt_bench", "gsm8k", "mmlu"}
     assert scores["alpaca_eval2_wr"]["n"] == 4 and scores["mt_bench"]["n"] == 2 and scores["mmlu"]["n"] == 2
     assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in scores.values())
     for name in ("scores.json", "pairwise.jsonl", "mt_bench.jsonl"):

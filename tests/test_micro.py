@@ -1,6 +1,7 @@
 """The micro-world: the oracle on hand-made cases, the writer against the oracle, the tokenizer on any text."""
 
 from collections import Counter
+from hashlib import sha256
 from random import Random
 
 import pytest
@@ -124,6 +125,29 @@ def test_every_attribute_value_is_equally_frequent():
         counts = Counter(row[attribute] for row in FACTS.values())
         assert set(counts) <= set(values) and max(counts.values()) - min(counts.values()) <= 1
     assert all(FACTS[row["friend"]] is not row for row in FACTS.values())
+
+
+def test_uniform_queries_are_the_world_as_it_was_before_it_had_laws(tmp_path):
+    data.write_all(WORLD.model_copy(update={"queries": "uniform"}), tmp_path, 3)
+    found = sha256()
+    for file in sorted(tmp_path.glob("*.jsonl")):
+        if file.name != "steering.jsonl":  # which is new
+            found.update(file.name.encode() + file.read_bytes())
+    assert found.hexdigest() == "8a334049aca0733fad6433e9fdf45974809c634500fdea5894c73c54077799c9"
+
+
+def test_queries_name_entities_by_the_law_of_the_sft_corpus():
+    """Not quite: no prompt stands twice, so what common names can be asked is used up."""
+    share = {}
+    for law in ("zipf", "uniform"):
+        world = World(queries=law)
+        writer, common = Writer(world), {*list(facts(world))[:30]}
+        named = [
+            word.strip(".?") for q in data.queries(writer, "eval", 1200, set()) for word in q.prompt[0].content.split()
+        ]
+        named = [word for word in named if word in writer.facts]
+        share[law] = sum(word in common for word in named) / len(named)
+    assert 0.5 < share["zipf"] < 0.65 and 0.05 < share["uniform"] < 0.15
 
 
 def test_data_is_the_same_bytes_twice_and_sets_share_no_prompt(tmp_path):

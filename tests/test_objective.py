@@ -43,6 +43,8 @@ def by_hand(values: dict, context: str, winner: str, loser: str, kind: str, beta
         return -p / n + beta * softplus(math.log(odds[1]) - math.log(odds[0]))
     if kind == "simpo":
         return softplus(extra - beta * (p / n - q / m))
+    if kind == "sft":
+        return -p / n
     h = (p - r) - (q - s)
     if kind == "hinge":
         return max(0.0, 1 - beta * h)

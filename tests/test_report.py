@@ -108,7 +108,7 @@ def _judged(folder: Path, answers: Path, arm: str, t: int, at: dict) -> None:
             "alpaca_eval2_lc": {"value": 100 * wins / ITEMS - 1, "stderr": 8.0, "n": ITEMS},
             "mt_bench": {"value": 6.5, "stderr": 0.0, "n": 6, "turn_1": 6.0, "turn_2": 7.0},
             "length": {"value": float(np.mean([row["length"] for row in rows]))},
-            "oracle_score": {"value": 0.5 + 0.01 * t},
+            "quality": {"value": 50 + t},
             **{name: {"value": 50.0, "stderr": 11.2, "n": 20} for name in TASKS},
             "judge": {"name": "oracle"},
         },

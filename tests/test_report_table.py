@@ -46,7 +46,10 @@ def test_the_terminal_shows_ours_beside_the_papers(there, capsys):
     [
         (["--experiment", "none"], "results/none/config.json: no such file"),
         ([], "give one of --experiment"),
-        (["--experiment", "micro", "--table", "9"], "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3."),
+        (
+            ["--experiment", "micro", "--table", "9"],
+            "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3, quality, steering.",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(there, capsys, given, said):

@@ -117,13 +117,24 @@ def test_judge_is_no_setting_of_the_answers():
 
 def test_later_seeds_and_iterations_take_the_first_ones_learning_rate():
     jobs = build("micro_full.yaml").by_output
-    first = jobs["results/micro_full/qwen2/s0/policy/sso_v1/it1"]
+    first = jobs["results/micro_full/qwen2/s20/policy/sso_v1/it1"]
     assert "--tune" in first.params["options"] and "rate_from" not in first.inputs
-    for path in ("s0/policy/sso_v1/it2", "s3/policy/sso_v1/it1", "s3/policy/sso_v1/it3"):
+    for path in ("s20/policy/sso_v1/it2", "s23/policy/sso_v1/it1", "s23/policy/sso_v1/it3"):
         later = jobs[f"results/micro_full/qwen2/{path}"]
         assert later.inputs["rate_from"] == first.output
         assert "--tune" not in later.params["options"] and "tune" not in later.inputs
-    assert jobs["results/micro_full/llama/s4/policy/pbaa"].inputs["rate_from"].endswith("llama/s0/policy/pbaa")
+    assert jobs["results/micro_full/llama/s24/policy/pbaa"].inputs["rate_from"].endswith("llama/s20/policy/pbaa")
+
+
+def test_a_policy_is_judged_against_the_answers_of_its_own_starting_model():
+    jobs = build("micro_full.yaml").by_output
+    for run in ("sso", "pbaa_v1/it3"):
+        job = jobs[f"results/micro_full/llama/s22/eval/{run}/judged"]
+        assert job.inputs["against"] == "results/micro_full/llama/s22/eval/base/answers" in jobs
+        assert job.params["options"][-2:] == ["--against", job.inputs["against"]]
+    assert "against" not in jobs["results/micro_full/llama/s22/eval/base/judged"].inputs
+    # One sample on both sides has the same random numbers: nothing to compare.
+    assert not any("against" in job.inputs for job in build("micro_uniform.yaml"))
 
 
 def test_each_iteration_samples_with_the_policy_before_it():

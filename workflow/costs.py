@@ -156,7 +156,9 @@ class Costs:
             engine=settings.engine, batch_size=settings.batch_size, tensor_parallel=settings.tensor_parallel
         )
         if self.experiment.world:
-            rows = 6 * self.experiment.world.benchmark_items + self.experiment.world.eval_queries
+            world = self.experiment.world
+            probes = 3 * world.benchmark_items if "steering" in settings.judged else 0
+            rows = 6 * world.benchmark_items + settings.samples * (world.eval_queries + probes)
             return self._work.decode(size, decoding, rows, 50, device.response_tokens)
         loads = [load for task in settings.tasks if (load := _load(task))]
         loads += [benchmarks.of_judges()[name].load for name in settings.judged]
@@ -172,8 +174,8 @@ class Costs:
     def _judge(self, job: Job) -> Cost:
         settings, total = _as(Evaluation, job), Cost()
         for name in settings.judged:
-            asked = benchmarks.of_judges()[name].judging
-            part = self._ask(settings.judge_of(name), asked.requests, asked.read, asked.said)
+            asked, samples = benchmarks.of_judges()[name].judging, settings.samples if name == "alpaca_eval" else 1
+            part = self._ask(settings.judge_of(name), samples * asked.requests, asked.read, asked.said)
             total.requests, total.money = total.requests + part.requests, total.money + part.money
             total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours
             total.tokens, total.memory_gb = total.tokens + part.tokens, max(total.memory_gb, part.memory_gb)

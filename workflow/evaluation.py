@@ -39,18 +39,38 @@ def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) 
     )
 
 
+def start(make: Stages, name: str) -> str | None:
+    """The folder of the starting model's answers that an arm's are compared with, in the micro-world.
+
+    Where both draw one sample a query there is nothing to compare: they would share their random numbers.
+    """
+    base = next((key for key, arm in make.arms.items() if arm.policy is None), None)
+    if make.world is None or base in (None, name):
+        return None
+    ours, theirs = (make.experiment.evaluation_of(make.name, key) for key in (name, base))
+    own = [set(settings.judged) for settings in (ours, theirs)]
+    oracle = any(ours.judge_of(benchmark).kind == "oracle" for benchmark in ours.judged)
+    several = max(ours.samples, theirs.samples) > 1
+    return make.draft.paths.path("answer", **make.at, run=base) if oracle and several and own[0] <= own[1] else None
+
+
 def judge(make: Stages, answers: Job) -> Job:
     """The judgement of a model's open answers."""
     settings = make.experiment.evaluation_of(make.name, str(answers.arm))
+    against = start(make, str(answers.arm))
     fixed = [file for name in settings.judged for file in benchmarks.of_judges()[name].reads]
     return make.add(
         "judge",
-        {"answers": answers.output, "data": [make.data[name] for name in fixed if name in make.data]},
+        {
+            "answers": answers.output,
+            "against": against,
+            "data": [make.data[name] for name in fixed if name in make.data],
+        },
         at={"run": answers.wildcards["run"]},
         params={
             "folder": make.draft.data_folder,
             "settings": text(settings, "judge", "judges", "judged"),
-            "options": make.oracle,
+            "options": [*make.oracle, *(["--against", against] if against else [])],
         },
         settings=settings,
         arm=answers.arm,

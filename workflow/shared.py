@@ -78,7 +78,17 @@ class Draft:
             names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
             files = {name: f"{folder}/{name}.jsonl" for name in names}
             return files | {name: f"{folder}/{file_name(name)}" for name in self.judged_files}
-        names = ["sft", *queries, "tune", "tune_reference", "eval", "reference", "mt_bench", *benchmarks.micro()]
+        names = [
+            "sft",
+            *queries,
+            "tune",
+            "tune_reference",
+            "eval",
+            "reference",
+            "mt_bench",
+            "steering",
+            *benchmarks.micro(),
+        ]
         files = {name: f"{folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{folder}/world.json"}
 

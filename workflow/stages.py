@@ -155,7 +155,11 @@ class Stages:
     def pairs(self, name: str, triples: Job, scoring: Training) -> Job:
         """Pairs made of the starting model's own triples, and their scores under it."""
         kind = self.arms[name].data
-        params = {"kind": kind, "options": self.oracle if kind == "annotated" else [], "model": self.start.path}
+        params = {
+            "kind": kind,
+            "options": self.oracle if kind in ("annotated", "relabelled", "flawless") else [],
+            "model": self.start.path,
+        }
         return self._pairs("pairs", self.start.input(), {"triples": triples.output}, {"arm": name}, params, scoring)
 
     def _pairs(

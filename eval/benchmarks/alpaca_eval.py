@@ -1,6 +1,8 @@
 """AlpacaEval 2 and its look-alike: a model's answers against fixed reference answers.
 
-The raw win rate is the mean preference; the length-controlled one is eval/length_controlled.py's.
+The raw win rate is the mean preference; the length-controlled one is eval/length_controlled.py's. A prompt may have
+several samples (`Evaluation.samples`), whose mean is its score. In the micro-world the same answers are also compared
+with the SFT model's own, and the oracle's quality of them stands beside the win rates.
 """
 
 import json
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """A line of pairwise.jsonl: id, preference (1: ours wins; None: unread), score, reference_score, length and
-reference_length in characters; one a prompt, in order. Statistics of lengths need no id and no scores."""
+reference_length in characters; one a prompt, in order, with the means of its samples. `sft_preference`: that over the
+SFT model's own samples, where these were given. Statistics of lengths need no id and no scores."""
 
 
 def answer(
@@ -33,25 +36,42 @@ def answer(
     model: str,
     purpose: str = "answer",
 ) -> list[Answer]:
-    """One sampled answer a query; ``purpose`` tells its seed from those of other draws.
+    """`settings.samples` answers a query, a draw of all queries after the other; ``purpose`` tells seeds apart.
 
     A prompt that the model can't be asked has an empty answer, and is named. Raises InputError where all are such.
     """
     from sso.sampling.engine import name_missing, seed_of
 
-    with naming([query.id for query in queries], "query"):
+    asked = [(query, draw) for draw in range(settings.samples) for query in queries]
+    with naming([query.id for query, _ in asked], "query"):
         generations = engine.generate(
-            [query.prompt for query in queries],
-            seeds=[seed_of(seed, query.id, purpose) for query in queries],
+            [query.prompt for query, _ in asked],
+            seeds=[seed_of(seed, query.id, f"{purpose}/{draw}" if draw else purpose) for query, draw in asked],
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_new_tokens=settings.max_new_tokens,
         )
-    name_missing([query.id for query in queries], generations, "answers")
+    name_missing([query.id for query, _ in asked], generations, "answers")
     return [
-        Answer(id=query.id, prompt=query.prompt, output=generation.text, model=model, missing=generation.missing)
-        for query, generation in zip(queries, generations, strict=True)
+        Answer(
+            id=f"{query.id}/{draw}" if draw else query.id,
+            prompt=query.prompt,
+            output=generation.text,
+            model=model,
+            draw=draw,
+            missing=generation.missing,
+        )
+        for (query, draw), generation in zip(asked, generations, strict=True)
     ]
+
+
+def by_draw(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Answers draw by draw, each with its prompt's own id."""
+    draws: dict[int, list[Answer]] = {}
+    for answer in answers:
+        own = answer.model_copy(update={"id": answer.id.removesuffix(f"/{answer.draw}")}) if answer.draw else answer
+        draws.setdefault(answer.draw, []).append(own)
+    return [draws[draw] for draw in sorted(draws)]
 
 
 def aligned(answers: Sequence[Answer], references: Sequence[Answer], what: str = "answers") -> list[Answer]:
@@ -91,6 +111,44 @@ def pairwise(judge: Judge, answers: list[Answer], references: list[Answer], draw
             ours, references, preferred, scores[: len(items)], scores[len(items) :], strict=True
         )
     ]
+
+
+def averaged(draws: Sequence[list[Row]]) -> list[Row]:
+    """One row a prompt out of one a draw, with the means of what is known."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return round(sum(known) / len(known), 6) if known else None
+
+    if len(draws) == 1:
+        return draws[0]
+    numbers = [key for key in draws[0][0] if key != "id"]
+    return [
+        {"id": rows[0]["id"], **{key: mean([row[key] for row in rows]) for key in numbers}}
+        for rows in zip(*draws, strict=True)
+    ]
+
+
+def against_start(
+    judge: OracleJudge, ours: Sequence[Sequence[Answer]], start: Sequence[Sequence[Answer]], prompts: Sequence[Answer]
+) -> list[float]:
+    """The mean preference of a model's answers over the SFT model's own to each of ``prompts``, by draw and draw.
+
+    A draw of ours is compared with those of other numbers only: equal numbers share their random numbers, and a policy
+    close to the SFT model would then mostly repeat it. Raises InputError where no such two are there.
+    """
+    scored = [
+        [judge.scores([(a.prompt, a.output) for a in aligned(draw, prompts, what)]) for draw in draws]
+        for what, draws in (("answers", ours), ("the SFT model's answers", start))
+    ]
+    games = [(a, b) for i, a in enumerate(scored[0]) for j, b in enumerate(scored[1]) if i != j]
+    if not games:
+        raise InputError(
+            "--against: one sample a prompt on both sides, drawn with the same random numbers, can't be compared; "
+            "give the SFT model's arm `evaluation: {samples: 2}`."
+        )
+    wins = [[preference(x, y) for x, y in zip(a, b, strict=True)] for a, b in games]
+    return [round(sum(each) / len(each), 6) for each in zip(*wins, strict=True)]
 
 
 def win_rate(rows: Sequence[Row]) -> dict[str, Any]:
@@ -139,18 +197,22 @@ def read_queries(data: Path) -> tuple[Path, list[Query]]:
 
 
 def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
-    """Win rate, lengths and, where the oracle judges, its score."""
+    """Win rate, lengths and, where the oracle judges, its quality and the win rate against the SFT model."""
     compare, rate = _comparison(settings)
-    ours, theirs = list(answers), read_references(files["reference"])
-    rows = compare(by, ours, theirs)
+    draws, theirs = by_draw(answers), read_references(files["reference"])
+    rows = averaged([compare(by, draw, theirs) for draw in draws])
     scores = {"alpaca_eval2_wr": rate(rows), "length": mean_and_error([row["length"] for row in rows])}
     if rows[0]["score"] is not None:
-        scores["oracle_score"] = mean_and_error([row["score"] for row in rows])
+        scores["quality"] = mean_and_error([row["score"] for row in rows], 100)
+    if isinstance(by, OracleJudge) and "against" in files:
+        wins = against_start(by, draws, by_draw(read(files["against"], Answer)), theirs)
+        rows = [{**row, "sft_preference": win} for row, win in zip(rows, wins, strict=True)]
+        scores["sft_wr"] = mean_and_error(wins, 100)
     return Verdicts(
         rows,
         scores,
         items=theirs,
-        again=lambda some, draw: preferences(compare(by, ours, some, draw=draw)),
+        again=lambda some, draw: preferences(compare(by, draws[0], some, draw=draw)),
         metric="alpaca_eval2_wr",
     )
 
@@ -171,7 +233,8 @@ def preferences(rows: list[Row]) -> list[float]:
 
 def items(rows: Rows) -> dict[str, Items]:
     """Scores of prompts by metric, from the rows of pairwise.jsonl."""
-    columns = {"alpaca_eval2_wr": ("preference", 100), "length": ("length", 1), "oracle_score": ("score", 1)}
+    columns = {"alpaca_eval2_wr": ("preference", 100), "sft_wr": ("sft_preference", 100)}
+    columns |= {"length": ("length", 1), "quality": ("score", 100)}
     return {
         metric: {row["id"]: scale * row[column] for row in rows if row.get(column) is not None}
         for metric, (column, scale) in columns.items()
@@ -184,7 +247,8 @@ ALPACA_EVAL = Judged(
         "alpaca_eval2_lc": Column("AlpacaEval 2 LC", fits=True),
         "alpaca_eval2_wr": Column("AlpacaEval 2 WR"),
         "length": Column("length", 0, "characters"),
-        "oracle_score": Column("oracle score", 3, "0-1", needs="oracle"),
+        "quality": Column("quality by the oracle", 1, "0-100", needs="oracle"),
+        "sft_wr": Column("win rate against SFT's samples", needs="oracle"),
     },
     prompts=("eval", "reference"),
     files={"reference": "reference.json"},

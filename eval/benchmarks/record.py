@@ -138,7 +138,8 @@ class Judged:
     inputs: Callable[[Path], dict[str, Path]]
     """Data folder -> the files that judging needs; one that is not there is told."""
     judge: "Callable[[Judge, JudgeSettings, list[Answer], Mapping[str, Path]], Verdicts]"
-    """Judge, its settings, answers and ``inputs`` -> verdicts."""
+    """Judge, its settings, answers and ``inputs`` (with `against`, the SFT model's answers, where they are given) ->
+    verdicts."""
     judged: str
     """The verdicts' file, without suffix."""
     load: Load

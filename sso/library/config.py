@@ -63,7 +63,7 @@ class SSOConfig(TrainingArguments):
     """
 
     objective: str = field(default="sso_v2", metadata={"help": "A row of config/objectives.yaml."})
-    base_loss: str = _as_training("base_loss", "dpo, ipo, hinge, orpo or simpo.")
+    base_loss: str = _as_training("base_loss", "dpo, ipo, hinge, orpo, simpo or sft.")
     beta: float = _as_training("beta", "Strength of the base loss.")
     gamma: float = _as_training("gamma", "Weight of the SFT terms of v2.")
     lambda_minus: float = _as_training("lambda_minus", "Weight of L- beside L+.")

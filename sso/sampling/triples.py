@@ -173,27 +173,46 @@ def distinct(triples: list[Triple], responses: list[str]) -> tuple[list[Triple],
 
 
 def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> list[Pair]:
-    """Pairs of a kind: y+ over y- (good_bad), y+ over yo (good_original), or the better of two unprompted draws
-    by the oracle (annotated). A pair of equal texts says nothing and is left out."""
-    if kind == "annotated":
-        return _annotated(triples, world)
+    """Pairs of a kind: y+ over y- (good_bad), y+ over yo (good_original), the better by the oracle of two unprompted
+    draws (annotated) or of y+ and y- (relabelled), or a faultless answer of the world's own over yo (flawless). A pair
+    of equal texts says nothing and is left out."""
+    if kind in ("annotated", "relabelled"):
+        return _labelled(triples, kind, world)
+    if kind == "flawless":
+        return _flawless(triples, world)
     other: Cut = "rejected" if kind == "good_bad" else "original"
     return [_pair(triple, "chosen", other, kind) for triple in triples if triple.chosen != getattr(triple, other)]
 
 
-def _annotated(triples: list[Triple], world: World | None) -> list[Pair]:
+def _labelled(triples: list[Triple], kind: str, world: World | None) -> list[Pair]:
     from sso.worlds.micro.oracle import Oracle
 
     if world is None:
-        raise InputError("annotated pairs need --world: only the micro-world's oracle annotates.")
+        raise InputError(f"{kind} pairs need --world: only the micro-world's oracle annotates.")
     oracle, rows = Oracle(world), []
+    sides: tuple[Cut, Cut] = ("original", "second") if kind == "annotated" else ("chosen", "rejected")
     for triple in triples:
-        if triple.second is None:
+        if kind == "annotated" and triple.second is None:
             raise InputError(f"triple {triple.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
-        first, second = (oracle.score(triple.prompt, text).total for text in (triple.original, triple.second))
+        first, second = (oracle.score(triple.prompt, getattr(triple, side)).total for side in sides)
         if first != second:
-            sides: tuple[Cut, Cut] = ("original", "second") if first > second else ("second", "original")
-            rows.append(_pair(triple, *sides, "annotated"))
+            rows.append(_pair(triple, *(sides if first > second else sides[::-1]), kind))
+    return rows
+
+
+def _flawless(triples: list[Triple], world: World | None) -> list[Pair]:
+    from random import Random
+
+    from sso.worlds.micro.world import Writer
+
+    if world is None:
+        raise InputError("flawless pairs need --world: only the micro-world knows a faultless answer.")
+    writer, rows = Writer(world), []
+    for triple in triples:
+        best = writer.plan(writer.oracle.read(triple.prompt), Random(f"flawless/{triple.id}")).text()
+        if best != triple.original:
+            cut: list[Cut] = [name for name in triple.cut if name != "chosen"]
+            rows.append(_pair(triple.model_copy(update={"chosen": best, "cut": cut}), "chosen", "original", "flawless"))
     return rows
 
 

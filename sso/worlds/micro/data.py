@@ -11,6 +11,7 @@ from typing import Any
 
 from sso.records import Answer, Message, Pair, Query, write, write_text
 from sso.worlds.micro import lexicon as lex
+from sso.worlds.micro import principles
 from sso.worlds.micro.oracle import Fact
 from sso.worlds.micro.world import FAMILIES, Writer, listed
 from sso.worlds.settings import World
@@ -60,13 +61,13 @@ def sft(writer: Writer, count: int) -> Iterator[dict[str, Any]]:
     random = Random(f"sft/{writer.world.seed}")
     for i in range(count):
         if random.random() < 0.1:
-            first = writer.prompt(random, random.choice(["arithmetic", "fact"]), zipf=True)
+            first = writer.prompt(random, random.choice(["arithmetic", "fact"]), law="zipf")
             second = follow_up(writer, first, random)
             dialogue = [*user(first), Message(role="assistant", content=writer.respond(user(first), random))]
             dialogue += user(second)
             dialogue.append(Message(role="assistant", content=writer.respond(dialogue, random)))
         else:
-            dialogue = user(writer.prompt(random, zipf=True))
+            dialogue = user(writer.prompt(random, law="zipf"))
             good = random.choice([None, None, True, False])
             named: list[str] = []
             if good is not None:
@@ -210,6 +211,8 @@ def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
     sets["reference"] = reference(writer, sets["eval"])
     sets["tune_reference"] = reference(writer, sets["tune"])
     sets |= benchmarks(writer, world.benchmark_items, taken)
+    # In a file of their own, so that arms' principles and the probe's don't depend on each other.
+    sets["steering"] = principles.write(world, sets["eval"][: world.benchmark_items], "v2", world.seed)
     sets["annotated"] = annotated(writer, world.annotated_pairs, taken)
     sets["sft"] = list(sft(writer, world.sft_examples))
     for name, rows in sets.items():

@@ -14,7 +14,7 @@ from random import Random
 from sso.records import Message
 from sso.worlds.micro import lexicon as lex
 from sso.worlds.micro.oracle import Fact, Marker, Oracle, Root, SetUp, Slot, Sum, Task
-from sso.worlds.settings import World
+from sso.worlds.settings import Law, World
 
 # How often an answer without a principle shows each near flaw.
 BASE_RATES = {
@@ -86,9 +86,9 @@ class Writer:
 
     # Prompts
 
-    def name(self, random: Random, zipf: bool = False) -> str:
-        """An entity: uniform, or by a Zipf(1) law as the SFT corpus exposes them."""
-        if not zipf:
+    def name(self, random: Random, law: Law | None = None) -> str:
+        """An entity by a law; None: the law of the world's queries."""
+        if (law or self.world.queries) == "uniform":
             return random.choice(self.names)
         # Inverse of the continuous Zipf(1) law on [1, n + 1).
         return self.names[int((len(self.names) + 1) ** random.random()) - 1]
@@ -97,10 +97,10 @@ class Writer:
         others = random.sample([v for v in lex.ATTRIBUTES[attribute] if v != value], count - 1)
         return random.sample([value, *others], count)
 
-    def prompt(self, random: Random, family: str | None = None, zipf: bool = False) -> str:
+    def prompt(self, random: Random, family: str | None = None, law: Law | None = None) -> str:
         """One user turn, with a risk in three of ten."""
         family = family or random.choices(list(FAMILIES), list(FAMILIES.values()))[0]
-        name, attribute = self.name(random, zipf), random.choice(list(lex.ATTRIBUTES))
+        name, attribute = self.name(random, law), random.choice(list(lex.ATTRIBUTES))
         if family == "arithmetic":
             a, b, c = random.randint(2, 9), random.randint(2, 5), random.randint(1, 3)
             item = random.choice(lex.ITEMS)

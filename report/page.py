@@ -6,7 +6,6 @@ but the page's own. Knows what was measured and drawn; computes no figure.
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from report import claims, render, samples
 from report.figures import CHARTS
 from report.measured import POOLED, Estimate, Measured
+from report.svg import inline
 from report.tables import Row, Table, header
 from sso.errors import without_passwords
 
@@ -200,14 +200,6 @@ def _comparisons(measured: Measured, found: Sequence[claims.ArmDifference]) -> l
     ]
 
 
-def inline(svg: str, name: str) -> Markup:
-    """A chart's SVG for a page that holds several: own ids, no prologue, no metadata, a name for who can't see it."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    label = Markup.escape(CHARTS[name].title)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
-
-
 def html(
     measured: Measured,
     made: dict[str, Table],
@@ -240,7 +232,7 @@ def html(
         claims=_claims(claimed),
         verdicts=claims.VERDICTS,
         headline=_headline(measured),
-        charts=[(name, CHARTS[name].title, inline(svg, name)) for name, svg in figures.items()],
+        charts=[(name, CHARTS[name].title, inline(svg, name, CHARTS[name].title)) for name, svg in figures.items()],
         tables=[_table(measured, table) for table in made.values() if table.applies],
         left_out=[table.spec["title"] for table in made.values() if not table.applies],
         comparisons=_comparisons(measured, compared),

@@ -31,6 +31,8 @@ def settings() -> Iterator[None]:
             "font.size": 9,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "xtick.major.size": 0,
+            "ytick.major.size": 0,
         }
     ):
         yield

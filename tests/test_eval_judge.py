@@ -140,6 +140,9 @@ def test_data_quality_by_hand(judge, tmp_path):
     assert quality["mean_probability"]["value"] == pytest.approx(np.exp([*averages["y+"], *averages["y-"]]).mean())
     assert quality["length_chosen"]["value"] == 2
     assert quality["unscored_pairs"] == 0
+    # Without a judge all is the same but what the judge says.
+    alone, rows = data_quality.measure(None, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
+    assert rows == [] and alone == {k: v for k, v in quality.items() if k != "accuracy"} | {"judge": None}
     # What was too long to be scored is counted, and judged all the same.
     reference_file(tmp_path / "r.safetensors", ["a", "b"], logp[:2], tokens[:2])
     fewer, rows = data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")

@@ -87,7 +87,7 @@ def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, 
 def items(cells: Iterable[Cell]) -> str:
     """How many items a seed the figures of a column are of: `n 200`, or `n 716 to 765`."""
     known = sorted({cell.n for cell in cells if cell.n})
-    return f"n {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
+    return f"n {known[0]:,}" + (f" to {known[-1]:,}" if len(known) > 1 else "") if known else ""
 
 
 def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric: str) -> list[tuple[str, str]]:
@@ -114,7 +114,7 @@ def _column(measured: Measured, rows: Sequence[Row], metric: str) -> list[Cell]:
         cell = figure(row.cells[metric], digits, where, text)
         pairs = row.cells.get("nll_chosen") if metric == "equal_pairs" else None
         if pairs and pairs.n and cell.value is not None:
-            cell = replace(cell, interval=f"{100 * cell.value / (pairs.n + cell.value):.1f}% of pairs")
+            cell = replace(cell, test="", interval=f"{100 * cell.value / (pairs.n + cell.value):.1f}% of pairs")
         cells.append(cell)
     return _best(cells, measured.content["better"].get(metric, "larger"))
 
@@ -277,8 +277,11 @@ def html(
         trails=trails,
         uri=uri,
         verdicts=claims.VERDICTS,
-        tables=[_table(measured, table) for table in made.values() if table.applies],
-        left_out=[table.spec["title"] for table in made.values() if not table.applies],
+        tables=[_table(measured, table) for table in made.values() if any(table.rows.values())],
+        left_out={
+            "no arms or backbones for them here": [t.spec["title"] for t in made.values() if not t.applies],
+            "no results yet": [t.spec["title"] for t in made.values() if t.applies and not any(t.rows.values())],
+        },
         **{name: value for name, value in about.items() if name not in ("read", "arms", "assumed")},
         legend=render.LEGEND,
         read=read,

@@ -53,7 +53,7 @@ class Sample:
         for text in self.texts:
             found.setdefault((text.text, text.principle), []).append(text)
         return [
-            Text(", ".join(text.label for text in own), said, "; ".join(dict.fromkeys(filter(None, notes))), principle)
+            Text(" · ".join(text.label for text in own), said, "; ".join(dict.fromkeys(filter(None, notes))), principle)
             for (said, principle), own in found.items()
             for notes in [[text.note for text in own]]
         ]

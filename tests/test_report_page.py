@@ -337,7 +337,7 @@ def test_health_is_not_clean_where_nobody_counted():
 def test_equal_texts_stand_once_and_say_whose_they_are():
     said = [samples.Text("a", "same", "n1"), samples.Text("b", "same", "n2"), samples.Text("c", "other", "n1")]
     sample = samples.Sample("q", "p", said)
-    assert [(t.label, t.text, t.note) for t in sample.merged()] == [("a, b", "same", "n1; n2"), ("c", "other", "n1")]
+    assert [(t.label, t.text, t.note) for t in sample.merged()] == [("a · b", "same", "n1; n2"), ("c", "other", "n1")]
     assert sample.differs == "text verdict"
     assert samples.Sample("q", "p", [said[0], samples.Text(samples.REFERENCE, "far")]).differs == ""
 

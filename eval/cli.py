@@ -116,6 +116,8 @@ def _judge(args: argparse.Namespace) -> None:
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
+        told = [judge.notes()["unreadable"] for judge in judges.values() if "unreadable" in judge.notes()]
+        run.summary.update({"unreadable": sum(told)} if told else {})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
         for judge in judges.values():
             if judge.notes():
@@ -202,17 +204,19 @@ def _data_quality(args: argparse.Namespace) -> None:
     count = args.sample or settings.pairs
     with tracking.run(args.out, "data_quality", settings, inputs, args.seed if count else None) as run:
         cache = args.cache or args.out.with_name("judge_replies.db")
-        judge = make_judge(settings, world, cache, lambda: progress("judged"))
+        judge = None if args.unjudged else make_judge(settings, world, cache, lambda: progress("judged"))
         quality, rows = data_quality.measure(judge, args.pairs, args.reference, count, args.seed)
-        write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
+        if judge:
+            write(args.out.with_name(f"{args.out.stem}_pairs.jsonl"), rows)
         _write_json(args.out, quality)
         known = {n: e["value"] for n, e in quality.items() if isinstance(e, dict)}
         run.summary.update({name: value for name, value in known.items() if value is not None})
-        run.summary.update({name: quality[name] for name in ("equal_pairs", "unscored_pairs", "left_out_pairs")})
+        counts = ("equal_pairs", "unscored_pairs", "left_out_pairs", "unreadable")
+        run.summary.update({name: quality[name] for name in counts if name in quality})
         if quality["unscored_pairs"]:
             print(f"warning: {quality['unscored_pairs']} pairs have no reference scores: too long.", file=sys.stderr)
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
-        if judge.notes():
+        if judge and judge.notes():
             print(_counts("judge", judge.notes()))
 
 
@@ -280,6 +284,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
     pairs.add_argument("--seed", type=int, default=0)
+    pairs.add_argument("--unjudged", action="store_true", help="ask no judge: all but the accuracy needs none")
     pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
     pairs.set_defaults(func=_data_quality)
 

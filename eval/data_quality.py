@@ -80,15 +80,18 @@ def _averages(path: Path, pairs: list[Pair]) -> dict[str, np.ndarray]:
 
 
 def measure(
-    judge: Judge, pairs_path: Path, reference: Path, count: int | None = None, seed: int = 0
+    judge: Judge | None, pairs_path: Path, reference: Path, count: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged."""
+    """The whole of data_quality.json, and the rows of `judged` for paired tests; ``count`` pairs are judged.
+
+    Without a judge there are no such rows, and no accuracy.
+    """
     pairs, left_out = read(pairs_path)
     average = _averages(reference, pairs)  # before the judge, who may want money
-    rows = judged(judge, sample(pairs, count, seed))
+    rows = judged(judge, sample(pairs, count, seed)) if judge else []
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
     quality = {
-        "accuracy": accuracy(rows),
+        **({"accuracy": accuracy(rows)} if judge else {}),
         "mean_probability": mean_and_error(np.exp(np.stack([*average.values()])).mean(0).tolist()),
         "nll_chosen": mean_and_error((-average["y+"]).tolist()),
         "nll_rejected": mean_and_error((-average["y-"]).tolist()),
@@ -101,7 +104,8 @@ def measure(
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
     if bad:
         raise InputError(f"{reference}: {bad[0]} is not a number; the model that scored these pairs is broken.")
-    return quality | {"left_out_pairs": sum(left_out.values()), "judge": judge.name} | judge.notes(), rows
+    said = {"judge": judge.name} | judge.notes() if judge else {"judge": None}
+    return quality | {"left_out_pairs": sum(left_out.values())} | said, rows
 
 
 def _finite(value: float | None) -> bool:

@@ -18,7 +18,7 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
     results.csv, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
     provenance.json, report.md and report.html only.
     """
-    from report import claims, figures, page, render, samples, tables
+    from report import claims, figures, page, render, samples, tables, trail
     from report.collect import collect
     from report.measured import Measured
 
@@ -32,7 +32,7 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
         pages = {}
         claimed = claims.claims(measured)
         pages["claims"] = claims.claims_markdown(measured, claimed)
-        records.write_text(folder / "tables/claims.csv", render.to_csv([claims.ClaimRow._fields, *claimed]))
+        records.write_text(folder / "tables/claims.csv", claims.claims_csv(claimed))
         made = {name: tables.table(measured, name) for name in measured.content["tables"]}
         for name, table in made.items():
             pages[name] = render.markdown(measured, table)
@@ -50,7 +50,8 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
         records.write_text(folder / "report.md", _page(experiment, shown, drawn, provenance))
         charts = {name: (folder / f"figures/{name}.svg").read_text(encoding="utf-8") for name in drawn}
         read = samples.collect(jobs, results)
-        html = page.html(measured, made, claimed, found, charts, read, provenance)
+        trails = trail.trail(jobs, results)
+        html = page.html(measured, made, claimed, found, charts, read, provenance, trails)
         records.write_text(folder / "report.html", html)
         shutil.rmtree(out, ignore_errors=True)
         folder.replace(out)

@@ -6,7 +6,7 @@ interval of its difference lies on.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from report.measured import Estimate, Measured
 from report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
@@ -23,7 +23,14 @@ VERDICTS = (
 )
 
 
-class ClaimRow(NamedTuple):
+Side = tuple[str, int]
+"""An arm and its iteration."""
+COLUMNS = ("claim", "backbone", "verdict", "difference", "test")
+"""What claims.csv holds of a claim."""
+
+
+@dataclass(frozen=True)
+class ClaimRow:
     """What comes of one claim on one backbone, or on all; None: on none, since nothing could be tested."""
 
     claim: str
@@ -33,6 +40,12 @@ class ClaimRow(NamedTuple):
     """The measured difference with its interval, in words."""
     test: str
     """How the interval was made."""
+    spec: dict[str, Any]
+    """The claim's entry in tables.yaml."""
+    metric: str
+    sides: tuple[Side, Side] | None = None
+    effect: Estimate | None = None
+    """The measured difference of the sides."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,11 @@ class ArmDifference:
     difference: Estimate
 
 
-def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+def _sides(measured: Measured, spec: dict[str, Any]) -> Iterator[tuple[Side, Side]]:
     """The (arm, iteration) pairs that a comparison or claim names and that this experiment has."""
     version = spec.get("version", "v2")
 
-    def side(which: str) -> list[tuple[str, int]]:
+    def side(which: str) -> list[Side]:
         name = spec[which]
         arms = measured.others(version) if name == "*" else [measured.arm(name, version)]
         picked = []
@@ -79,14 +92,19 @@ def comparisons(measured: Measured) -> list[ArmDifference]:
     return found
 
 
-def comparisons_markdown(measured: Measured, found: Sequence[ArmDifference]) -> str:
-    """All differences as one table, a column a backbone."""
-    metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
+def grouped(found: Sequence[ArmDifference]) -> dict[tuple[str, str, str], dict[str, Estimate]]:
+    """Differences by (a, b, metric), then by backbone: a row each."""
     rows: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for row in found:
         rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = row.difference
+    return rows
+
+
+def comparisons_markdown(measured: Measured, found: Sequence[ArmDifference]) -> str:
+    """All differences as one table, a column a backbone."""
+    metrics, seeds = measured.content["metrics"], len(measured.experiment.seeds)
     lines = [["a - b", "metric", *measured.scopes, "n", "interval"]]
-    for (a, b, metric), by in rows.items():
+    for (a, b, metric), by in grouped(found).items():
         name, digits = heading(measured, metric, by.values()), metrics[metric]["digits"] + 1
         one = next(iter(by.values()))
         cells = [cell(by.get(scope), digits, seeds) for scope in measured.scopes]
@@ -150,7 +168,8 @@ def claims(measured: Measured) -> list[ClaimRow]:
         sides, name = next(_sides(measured, spec), None), measured.measure(spec["metric"])
         metric = measured.content["metrics"][name]
         if sides and not measured.testable(name):
-            rows.append(ClaimRow(spec["claim"], None, "untestable here: needs the oracle", metric["label"], ""))
+            why = "untestable here: needs the oracle"
+            rows.append(ClaimRow(spec["claim"], None, why, metric["label"], "", spec, name))
             continue
         tested = False
         for scope in measured.scopes:
@@ -165,11 +184,16 @@ def claims(measured: Measured) -> list[ClaimRow]:
                 text += cell(difference, metric["digits"] + 1, difference.seeds)
                 text += f"; smallest effect of interest {spec['smallest']['value']} {unit}"
                 text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
-                rows.append(ClaimRow(spec["claim"], scope, said, text, difference.test))
+                rows.append(ClaimRow(spec["claim"], scope, said, text, difference.test, spec, name, sides, difference))
         if not tested:
             lacks = "the experiment lacks one of the arms, or its results"
-            rows.append(ClaimRow(spec["claim"], None, "not tested", lacks, ""))
+            rows.append(ClaimRow(spec["claim"], None, "not tested", lacks, "", spec, name))
     return rows
+
+
+def claims_csv(rows: Sequence[ClaimRow]) -> str:
+    """The claims, a row for each backbone."""
+    return to_csv([COLUMNS, *([getattr(row, column) for column in COLUMNS] for row in rows)])
 
 
 def claims_markdown(measured: Measured, rows: Sequence[ClaimRow]) -> str:

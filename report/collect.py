@@ -57,8 +57,9 @@ class Collected:
     """Arm -> its iterations, [0] for an arm without."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """The *.run.json files (times, versions, commit), each with its ``path``."""
-    categories: dict[Key, dict[str, float]] = field(default_factory=dict)
-    """Means by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise queries."""
+    categories: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
+    """Items' scores by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise
+    queries."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
@@ -178,23 +179,26 @@ def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
             yield metric, figure
 
 
-def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """The metric that is split by category, and its means; nothing where there are less than three."""
-    scores = folder / "scores.json"
+def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """The metric that is split by category, and its items' scores; nothing where there are less than three."""
+    scores, graded, compared = (folder / name for name in ("scores.json", "mt_bench.jsonl", "pairwise.jsonl"))
     if not scores.is_file():
         return
-    means = (read_json(scores).get("mt_bench") or {}).get("categories") or {}
-    means = {name: value for name, value in means.items() if value is not None}
-    if len(means) > 2:
-        yield "mt_bench", means
-    elif queries.is_file() and (folder / "pairwise.jsonl").is_file():
+    turns: dict[str, dict[str, list[float]]] = {}
+    known = "mt_bench" in read_json(scores) and graded.is_file()  # a reward model's grades have another scale
+    for _, row in iter_json_lines(graded) if known else ():
+        if row.get("score") is not None and row.get("family"):
+            turns.setdefault(row["family"], {}).setdefault(row["id"], []).append(row["score"])
+    if len(turns) > 2:
+        yield "mt_bench", {name: [sum(own) / len(own) for own in items.values()] for name, items in turns.items()}
+    elif queries.is_file() and compared.is_file():
         family = {str(row.get("id")): row.get("family", "") for _, row in iter_json_lines(queries)}
         scored: dict[str, list[float]] = {}
-        for _, row in iter_json_lines(folder / "pairwise.jsonl"):
+        for _, row in iter_json_lines(compared):
             if row.get("score") is not None and family.get(row["id"]):
                 scored.setdefault(family[row["id"]], []).append(100 * row["score"])
         if len(scored) > 2:
-            yield "quality", {name: sum(values) / len(values) for name, values in sorted(scored.items())}
+            yield "quality", dict(sorted(scored.items()))
 
 
 def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:

@@ -1,28 +1,30 @@
-"""Charts of how it came about: training curves from the jobs' records, and scores by category as radars.
+"""Charts of how it came about: training curves from the jobs' records, and scores by category.
 
-Of the first seed only; values stand in the *.run.json files and the scores.json files.
+Of the first seed only; values stand in the *.run.json files and in the judged folders.
 """
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from report import style
+from report.collect import Key
 from report.measured import Measured
-from report.radar import spokes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 150
-"""A curve's points at most: more can't be told apart on the page."""
+POINTS = 25
+"""A curve's points, each the mean of the steps around it: single steps are noise that hides the curves."""
 PANELS = {
     "sft": ("SFT: loss", "loss"),
     "generator": ("generator: loss", "loss"),
     "policy v2": ("v2, policy: loss", "loss"),
-    "policy v1": ("v1, iterations in a row: loss", "loss"),
-    "margin": ("policy: h of y+ over y-", "x:y+>y-/margin"),
+    "policy v1": ("v1, policy: loss,\niterations in a row", "loss"),
+    "margin": ("policy: margin\nh(y+) - h(y-)", "x:y+>y-/margin"),
 }
 MAIN = ("base", "ultrafeedback", "pbaa", "sso")
-LEVELS = {"mt_bench": (10, "MT-Bench grade"), "quality": (100, "quality")}
+LEVELS = {"mt_bench": "MT-Bench grade, 1-10", "quality": "quality by the oracle, 0-100"}
 
 
 def _curves(measured: Measured, backbone: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -44,67 +46,86 @@ def _curves(measured: Measured, backbone: str) -> dict[str, dict[str, list[tuple
     return found
 
 
+def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Means of steps in a row, (step, value) each, at most POINTS of them."""
+    width = -(-len(points) // POINTS) or 1
+    runs = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(fmean(step for step, _ in run), fmean(value for _, value in run)) for run in runs]
+
+
 def training(measured: Measured) -> "Figure | None":
-    """Losses and margins by optimizer step, a row a backbone."""
+    """Losses and margins by optimizer step, smoothed; a row a panel, a column a backbone."""
     backbones = list(measured.experiment.backbones)
     curves = {backbone: _curves(measured, backbone) for backbone in backbones}
     shown = [panel for panel in PANELS if any(curves[backbone].get(panel) for backbone in backbones)]
     if not shown:
         return None
-    size = (2.2 + 2.5 * len(shown), 0.8 + 2.3 * len(backbones))
-    figure, axes = style.panels(len(backbones), len(shown), size, sharex="col")
+    size = (2.6 + 4.2 * len(backbones), 0.6 + 2.2 * len(shown))
+    figure, axes = style.panels(len(shown), len(backbones), size, sharey="row")
     legend: dict[str, Any] = {}
-    for row, backbone in zip(axes, backbones, strict=True):
-        row[0].set_ylabel(backbone)
-        for axis, panel in zip(row, shown, strict=True):
+    for row, panel in zip(axes, shown, strict=True):
+        row[0].set_ylabel(PANELS[panel][0])
+        for axis, backbone in zip(row, backbones, strict=True):
             for arm, points in curves[backbone].get(panel, {}).items():
-                kept = points[:: -(-len(points) // POINTS) or 1]
-                if not kept:
+                if not points:
                     continue
-                look = (
-                    {"color": style.of_arm(measured, arm)["color"], "linestyle": style.line(measured, arm)}
-                    if arm
-                    else {}
-                )
-                (line,) = axis.plot(*zip(*kept, strict=True), linewidth=1, **{"color": style.COLOURS[0], **look})
+                look: dict[str, Any] = {"color": style.COLOURS[0]}
+                if arm:
+                    look = {**style.of_arm(measured, arm), "linestyle": style.line(measured, arm), "markersize": 4}
+                places = smooth(points)
+                # Markers tell arms apart; a few, or they hide the line.
+                (line,) = axis.plot(*zip(*places, strict=True), linewidth=1.2, markevery=0.2, **look)
                 if arm:
                     legend.setdefault(style.name(measured, arm), line)
             axis.grid(alpha=0.25)
-            axis.set_title(PANELS[panel][0] if backbone == backbones[0] else "", fontsize=9)
-            axis.set_xlabel("optimizer step" if backbone == backbones[-1] else "")
+            axis.set_title(backbone if panel == shown[0] else "", fontsize=9)
+            axis.set_xlabel("optimizer step" if panel == shown[-1] else "")
     if legend:
         figure.legend(list(legend.values()), list(legend), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
 def categories(measured: Measured) -> "Figure | None":
-    """A radar a backbone: the base model and the arms of the main tables, each after its last iteration."""
+    """Mean of each category with its 95% interval: the base model and the arms of the main tables, each after its last
+    iteration; a panel a backbone."""
+    from eval.statistics import mean_interval
+
     seed, known = measured.experiment.seeds[0], measured.collected.categories
     versions = dict.fromkeys(about.version for about in measured.experiment.arms.values())
     arms = list(dict.fromkeys(filter(None, (measured.arm(name, version) for version in versions for name in MAIN))))
-    radars: list[tuple[str, str, dict[str, dict[str, float]]]] = []
+    found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
     for backbone in measured.experiment.backbones:
         for metric in LEVELS:
-            at = [(backbone, seed, arm, measured.iterations(arm)[-1], metric) for arm in arms]
-            found = {arm: known[key] for arm, key in zip(arms, at, strict=True) if key in known}
-            # Arms that were asked other questions have no place on these spokes.
-            found = {arm: means for arm, means in found.items() if set(means) == set(next(iter(found.values())))}
-            if found:
-                radars.append((backbone, metric, found))
-    if not radars:
+            at = {arm: Key(backbone, seed, arm, measured.iterations(arm)[-1], metric) for arm in arms}
+            scores = {arm: known[key] for arm, key in at.items() if key in known}
+            if scores:
+                found[backbone, metric] = scores
+    if not found:
         return None
-    size = (2.2 + 4.2 * len(radars), 4.2)
-    figure, (axes,) = style.panels(1, len(radars), size, subplot_kw={"projection": "polar"})
+    names = list(dict.fromkeys(name for scores in found.values() for own in scores.values() for name in own))
+    figure, (axes,) = style.panels(1, len(found), (2.6 + 3.6 * len(found), 1.2 + 0.7 * len(names)), sharey=True)
     legend: dict[str, Any] = {}
-    for axis, (backbone, metric, found) in zip(axes, radars, strict=True):
-        top, label = LEVELS[metric]
-        styles = {
-            arm: {**style.of_arm(measured, arm), "linewidth": 1, "linestyle": style.line(measured, arm)}
-            for arm in found
-        }
-        spokes(axis, found, styles, top)
-        for line, arm in zip(axis.get_lines(), found, strict=True):
-            legend.setdefault(style.name(measured, arm), line)
-        axis.set_title(f"{backbone}: {label}", fontsize=9)
+    for axis, ((backbone, metric), scores) in zip(axes, found.items(), strict=True):
+        for place, (arm, own) in enumerate(scores.items()):
+            # Side by side, since intervals overlap.
+            rows = {names.index(name) + 0.11 * (place - (len(scores) - 1) / 2): own[name] for name in own}
+            means = [mean_interval([values]) for values in rows.values()]
+            half = [0.0 if m.low is None else m.mean - m.low for m in means]
+            drawn = axis.errorbar(
+                [m.mean for m in means],
+                list(rows),
+                xerr=half,
+                **style.of_arm(measured, arm),
+                linestyle="",
+                markersize=4,
+                elinewidth=0.8,
+                mfc="white" if measured.experiment.arms[arm].version == "v1" else None,
+            )
+            legend.setdefault(style.name(measured, arm, measured.iterations(arm)[-1]), drawn)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(backbone, fontsize=10)
+        axis.set_xlabel(LEVELS[metric])
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].invert_yaxis()
     figure.legend(list(legend.values()), list(legend), loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -135,12 +135,10 @@ class Chart(NamedTuple):
 CHARTS = {
     "figure3": Chart("Quality and on-policyness of the pairs (v2, figure 3)", figure3),
     "ablation": Chart("Win rate of every v2 arm, with 95% intervals", ablation),
-    "ablation_v1": Chart(
-        "v1 with and without W and G: win rate after the last iteration, with 95% intervals", ablation_v1
-    ),
+    "ablation_v1": Chart("Win rate of every v1 arm after its last iteration, with 95% intervals", ablation_v1),
     "v1_iterations": Chart("v1: win rate, grade and response length per iteration", iterations),
-    "categories": Chart("Scores by category, first seed", curves.categories),
-    "training": Chart("Training curves, first seed", curves.training),
+    "categories": Chart("Scores by category, with 95% intervals, first seed", curves.categories),
+    "training": Chart("Training curves, means of steps in a row, first seed", curves.training),
 }
 
 

@@ -6,9 +6,8 @@ but the page's own. Knows what was measured and drawn; computes no figure.
 
 import base64
 import hashlib
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,20 +16,27 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from report import claims, render, samples
+from report import claims, first, printed, render, samples, trail
 from report.figures import CHARTS
-from report.measured import POOLED, Estimate, Measured
+from report.measured import Estimate, Measured
+from report.svg import inline
 from report.tables import Row, Table, header
 from sso.errors import without_passwords
 
 HERE = Path(__file__).parent
-SIGNS = {
-    "holds": ("holds", "✓"),
-    "does not hold": ("fails", "✗"),
-    "not tested": ("none", "·"),
-    "untestable": ("none", "·"),
+SECTIONS = {
+    "claims": "What holds",
+    "health": "Health",
+    "headline": "Headline",
+    "charts": "Charts",
+    "tables": "Tables",
+    "comparisons": "Comparisons",
+    "read": "Samples",
+    "arms": "Logs and records",
+    "assumed": "Assumed",
+    "provenance": "Provenance",
 }
-"""Verdict -> class and sign; any other is undecided."""
+"""By id; those without anything in them are left out."""
 
 CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {0x7F: 0x2421}
 CONTROLS |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
@@ -57,12 +63,14 @@ class Cell:
     """(seed, address) pairs."""
     printed: str = ""
     """The paper's figure."""
+    best: bool = False
+    """Whether it is the best of its column."""
 
 
-def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, str]] = (), printed: str = "") -> Cell:
-    """A cell of an estimate."""
+def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, str]] = (), paper: str = "") -> Cell:
+    """A cell of an estimate, beside what the ``paper`` prints."""
     if estimate is None:
-        return Cell(render.NOTHING, printed=printed)
+        return Cell(render.NOTHING, printed=paper)
     low, high = (render.number(end, digits) for end in (estimate.low, estimate.high))
     return Cell(
         text=render.number(estimate.mean, digits) + (render.MARK if estimate.raw else ""),
@@ -72,8 +80,14 @@ def figure(estimate: Estimate | None, digits: int, sources: Sequence[tuple[str, 
         n=estimate.n,
         test=estimate.test,
         sources=tuple(sources),
-        printed=printed,
+        printed=paper,
     )
+
+
+def items(cells: Iterable[Cell]) -> str:
+    """How many items a seed the figures of a column are of: `n 200`, or `n 716 to 765`."""
+    known = sorted({cell.n for cell in cells if cell.n})
+    return f"n {known[0]:,}" + (f" to {known[-1]:,}" if len(known) > 1 else "") if known else ""
 
 
 def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric: str) -> list[tuple[str, str]]:
@@ -82,27 +96,65 @@ def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric:
     return [(str(seed), "../" + quote(row[0].source)) for seed, row in found.items()]
 
 
-def _row(measured: Measured, row: Row, metrics: Sequence[str]) -> dict[str, Any]:
+def _best(cells: Sequence[Cell], better: str) -> list[Cell]:
+    """The cells of a column, the best one marked where there are several; ``better``: larger, smaller or none."""
+    values = [cell.value for cell in cells if cell.value is not None]
+    if better == "none" or len(values) < 2:
+        return list(cells)
+    top = min(values) if better == "smaller" else max(values)
+    return [replace(cell, best=cell.value == top) for cell in cells]
+
+
+def _column(measured: Measured, rows: Sequence[Row], metric: str) -> list[Cell]:
+    digits = measured.content["metrics"][metric]["digits"]
     cells = []
-    for metric in metrics:
-        digits = measured.content["metrics"][metric]["digits"]
+    for row in rows:
         where = sources(measured, row.backbone, row.arm, row.iteration, metric)
         text = render.printed(row, metric, digits) if metric in row.printed else ""
-        cells.append(figure(row.cells[metric], digits, where, text))
-    return {"label": row.label, "cells": cells}
+        cell = figure(row.cells[metric], digits, where, text)
+        pairs = row.cells.get("nll_chosen") if metric == "equal_pairs" else None
+        if pairs and pairs.n and cell.value is not None:
+            cell = replace(cell, test="", interval=f"{100 * cell.value / (pairs.n + cell.value):.1f}% of pairs")
+        cells.append(cell)
+    return _best(cells, measured.content["better"].get(metric, "larger"))
+
+
+def _apart(measured: Measured, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any] | None:
+    """The row of SSO's differences to PBAA, each after its last iteration in the table."""
+    last = {str(row.method).partition("/")[0]: row for row in rows}
+    a, b = last.get("sso"), last.get("pbaa")
+    if a is None or b is None or a.backbone != b.backbone:
+        return None
+    sides = (a.arm, a.iteration), (b.arm, b.iteration)
+    found = {metric: measured.difference(a.backbone, *sides, metric) for metric in metrics}
+    cells = [figure(e, measured.content["metrics"][metric]["digits"]) for metric, e in found.items()]
+    return {"label": f"({a.label}) - ({b.label})", "cells": [replace(c, text=render.signed(c.text)) for c in cells]}
 
 
 def _table(measured: Measured, table: Table) -> dict[str, Any]:
-    """A table of the paper for the template: one part a backbone, ours and the paper's figure in one cell."""
+    """A table of the paper for the template: one part a backbone, ours and the paper's figure in one cell.
+
+    The column that decides, the win rate, stands first: a narrow screen shows it without scrolling.
+    """
     parts = []
     for backbone, rows in table.rows.items():
         metrics = list(dict.fromkeys(metric for metric, _ in render.columns(table, backbone)))
+        metrics.sort(key=lambda metric: metric != measured.measure("alpaca_eval2_wr"))
+        columns = [_column(measured, rows, metric) for metric in metrics]
+        names = [render.heading(measured, metric, (row.cells[metric] for row in rows)) for metric in metrics]
         parts.append(
             {
                 "backbone": backbone,
                 "paper": table.paper_backbone[backbone] if any(row.printed for row in rows) else None,
-                "head": [render.heading(measured, metric, (row.cells[metric] for row in rows)) for metric in metrics],
-                "rows": [_row(measured, row, metrics) for row in rows],
+                "head": [(name, items(column)) for name, column in zip(names, columns, strict=True)],
+                "rows": [
+                    {"label": row.label, "cells": cells}
+                    for row, cells in zip(rows, zip(*columns, strict=True), strict=True)
+                ]
+                if columns
+                else [],
+                "tests": sorted({cell.test for column in columns for cell in column if cell.interval and cell.test}),
+                "apart": _apart(measured, rows, metrics),
                 "notes": render.notes(measured, table, backbone, counts=False),
             }
         )
@@ -121,91 +173,56 @@ def _headline(measured: Measured) -> list[dict[str, Any]]:
         arms = [arm for name in spec["arms"] if (arm := measured.arm(name, spec["version"]))]
         if len(arms) < len(spec["arms"]):
             continue
-        spec = {**spec, "metric": measured.measure(spec["metric"])}
-        metric = measured.content["metrics"][spec["metric"]]
+        name = measured.measure(spec["metric"])
+        digits = measured.content["metrics"][name]["digits"]
         at = [(arm, measured.iterations(arm)[-1]) for arm in arms]
-        rows, shown = [], []
+        rows: list[dict[str, Any]] = []
+        shown = []
         for scope in measured.scopes:
-            cells = []
-            for arm, iteration in at:
-                is_backbone = scope in measured.experiment.backbones
-                where = sources(measured, scope, arm, iteration, spec["metric"]) if is_backbone else []
-                cells.append(figure(measured.estimate(scope, arm, iteration, spec["metric"]), metric["digits"], where))
-            difference = measured.difference(scope, at[-1], at[-2], spec["metric"])
+            is_backbone = scope in measured.experiment.backbones
+            difference = measured.difference(scope, at[-1], at[-2], name)
             if difference is None:
                 continue
-            paper, printed = _printed_difference(measured, spec, scope)
-            cells.append(figure(difference, metric["digits"], printed=printed))
-            shown.append(difference)
-            rows.append({"label": scope + (f" (paper: {paper})" if paper else ""), "cells": cells})
+            where = [sources(measured, scope, *side, name) if is_backbone else [] for side in at]
+            cells = [
+                figure(measured.estimate(scope, *side, name), digits, own) for side, own in zip(at, where, strict=True)
+            ]
+            sides = {"version": spec["version"], "a": spec["arms"][-1], "b": spec["arms"][-2]}
+            paper = printed.difference(measured, sides, name, scope) if is_backbone else None
+            same = paper if paper and paper.metric == name else None
+            cells.append(figure(difference, digits, paper=same.text if same else ""))
+            shown.append((difference, same))
+            rows.append({"label": scope + (f" (paper: {same.backbone})" if same else ""), "cells": cells})
         if rows:
-            names = [measured.label(arm, iteration) for arm, iteration in at]
-            about = {"heading": render.heading(measured, spec["metric"], shown), "notes": render.raw_note(shown)}
-            head = [*names, f"({names[-1]}) - ({names[-2]})"]
+            names = [measured.label(*side) for side in at]
+            estimates = [difference for difference, _ in shown]
+            notes = render.raw_note(estimates)
+            notes += render.doubt_note(paper.doubt for _, paper in shown if paper and paper.doubt)
+            about = {"heading": render.heading(measured, name, estimates), "notes": notes}
+            columns = [items(row["cells"][place] for row in rows) for place in range(len(at) + 1)]
+            head = list(zip([*names, f"({names[-1]}) - ({names[-2]})"], columns, strict=True))
             found.append({"title": spec["title"], **about, "head": head, "rows": rows})
     return found
 
 
-def _printed_difference(measured: Measured, spec: dict[str, Any], backbone: str) -> tuple[str | None, str]:
-    """The paper's backbone beside one of ours, and the last two arms' printed difference on it."""
-    about = measured.experiment.backbones.get(backbone)
-    paper = about.paper.get(spec["version"]) if about else None
-    keys: list[tuple[Any, ...]]
-    for table in spec["paper_tables"]:
-        keys = [(spec["version"], table, paper, name, spec["paper_iteration"], spec["metric"]) for name in spec["arms"]]
-        if keys[-1] in measured.printed and keys[-2] in measured.printed:
-            value = measured.printed[keys[-1]] - measured.printed[keys[-2]]
-            text = render.number(value, measured.content["metrics"][spec["metric"]]["digits"])
-            return paper, text + (render.DOUBT if {*keys[-2:]} & measured.doubts.keys() else "")
-    return None, ""
-
-
-def _claims(rows: Sequence[claims.ClaimRow]) -> list[dict[str, Any]]:
-    """Each claim with its verdict over all backbones, and those on each."""
-    by_claim: dict[str, list[claims.ClaimRow]] = {}
-    for row in rows:
-        by_claim.setdefault(row.claim, []).append(row)
-    found = []
-    for claim, own in by_claim.items():
-        last = own[-1]
-        each = [
-            {"backbone": row.backbone, "said": row.verdict, "sign": _sign(row.verdict)}
-            for row in own
-            if row.backbone not in (None, POOLED)
-        ]
-        about = {"claim": claim, "said": last.verdict, "sign": _sign(last.verdict)}
-        about |= {"text": last.difference, "test": last.test}
-        found.append({**about, "each": each, "pooled": last.backbone == POOLED, "backbone": last.backbone or ""})
-    return found
-
-
-def _sign(said: str) -> tuple[str, str]:
-    return next((sign for start, sign in SIGNS.items() if said.startswith(start)), ("open", "≈"))
-
-
-def _comparisons(measured: Measured, found: Sequence[claims.ArmDifference]) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
-    for row in found:
-        digits = measured.content["metrics"][row.metric]["digits"] + 1
-        rows.setdefault((row.a, row.b, row.metric), {})[row.backbone] = figure(row.difference, digits)
-    nothing = Cell(render.NOTHING)
-    return [
-        {
-            "label": f"({a}) - ({b})",
-            "heading": render.heading(measured, metric, (row.difference for row in found if row.metric == metric)),
-            "cells": [cells.get(scope, nothing) for scope in measured.scopes],
-            "test": next(iter(cells.values())).test,
-        }
-        for (a, b, metric), cells in rows.items()
-    ]
-
-
-def inline(svg: str, name: str) -> Markup:
-    """A chart's SVG for a page that holds several: own ids, no prologue, no metadata, a name for who can't see it."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    label = Markup.escape(CHARTS[name].title)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+def _comparisons(measured: Measured, found: Sequence[claims.ArmDifference]) -> dict[str, Any]:
+    """Differences for the template, a row for two arms and a metric; empty where there is none."""
+    rows = []
+    for (a, b, metric), by in claims.grouped(found).items():
+        digits = measured.content["metrics"][metric]["digits"] + 1
+        cells = [figure(by.get(scope), digits) for scope in measured.scopes]
+        rows.append(
+            {
+                "label": f"({a}) - ({b})",
+                "heading": render.heading(measured, metric, by.values()),
+                "cells": [replace(cell, text=render.signed(cell.text)) for cell in cells],
+                "n": items(cells),
+            }
+        )
+    if not rows:
+        return {}
+    tests = list(dict.fromkeys(row.difference.test for row in found))
+    return {"rows": rows, "notes": render.raw_note(row.difference for row in found), "tests": tests}
 
 
 def html(
@@ -216,8 +233,9 @@ def html(
     figures: dict[str, str],
     read: samples.Samples,
     provenance: dict[str, Any],
+    trails: Sequence[dict[str, Any]],
 ) -> str:
-    """The page; ``figures`` are SVG texts by the names of CHARTS."""
+    """The page; ``figures`` are SVG texts by the names of CHARTS, ``trails`` what `trail.trail` found."""
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
@@ -229,21 +247,42 @@ def html(
         finalize=visible,
     )
     experiment = measured.experiment
+    uri = without_passwords(experiment.tracking_uri or f"sqlite:///results/{experiment.experiment}/mlflow.db")
     settings = yaml.safe_dump(experiment.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
     cut = samples.cut(read)
+    about: dict[str, Any] = {
+        "health": trail.health(measured.collected.records),
+        "headline": _headline(measured),
+        "charts": [
+            (name, CHARTS[name].title, inline(svg, f"c{i}", CHARTS[name].title))
+            for i, (name, svg) in enumerate(figures.items())
+        ],
+        "comparisons": _comparisons(measured, compared),
+        "read": read.answers or read.pairs or read.triples,
+        "arms": trails,
+        "assumed": experiment.assumed,
+    }
     return environment.get_template("report.html.jinja").render(
         title=experiment.title or experiment.experiment,
         tiny=all(backbone.architecture for backbone in experiment.backbones.values()),
         experiment=experiment,
         header=header(measured),
         scopes=measured.scopes,
-        claims=_claims(claimed),
+        paper=first.PAPER,
+        badges=first.badges(measured),
+        strip=first.strip(measured, claimed),
+        claims=first.claims(measured, claimed),
+        sections=[(name, title) for name, title in SECTIONS.items() if about.get(name, True)],
+        glossary=first.GLOSSARY,
+        trails=trails,
+        uri=uri,
         verdicts=claims.VERDICTS,
-        headline=_headline(measured),
-        charts=[(name, CHARTS[name].title, inline(svg, name)) for name, svg in figures.items()],
-        tables=[_table(measured, table) for table in made.values() if table.applies],
-        left_out=[table.spec["title"] for table in made.values() if not table.applies],
-        comparisons=_comparisons(measured, compared),
+        tables=[_table(measured, table) for table in made.values() if any(table.rows.values())],
+        left_out={
+            "no arms or backbones for them here": [t.spec["title"] for t in made.values() if not t.applies],
+            "no results yet": [t.spec["title"] for t in made.values() if t.applies and not any(t.rows.values())],
+        },
+        **{name: value for name, value in about.items() if name not in ("read", "arms", "assumed")},
         legend=render.LEGEND,
         read=read,
         cut=cut,

@@ -31,6 +31,11 @@ def number(value: float | None, digits: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def signed(text: str) -> str:
+    """A difference's text with its sign, a plus before what is above zero."""
+    return text if not text or text.startswith("-") or not any(c in "123456789" for c in text) else f"+{text}"
+
+
 def cell(estimate: Estimate | None, digits: int, seeds: int) -> str:
     """`mean [low, high] ±spread`, with the number of seeds where some are missing."""
     if estimate is None:

@@ -17,3 +17,26 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
+// Samples: those that hold a text, and where arms differ.
+const filter = document.querySelector(".filter");
+if (filter) {
+  const [find, show, told] = filter.querySelectorAll("input, select, output");
+  const samples = [...document.querySelectorAll("#read article")];
+  filter.hidden = false;
+  filter.addEventListener("input", () => {
+    for (const one of samples) {
+      one.hidden = !one.textContent.toLowerCase().includes(find.value.toLowerCase()) ||
+        !one.dataset.differs.includes(show.value);
+    }
+    told.value = `${samples.filter((one) => !one.hidden).length} of ${samples.length}`;
+  });
+}
+// Print shows what is folded, and folds it again.
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const one of folded) one.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const one of folded) one.open = false;
+});

@@ -6,8 +6,8 @@ Of the first backbone and seed. Knows the record types and the experiment's jobs
 
 import hashlib
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ LONGEST = 2000
 """Characters of one text at most; less where there are many."""
 BUDGET = 2_000_000
 """Characters of all texts together."""
+REFERENCE = "reference"
+"""The label of the answer that arms are compared to."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Text:
     label: str
     text: str
     note: str = ""
+    principle: str = ""
+    """What it was drawn under."""
 
 
 @dataclass
@@ -42,6 +46,25 @@ class Sample:
     id: str
     prompt: str
     texts: list[Text]
+
+    def merged(self) -> list[Text]:
+        """The responses, those that are equal in text and principle as one, which names all whose it is."""
+        found: dict[tuple[str, str], list[Text]] = {}
+        for text in self.texts:
+            found.setdefault((text.text, text.principle), []).append(text)
+        return [
+            Text(" · ".join(text.label for text in own), said, "; ".join(dict.fromkeys(filter(None, notes))), principle)
+            for (said, principle), own in found.items()
+            for notes in [[text.note for text in own]]
+        ]
+
+    @property
+    def differs(self) -> str:
+        """In what arms differ, beside the reference: `text`, `verdict`, both, or nothing."""
+        arms = [text for text in self.texts if text.label != REFERENCE]
+        return " ".join(
+            name for name, own in (("text", "text"), ("verdict", "note")) if len({getattr(a, own) for a in arms}) > 1
+        )
 
 
 @dataclass
@@ -61,8 +84,18 @@ class Samples:
     seed: int
     triples: list[Group] = field(default_factory=list)
     pairs: list[Group] = field(default_factory=list)
+    """A group an arm."""
     answers: list[Sample] = field(default_factory=list)
     answer_source: str = ""
+
+    def queries(self) -> list[Sample]:
+        """The pairs of all arms by query: each text says whose it is and on which side."""
+        found: dict[str, Sample] = {}
+        for group in self.pairs:
+            for own in group.samples:
+                into = found.setdefault(own.id, Sample(own.id, own.prompt, []))
+                into.texts += [replace(text, label=f"{group.title}: {text.label}") for text in own.texts]
+        return list(found.values())
 
     def texts(self) -> Iterable[Text]:
         """Every response."""
@@ -113,16 +146,21 @@ def collect(jobs: Jobs, results: Path) -> Samples:
         if job.arm is None:
             continue
         label = experiment.arms[job.arm].label
+        numbered = f"{label}, iteration {job.iteration}" if job.iteration else label
         for path in job.reads():
             if path in own and own[path].rule == "sample" and label not in owners.setdefault(path, []):
                 owners[path].append(label)
         if job.rule in ("pairs", "generated_pairs"):
-            group = _pairs(place(job.output), label, results)
+            group = _pairs(place(job.output), label, results, _guidelines(job, place, experiment.arms[job.arm].data))
             found.pairs += [group] if group.samples else []
         if job.rule == "judge":
-            last[label] = job
+            last = {name: other for name, other in last.items() if other.arm != job.arm} | {numbered: job}
+    numbers = len({own[path].iteration for path in owners}) > 1
     for path, labels in owners.items():
-        group = _triples(place(path), ", ".join(labels), results)
+        title = ", ".join(labels) + (
+            f": iteration {own[path].iteration}" if numbers and own[path].version == "v1" else ""
+        )
+        group = _triples(place(path), title, results)
         found.triples += [group] if group.samples else []
     runs = {label: (place(str(job.inputs["answers"])), place(job.output)) for label, job in last.items()}
     _answers(found, place(jobs.data_folder), runs)
@@ -136,8 +174,8 @@ def _triples(path: Path, title: str, results: Path) -> Group:
             name,
             prompt_text(row.prompt),
             [
-                Text("y+, under the good principle", row.chosen, row.system_good),
-                Text("y-, under the bad principle", row.rejected, row.system_bad),
+                Text("y+, under the good principle", row.chosen, principle=row.system_good),
+                Text("y-, under the bad principle", row.rejected, principle=row.system_bad),
                 Text("yo, under none", row.original),
             ],
         )
@@ -146,16 +184,28 @@ def _triples(path: Path, title: str, results: Path) -> Group:
     return Group(title, path.relative_to(results).as_posix(), samples)
 
 
-def _pairs(path: Path, title: str, results: Path) -> Group:
+def _guidelines(job: Job, place: Callable[[str], Path], data: str) -> dict[str, tuple[str, str]]:
+    """id -> what chosen and rejected were drawn under; empty for pairs without principles."""
+    if data not in ("good_bad", "good_original"):
+        return {}
+    found: dict[str, tuple[str, str]] = {}
+    for key, good, bad in (("principles", "good", "bad"), ("triples", "system_good", "system_bad")):
+        path = place(str(job.inputs[key])) if key in job.inputs else None
+        for _, row in iter_json_lines(path) if path and path.is_file() else ():
+            found[str(row.get("id"))] = (row.get(good, ""), row.get(bad, "") if data == "good_bad" else "")
+    return found
+
+
+def _pairs(path: Path, title: str, results: Path, guidelines: dict[str, tuple[str, str]]) -> Group:
     judged = path.with_name("data_quality_pairs.jsonl")
     verdicts = {str(row["id"]): row for _, row in iter_json_lines(judged)} if judged.is_file() else {}
     samples = []
     for name, row in some(path, Pair, verdicts or None).items():
         verdict = _hit(verdicts[name]) if name in verdicts else "not judged"
         chosen, rejected = (prompt_text(side) for side in (row.chosen, row.rejected))
-        samples.append(
-            Sample(name, prompt_text(row.prompt), [Text("chosen", chosen, verdict), Text("rejected", rejected)])
-        )
+        good, bad = guidelines.get(name, ("", ""))
+        said = [Text("chosen", chosen, verdict, good), Text("rejected", rejected, principle=bad)]
+        samples.append(Sample(name, prompt_text(row.prompt), said))
     return Group(title, path.relative_to(results).as_posix(), samples)
 
 
@@ -185,7 +235,7 @@ def _answers(found: Samples, data: Path, runs: dict[str, tuple[Path, Path]]) -> 
             found.answers = [Sample(name, prompt_text(row.prompt), []) for name, row in rows.items()]
             known = _reference_texts(data)
             for sample in found.answers:
-                sample.texts += [Text("reference", known[sample.id])] if sample.id in known else []
+                sample.texts += [Text(REFERENCE, known[sample.id])] if sample.id in known else []
         for sample in found.answers:
             if sample.id in rows:
                 sample.texts.append(Text(label, rows[sample.id].output, _preference(verdicts.get(sample.id, {}))))
@@ -214,6 +264,7 @@ def cut(samples: Samples) -> int:
     groups = [s for g in (*samples.triples, *samples.pairs) for s in g.samples]
     for text in texts:
         text.text, text.note = _short(text.text, limit), _short(text.note, limit)
+        text.principle = _short(text.principle, limit)
     for sample in (*groups, *samples.answers):
         sample.prompt = _short(sample.prompt, limit)
     return limit

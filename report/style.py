@@ -9,7 +9,8 @@ from report.measured import Estimate, Measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#B5651D", "#9467BD")
+COLOURS = ("#767676", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A08B00", "#B5651D", "#9467BD")
+"""Each can be seen on white and on the page's dark background."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 LONGEST = 44
 """Characters of a label in a chart."""
@@ -30,6 +31,8 @@ def settings() -> Iterator[None]:
             "font.size": 9,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "xtick.major.size": 0,
+            "ytick.major.size": 0,
         }
     ):
         yield

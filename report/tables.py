@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.settings import Judge
 from report.measured import Estimate, Measured
+from sso.config import Experiment
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def table(measured: Measured, name: str) -> Table:
             arms[arm, other if home else None] = wanted if named else None
     made = Table(name, spec, {}, {}, absent, {}, _applies(measured, spec))
     for backbone, about in measured.experiment.backbones.items() if made.applies else ():
-        paper, shown = _beside(measured, spec, about.paper)
+        paper, shown = beside(measured, spec, about.paper)
         if shown:
             made.paper_backbone[backbone] = paper
             made.rows[backbone], made.pending[backbone] = _rows(measured, spec, backbone, paper, arms)
@@ -91,7 +92,7 @@ def _applies(measured: Measured, spec: dict[str, Any]) -> bool:
     return bool(others) or any(_find(measured, spec, row) for row in needed)
 
 
-def _beside(measured: Measured, spec: dict[str, Any], papers: dict[str, str]) -> tuple[str | None, bool]:
+def beside(measured: Measured, spec: dict[str, Any], papers: dict[str, str]) -> tuple[str | None, bool]:
     """The paper's backbone whose figures stand beside one of ours in a table, and whether ours is shown in it.
 
     At the paper's scale a table holds the backbones that the paper's has. A micro model stands beside its
@@ -166,13 +167,19 @@ def header(measured: Measured) -> str:
         f"world: micro, {world.name}{law}, seed {world.seed}" if world else "data: " + str(experiment.data.queries)
     )
     judge = experiment.evaluation.judge
-    parts.append(f"judge: {_called(judge)}")
+    parts.append(f"judge: {judge_title(experiment)}")
     named = [(name, experiment.evaluation.judge_of(name)) for name in experiment.evaluation.judged]
     parts += [f"judge of {name}: {_called(own)}" for name, own in named if own.title != judge.title]
     scales = {name: scale(measured, name) for name in experiment.backbones}
     parts.append("models: " + "; ".join(f"{name}: {text}" for name, text in scales.items()))
     parts.append("seeds: " + ", ".join(map(str, experiment.seeds)))
     return ". ".join(parts) + "."
+
+
+def judge_title(experiment: Experiment) -> str:
+    """Who judges, of an experiment; `none` where the micro-world's oracle is named outside of it."""
+    judge = experiment.evaluation.judge
+    return "none" if judge.kind == "oracle" and not experiment.world else _called(judge)
 
 
 def _called(judge: Judge) -> str:

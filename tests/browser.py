@@ -1,4 +1,4 @@
-"""Headless Chromium by its driver's own protocol: what a page does when it is opened, clicked, small or dark."""
+"""Headless Chromium by its driver's own protocol: a page opened, clicked, small, dark or printed."""
 
 import base64
 import json
@@ -63,12 +63,17 @@ class Browser:
         found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
         self._ask("POST", f"/element/{next(iter(found.values()))}/click", {})
 
-    def device(self, width: int, height: int, dark: bool = False) -> None:
-        """Act as a screen of so many pixels, in dark mode or not."""
+    def device(self, width: int, height: int, dark: bool = False, paper: bool = False) -> None:
+        """Act as a screen of so many pixels, in dark mode or not, or as paper."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._cdp("Emulation.setDeviceMetricsOverride", screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._cdp("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self._cdp("Emulation.setEmulatedMedia", {"media": "print" if paper else "", "features": [scheme]})
+
+    def pdf(self) -> bytes:
+        """The page as it is printed."""
+        options = {"printBackground": True, "preferCSSPageSize": True}
+        return base64.b64decode(self._cdp("Page.printToPDF", options)["data"])
 
     def _cdp(self, command: str, parameters: dict[str, Any]) -> Any:
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})

@@ -9,6 +9,7 @@ import pytest
 
 from eval import data_quality
 from eval.benchmarks import alpaca_eval, mt_bench
+from eval.cli import main
 from eval.judge import AnswerPair, Grading, OracleJudge, make_judge
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
@@ -140,6 +141,9 @@ def test_data_quality_by_hand(judge, tmp_path):
     assert quality["mean_probability"]["value"] == pytest.approx(np.exp([*averages["y+"], *averages["y-"]]).mean())
     assert quality["length_chosen"]["value"] == 2
     assert quality["unscored_pairs"] == 0
+    # Without a judge all is the same but what the judge says.
+    alone, rows = data_quality.measure(None, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
+    assert rows == [] and alone == {k: v for k, v in quality.items() if k != "accuracy"} | {"judge": None}
     # What was too long to be scored is counted, and judged all the same.
     reference_file(tmp_path / "r.safetensors", ["a", "b"], logp[:2], tokens[:2])
     fewer, rows = data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
@@ -147,6 +151,22 @@ def test_data_quality_by_hand(judge, tmp_path):
     reference_file(tmp_path / "r.safetensors", ["x", "y"], logp[:2], tokens[:2])
     with pytest.raises(InputError, match="no score of pair 'a' or any other"):
         data_quality.measure(judge, tmp_path / "pairs.jsonl", tmp_path / "r.safetensors")
+
+
+def test_the_command_measures_pairs_without_asking_a_judge(tmp_path):
+    """An endpoint that is not there is not asked; the record counts what the file does."""
+    write(tmp_path / "pairs.jsonl", [{"id": i, "prompt": "q", "chosen": "ab", "rejected": "c"} for i in "ab"])
+    reference_file(tmp_path / "r.safetensors", ["a", "b"], [[-1.0, 0, -2.0]] * 2, [[1, 1, 1]] * 2)
+    given = ["--pairs", f"{tmp_path}/pairs.jsonl", "--reference", f"{tmp_path}/r.safetensors"]
+    nobody = json.dumps({"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"})
+    out = tmp_path / "quality.json"
+    assert main(["data-quality", *given, "--settings", nobody, "--unjudged", "--out", str(out)]) == 0
+    quality = json.loads(out.read_text())
+    assert (quality["nll_chosen"]["value"], quality["length_chosen"]["value"]) == (1, 2)
+    assert quality["judge"] is None and "accuracy" not in quality
+    assert not (tmp_path / "quality_pairs.jsonl").exists()
+    summary = json.loads((tmp_path / "quality.json.run.json").read_text())["summary"]
+    assert summary["nll_rejected"] == 2 and summary["equal_pairs"] == 0 and "accuracy" not in summary
 
 
 def test_arms_are_judged_on_the_same_queries_whatever_else_they_lack(judge, tmp_path):

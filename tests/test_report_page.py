@@ -12,10 +12,15 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 import report
-from report import page, samples
+from report import claims, first, page, printed, samples, trail
+from report.collect import Collected, collect
+from report.measured import Measured
+from sso.config import load
 from tests.browser import Browser, missing
+from tests.conftest import REPOSITORY
 from tests.test_report import dump, experiment, jsonl, rows_of, tree
 from workflow.experiment import Grid
+from workflow.experiment import load as load_experiment
 
 HOSTILE = "</div></script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 """What a model, a query or an id might say."""
@@ -78,8 +83,8 @@ def texts(made, results: Path) -> None:
             jsonl(path / "answers.jsonl", rows)
     steps = [[step, {"loss": 1 / step, "x:y+>y-/margin": 0.1 * step}] for step in range(1, 400)]
     record = {"wall_s": 1.0, "cpu_s": 1.0, "peak_rss_mb": 1.0, "git_commit": "abc", "metrics": steps}
-    job = grid.find("policy", {"backbone": "qwen2", "seed": 0, "run": "sso"})
-    dump(results / "qwen2/s0/policy/sso.run.json", {"stage": "train", **json.loads(job.mark), **record})
+    job = next(job for job in grid.of("policy") if job.arm == "sso")
+    dump(results / f"{job.backbone}/s0/policy/sso.run.json", {"stage": "train", **json.loads(job.mark), **record})
 
 
 def hostile():
@@ -109,8 +114,8 @@ def test_the_page_needs_nothing_else(built, parsed):
         assert not any(name.startswith("on") for name in about)
         assert tag != "link" or about["href"] == "data:,"
     assert not re.search(r"url\((?!#)|@import", text)
-    # No address leads off this machine; what it leads to is there.
-    addresses = {about["href"] for tag, about in parsed.tags if tag == "a"}
+    # No address but the paper's leads off this machine; what it leads to is there.
+    addresses = {about["href"] for tag, about in parsed.tags if tag == "a"} - {first.PAPER}
     for address in addresses:
         parts = urlparse(address)
         assert not parts.scheme and not parts.netloc
@@ -118,7 +123,8 @@ def test_the_page_needs_nothing_else(built, parsed):
             assert (built.parent / unquote(parts.path)).is_file(), address
         else:
             assert parts.fragment in parsed.ids
-    assert len([a for a in addresses if a.endswith("scores.json")]) > 50
+    # The first seed's: two backbones with eight arms, and two of three iterations.
+    assert len([a for a in addresses if a.endswith("scores.json")]) == 2 * (8 + 2 * 3)
 
 
 def test_only_the_pages_own_script_may_run(built, parsed):
@@ -155,14 +161,17 @@ def test_headings_and_heads_for_screen_readers(parsed):
 
 def test_the_pages_figures_are_the_csvs(built, parsed):
     rows = rows_of(built.parent / "tables/v2_table1.csv")
-    shown = [row for row in parsed.rows["v2_table1"] if "data-v" in row[1]]
+    shown = [row for row in parsed.rows["v2_table1"] if "data-v" in row[1] and not row[0]["text"].startswith("(SSO")]
+    heads = parsed.rows["v2_table1"][0][1:]
     assert len(shown) == len(rows) > 6
     for ours, theirs in zip(shown, rows, strict=True):
         assert ours[0]["text"] == theirs["label"]
         metrics = [key.removesuffix("_seeds") for key in theirs if key.endswith("_seeds")]
-        for cell, metric in zip(ours[1:], metrics, strict=True):
+        # The win rate, which decides, stands first; n stands in the heads.
+        metrics.sort(key=lambda metric: metric != "alpaca_eval2_wr")
+        for head, cell, metric in zip(heads, ours[1:], metrics, strict=True):
             assert float(cell["data-v"]) == pytest.approx(float(theirs[metric]))
-            assert f"n {theirs[metric + '_n']}" in cell["text"] and "seeds 0 1" in cell["text"]
+            assert head["text"].endswith(f"n {theirs[metric + '_n']}") and "seed" not in cell["text"]
             if theirs[metric + "_paper"]:
                 paper = float(re.search(r"paper ([\d.]+)", cell["text"]).group(1))
                 assert paper == pytest.approx(float(theirs[metric + "_paper"]))
@@ -188,7 +197,13 @@ def test_samples_are_the_same_queries_for_every_arm(built):
         wanted = "prefers the rejected one" if int(sample.id[1:]) % 5 == 4 else "prefers this one"
         assert wanted in sample.texts[0].note
     assert len(read.answers) == 20
-    assert [t.label for t in read.answers[0].texts] == [a.label for a in made.arms.values()]
+    last = [a.label + (f", iteration {a.iterations}" if a.iterations > 1 else "") for a in made.arms.values()]
+    assert [t.label for t in read.answers[0].texts] == last
+    # The principle stands beside what it made, and only there.
+    control = next(group for group in read.pairs if group.title == "control: y+ against yo")
+    assert [t.principle for t in sso.samples[0].texts] == ["", ""]  # no principles file in the made-up tree
+    assert [t.principle for t in control.samples[0].texts] == [HOSTILE, ""]
+    assert {group.title for group in read.triples} >= {"SSO v1: iteration 2", "PBAA v1: iteration 3"}
 
 
 def test_the_same_results_give_the_same_page(built, tmp_path):
@@ -210,6 +225,123 @@ def test_visible_leaves_text_alone():
     assert page.visible("line\n\ttab ü 漢 🙂") == "line\n\ttab ü 漢 🙂" and page.visible(3) == 3
 
 
+def test_the_first_screen_has_the_three_figures_and_where_they_are_from(built, parsed):
+    """The figures are comparisons.csv's, over both backbones; the paper's are differences of what it prints."""
+    text = built.read_text(encoding="utf-8")
+    start = text[text.index("<header>") : text.index("</header>")]
+    rows = {(r["a"], r["b"], r["metric"], r["backbone"]): r for r in rows_of(built.parent / "tables/comparisons.csv")}
+    label = experiment(arms={"sso": {"label": f"SSO {HOSTILE}"}}).arms["sso"].label
+    large = re.findall(r'<span class="large">([^<]+)</span>', start)
+    for said, metric, digits in zip(large, ("alpaca_eval2_wr", "mean_probability", "accuracy"), (2, 4, 4), strict=True):
+        assert said.lstrip("+") == f"{float(rows[label, 'PBAA', metric, 'all']['difference']):.{digits}f}"
+    printed = {
+        (r["backbone"], r["method"]): float(r["value"])
+        for r in rows_of(REPOSITORY / "results/paper/results.csv")
+        if (r["version"], r["table"], r["metric"]) == ("v2", "1", "alpaca_eval2_wr")
+    }
+    for backbone in ("Qwen2-7B-SFT", "Llama3-8B-SFT"):
+        assert f"{printed[backbone, 'sso'] - printed[backbone, 'pbaa']:+.1f} ({backbone})" in start
+    assert start.count("a picture only") == 2 and first.PAPER in start and "<b>oracle</b>" in start
+
+
+def test_a_raw_win_rate_is_no_figure_of_the_first_screen(tmp_path):
+    """Where length control can't be fitted, its place stays empty."""
+    made = load("config/paper_v2.yaml")
+    results = tree(made, tmp_path / "paper_v2")
+    for path in results.rglob("pairwise.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        jsonl(path, [{**row, "preference": 1.0} for row in rows])
+    known = Measured(collect(Grid(made), results))
+    rate = first.strip(known, claims.claims(known))[0]
+    assert rate["name"] == "win rate" and rate["text"] == "" and rate["why"].startswith("raw")
+
+
+def test_the_papers_difference_is_the_claims_own():
+    """The first iteration's length from the last one's; a table with the last one alone tells nothing of it."""
+    known = Measured(Collected(experiment()))
+    spec = next(own for own in known.content["claims"] if "grow longer" in own["claim"])
+    found = printed.difference(known, spec, "length", "qwen2")
+    assert (found.backbone, found.text) == ("Qwen2-7B-SFT", "391")
+    assert printed.difference(known, spec, "quality", "qwen2") is None
+
+
+def test_best_and_differences_to_pbaa_stand_in_tables(built, parsed):
+    columns = rows_of(built.parent / "tables/v2_table1.csv")
+    own = [row for row in columns if row["backbone"] == "qwen2"]
+    rows = parsed.rows["v2_table1"][1 : len(own) + 2]
+    best = max(float(row["alpaca_eval2_wr"]) for row in own)
+    marked = [float(row[1]["data-v"]) for row in rows if row[1].get("class") == "best"]
+    assert marked and set(marked) == {best}
+    assert rows[-1][0]["text"].endswith("- (PBAA)")
+    by = {row["arm"]: float(row["alpaca_eval2_wr"]) for row in own}
+    assert float(rows[-1][1]["data-v"]) == pytest.approx(by["sso"] - by["pbaa"])
+    # Less is more on-policy; of lengths neither is better.
+    quality = parsed.rows["v2_figure3"]
+    places = {cell["text"].partition(" (")[0].strip(): i for i, cell in enumerate(quality[0])}
+    shown = [row for row in quality if "data-v" in row[1] and " - (" not in row[0]["text"]]
+    nll = [(float(row[places["NLL, rejected"]]["data-v"]), row[places["NLL, rejected"]].get("class")) for row in shown]
+    assert min(nll)[1] == "best" and max(nll)[1] is None
+    assert not any(row[places["length, chosen"]].get("class") for row in shown)
+
+
+def test_a_checkpoint_without_a_judge_gets_a_page_of_value(tmp_path):
+    """config/local_model.yaml: what needs no judge is there, and what is not tested stands in a line."""
+    made = load_experiment(["config/local_model.yaml"], {"model": "DIR", "queries": "prompts.jsonl"})
+    results = tree(made, tmp_path / "local_model")
+    texts(made, results)
+    for path in results.rglob("data_quality.json"):
+        values = json.loads(path.read_text())
+        dump(path, {name: value for name, value in values.items() if name != "accuracy"} | {"judge": None})
+        path.with_name("data_quality_pairs.jsonl").unlink()
+    for path in results.rglob("judged/*"):
+        path.unlink()
+    for job in Grid(made).of("principles"):
+        path = results / Path(f"{job.output}.run.json").relative_to(Grid(made).root)
+        dump(path, {"stage": "principles", **json.loads(job.mark), "summary": {"written": 16, "fallbacks": 3}})
+    report.build(Grid(made), results, results / "report")
+    text = (results / "report/report.html").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert "<small>judge</small> <b>none</b>" in text and "judge: none" in text and "oracle" not in text.lower()
+    assert text.count("not measured</span>") == 2 and "<small>no judge</small>" in text
+    assert 'id="headline"' not in text and "None yet" not in text and "v1" not in text[: text.index("<main>")]
+    rows = {row[0]["text"]: row for row in parsed.rows["v2_figure3"][1:]}
+    heads = [cell["text"] for cell in parsed.rows["v2_figure3"][0]]
+    assert [head.partition(" (")[0] for head in heads[1:]] == [
+        *("mean probability", "NLL, both", "NLL, chosen", "NLL, rejected"),
+        *("length, chosen", "length, rejected", "equal pairs"),
+    ]
+    assert rows["SSO"][-1]["text"].startswith("1") and "% of pairs" in rows["SSO"][-1]["text"]
+    assert (
+        "Not tested here: 14 claims" in text
+        and "v2, table 1" not in text[: text.index("no results yet")]
+        and "SSO improves on PBAA." in text
+    )
+    fallbacks = next(row for row in parsed.rows["health"] if row[0]["text"] == "fallback principles")
+    assert [cell["text"] for cell in fallbacks[1:4]] == ["3", "16", "1"]
+    assert "principles/v2_1.jsonl" in fallbacks[4]["text"]
+
+
+def test_health_is_not_clean_where_nobody_counted():
+    """A record without the count is left out; no verdict was unreadable where judges ran and none counts any."""
+    of = [
+        {"path": "a.run.json", "rule": "judge", "summary": {}},
+        {"path": "b.run.json", "rule": "sample", "summary": {}},
+    ]
+    rows = {row["name"]: row["count"] for row in trail.health(of)}
+    assert rows == {"unreadable verdicts": 0, "queries left out, too long": 0}
+    of[0]["summary"] = {"unreadable": 2}
+    unreadable = next(row for row in trail.health(of) if row["name"] == "unreadable verdicts")
+    assert unreadable["count"] == 2 and unreadable["worst"] == "../a.run.json"
+
+
+def test_equal_texts_stand_once_and_say_whose_they_are():
+    said = [samples.Text("a", "same", "n1"), samples.Text("b", "same", "n2"), samples.Text("c", "other", "n1")]
+    sample = samples.Sample("q", "p", said)
+    assert [(t.label, t.text, t.note) for t in sample.merged()] == [("a · b", "same", "n1; n2"), ("c", "other", "n1")]
+    assert sample.differs == "text verdict"
+    assert samples.Sample("q", "p", [said[0], samples.Text(samples.REFERENCE, "far")]).differs == ""
+
+
 def test_passwords_in_addresses_stay_out(tmp_path):
     made = experiment(tracking_uri="http://user:hunter2@server:5000", seeds=[0])
     results = tree(made, tmp_path / "micro")
@@ -222,7 +354,8 @@ browser = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 @browser
 def test_in_a_browser(built, tmp_path):
-    """No console message, nothing foreign runs, a click sorts, a phone needs no sideways scrolling, dark is dark."""
+    """No console message, nothing foreign runs, a click sorts, samples are filtered, paper shows all, a phone needs no
+    sideways scrolling, dark is dark."""
     bad = tmp_path / "bad.html"
     bad.write_text("<!doctype html><title>t</title><script>nothing.here</script>")
     order = "return [...document.querySelector('#v2_table1 tbody').rows].map(r => r.cells[2].dataset.v)"
@@ -244,6 +377,34 @@ def test_in_a_browser(built, tmp_path):
         chromium.click("#v2_table1 thead th:nth-child(1) button")
         labels = chromium.run(order.replace("r.cells[2].dataset.v", "r.cells[0].textContent"))
         assert labels == sorted(labels, key=str.lower, reverse=True)
+        # Samples: a text to find, and where arms differ; the made-up arms say the same.
+        shown = "return [...document.querySelectorAll('#read article')].filter(a => !a.hidden).length"
+        every = chromium.run(shown)
+        choose = "const e = document.querySelector('{}'); e.value = '{}';"
+        choose += "e.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        chromium.run(choose.format("#find", "nobody says this"))
+        assert chromium.run(shown) == 0 < every
+        chromium.run(choose.format("#find", "Y+, UNDER"))
+        assert 0 < chromium.run(shown) < every
+        chromium.run(choose.format("#find", ""))
+        chromium.run(choose.format("#show", "verdict"))
+        assert 0 < chromium.run(shown) < every
+        # Paper, A4 across: light whatever the screen is, nothing folded with or without the script, nothing cut.
+        chromium.device(1047, 720, dark=True, paper=True)
+        chromium.open(built)
+        folded = "return [...document.querySelectorAll('details > *:last-child')].filter(e => !e.offsetHeight).length"
+        cut = "return [...document.querySelectorAll('.scroll, pre')]"
+        cut += ".filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        assert chromium.run(folded) == 0 and chromium.run(cut) == 0
+        assert chromium.run(colour) == "rgb(255, 255, 255)" and chromium.run(wide) <= 1047
+        assert chromium.run("return document.querySelectorAll('details[open]').length") == 0
+        opened = (
+            "dispatchEvent(new Event('beforeprint')); return document.querySelectorAll('details:not([open])').length"
+        )
+        closed = "dispatchEvent(new Event('afterprint')); return document.querySelectorAll('details[open]').length"
+        assert chromium.run(opened) == 0 and chromium.run(closed) == 0
+        printed = chromium.pdf()
+        assert printed.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", printed)) > 5
         chromium.device(360, 740, dark=True)
         chromium.open(built)
         chromium.run("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -73,7 +73,8 @@ def test_the_page_holds_what_the_jobs_made(smoke: Path):
     page = (report / "report.html").read_text(encoding="utf-8")
     pairs = map(json.loads, (smoke / ROOT / "qwen2/s0/pairs/sso/pairs.jsonl").read_text().splitlines())
     assert sum(escape(pair["chosen"][0]["content"]) in page for pair in pairs) >= 20
-    assert "20 pairs" in page and "20 triples" in page and "20 queries" in page
+    assert "20 pairs of each of" in page and "20 triples" in page and "20 queries" in page
+    assert "under: " in page and "a picture only" in page
     assert "judge: prefers" in page and "the reference (" in page
     assert all(f">{stage}</th>" in page for stage in ("sft", "sample", "train", "answer", "judge"))
 

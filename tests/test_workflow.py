@@ -109,6 +109,16 @@ def test_names_and_labels_are_no_settings():
     assert {path for path in before if before[path] != after[path]} == {"results/micro/config.json"}
 
 
+def test_pairs_are_measured_without_a_judge_too():
+    """Every arm on pairs; nobody is asked who was not asked for a sample of them."""
+    endpoint = {"kind": "openai", "model": "m"}
+    for judge, options in (({}, ["--unjudged"]), (endpoint, ["--unjudged"]), ({**endpoint, "pairs": 9}, [])):
+        grid = build("local_model.yaml", model="DIR", queries="prompts.jsonl", evaluation={"judge": judge})
+        jobs = {job.arm: job.params["options"] for job in grid.of("data_quality")}
+        assert jobs == {"pbaa": options, "sso": options}
+    assert all(job.params["options"][-1] != "--unjudged" for job in build("micro.yaml").of("data_quality"))
+
+
 def test_judge_is_no_setting_of_the_answers():
     before = seen(build("micro.yaml"))
     after = seen(build("micro.yaml", evaluation={"judge": {"kind": "openai", "model": "m"}}))

@@ -68,10 +68,7 @@ class Cell:
         else:
             pairs = make.pairs(name, triples, training)
         self.policy(name, training, pairs, pairs.outputs[1])
-        judge = self.draft.experiment.evaluation_of(make.name, name).judge
-        # Who is not asked for a sample of the pairs is not asked for money for all of them.
-        if make.world or judge.pairs:
-            self.results.append(evaluation.data_quality(make, name, pairs).output)
+        self.results.append(evaluation.data_quality(make, name, pairs).output)
 
     def chain(self, name: str, arm: Arm, training: Training) -> None:
         """Iterations: the current policy draws triples, then trains on them, itself the reference."""

@@ -81,11 +81,13 @@ def judge(make: Stages, answers: Job) -> Job:
 def data_quality(make: Stages, name: str, pairs: Job) -> Job:
     """How good an arm's pairs are, by the judge and by the starting model's scores."""
     judge = make.experiment.evaluation_of(make.name, name).judge
+    # Who is not asked for a sample of the pairs is not asked for money for all of them.
+    unjudged = [] if make.world or judge.pairs else ["--unjudged"]
     return make.add(
         "data_quality",
         dict(zip(("pairs", "reference"), pairs.outputs, strict=True)),
         at={"arm": name},
-        params={"settings": text(judge), "options": make.oracle},
+        params={"settings": text(judge), "options": [*make.oracle, *unjudged]},
         settings=judge,
         arm=name,
     )

@@ -10,7 +10,6 @@ from typing import Any
 from sso.config import Experiment, parse
 from sso.errors import InputError
 from sso.jobs.grid import Jobs
-from sso.jobs.job import Job
 from sso.settings import config_file, merge, read_yaml
 from workflow.cell import Cell
 from workflow.shared import Draft
@@ -35,10 +34,6 @@ class Grid(Jobs):
         """What `rule all` asks for: the last jobs."""
         self.paths = draft.paths
         super().__init__(experiment, draft.paths.root, [*draft.jobs.values()], draft.data_folder, draft.data_files)
-
-    def log(self, job: Job) -> str:
-        """Where a job's messages go."""
-        return self.paths.log(job.rule).format(**job.wildcards)
 
 
 def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:

@@ -14,7 +14,7 @@ from workflow.experiment import Grid
 def told(grid: Grid, since: float) -> Iterator[str]:
     """A line for each job that has written to its log after ``since`` (seconds since the epoch), but made no output."""
     for job in grid:
-        log = Path(grid.log(job))
+        log = Path(job.log)
         made = all(Path(path).exists() for path in job.outputs)
         if not made and log.is_file() and log.stat().st_mtime >= since:
             yield f"failed: {job.name}: {last_words(log)} [{log}]"

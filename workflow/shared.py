@@ -61,7 +61,8 @@ class Draft:
         wildcards = {key: str(value) for key, value in (at or {}).items()}
         output = self.paths.path(rule, **wildcards)
         given = {name: value for name, value in (inputs or {}).items() if value}
-        job = Job(rule, wildcards, output, tuple(outputs or [output]), given, params or {}, **about)
+        log = self.paths.log(rule).format(**wildcards)
+        job = Job(rule, wildcards, output, tuple(outputs or [output]), given, params or {}, log=log, **about)
         self.jobs[output] = job
         return job
 

@@ -78,7 +78,7 @@ def principles(args: argparse.Namespace) -> None:
         if engine is not None:
             queries_of = [name.rpartition("/")[0] for name in asked_for]
             run.summary.update(name_missing(queries_of, list(asked_for.values()), "principles"))
-        run.summary["fallbacks"] = sum(r.fallback for r in rows)
+        run.summary |= {"written": len(rows), "fallbacks": sum(r.fallback for r in rows)}
         print(f"principles: {len(rows)} pairs by {writer.kind}, {sum(r.fallback for r in rows)} by the fallback")
         write(args.out, rows)
 

@@ -38,6 +38,8 @@ class Job:
     """The arm that the job is for; None for a job that arms share."""
     iteration: int = 0
     """Number of the iteration in an arm that has several; else 0."""
+    log: str = ""
+    """Where its messages go."""
     version: str = ""
     queries: Portion = "iteration"
     responses: tuple[str, ...] = ()

@@ -1,0 +1,149 @@
+"""What stands first on the page: the three figures of the method, the claims as a table, scale and seeds in a line.
+
+Takes everything from the claims that were tested; computes no figure. A raw win rate is never shown in the place of a
+length-controlled one.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from report import printed, render
+from report.claims import ClaimRow
+from report.measured import POOLED, Measured
+from report.tables import judge_title
+
+PAPER = "https://arxiv.org/abs/2410.17131"
+GLOSSARY = {
+    "PBAA": "the baseline: pairs of an answer under a good and one under a bad principle, drawn by the model as it is",
+    "y+": "the answer under the good principle, which a pair chooses",
+    "y-": "the answer under the bad principle, which a pair rejects",
+    "yo": "the answer under no principle: what the model says by itself",
+    "L+": "v2's first term: under the good principle y+ over y-, which keeps the two apart",
+    "L-": "v2's second term: under the bad principle yo over y+, which keeps y- close to what the model would say",
+    "W": "v1's weight of a sample, by how on-policy its answers are",
+    "G": "v1's added terms, which learn y+ over y- under the good and yo over y+ under the bad principle",
+    "on-policy": "likely under the starting model: a high mean probability of its tokens, a low NLL in nats per token",
+    "NLL": "negative log-likelihood per token under the starting model without a principle",
+    "pair accuracy": "share of pairs whose chosen answer the judge prefers",
+    "win rate": "share of answers that the judge prefers to a reference answer; length-controlled: at equal lengths",
+}
+SIGNS = {
+    "holds": ("holds", "✓"),
+    "does not hold": ("fails", "✗"),
+    "not tested": ("none", "·"),
+    "untestable": ("none", "·"),
+}
+"""Verdict -> class and sign; any other is undecided."""
+ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
+WITHOUT_SIGN = "open", "≈"
+
+
+def sign(said: str) -> tuple[str, str]:
+    """A verdict's class and sign."""
+    return next((own for start, own in SIGNS.items() if said.startswith(start)), WITHOUT_SIGN)
+
+
+def _printed(measured: Measured, row: ClaimRow) -> list[printed.Printed]:
+    """The paper's differences beside a claim's, one a backbone."""
+    backbones = measured.experiment.backbones if row.backbone == POOLED else [row.backbone]
+    found = (printed.difference(measured, row.spec, row.metric, backbone) for backbone in backbones if backbone)
+    return list(filter(None, found))
+
+
+def paper_says(measured: Measured, row: ClaimRow) -> list[str]:
+    """The paper's difference, one text a backbone; where it prints none, why."""
+    metrics, found = measured.content["metrics"], []
+    for own in _printed(measured, row):
+        label = "" if own.metric == row.metric else f"{metrics[own.metric]['label']}, "
+        found.append(f"{render.signed(own.text)} ({label}{own.backbone})")
+    drawn = row.metric in measured.content["tables"]["v2_figure3"]["columns"]
+    return list(dict.fromkeys(found)) or (["a picture only"] if drawn else [])
+
+
+def effect(measured: Measured, row: ClaimRow) -> dict[str, Any]:
+    """A claim's difference for the page: text, unit, interval, levels of both sides, verdict, the paper's."""
+    assert row.effect is not None and row.sides is not None
+    metric = measured.content["metrics"][row.metric]
+    digits = metric["digits"] + 1
+    unit = row.spec["smallest"]["unit"].replace("% of b", metric["unit"])
+    low, high = (render.signed(render.number(end, digits)) for end in (row.effect.low, row.effect.high))
+    scope = row.backbone or ""
+    levels = [(measured.label(*side), measured.estimate(scope, *side, row.metric)) for side in row.sides]
+    return {
+        "text": render.signed(render.number(row.effect.mean, digits)) + (render.MARK if row.effect.raw else ""),
+        "unit": unit,
+        "interval": f"[{low}, {high}]" if low else "",
+        "names": " - ".join(label for label, _ in levels),
+        "levels": [(label, render.number(e.mean, metric["digits"])) for label, e in levels if e],
+        "metric": metric["label"],
+        "said": row.verdict,
+        "sign": sign(row.verdict),
+        "n": row.effect.n,
+        "test": row.effect.test,
+        "raw": "; ".join(row.effect.raw),
+        "paper": paper_says(measured, row),
+        "scope": "" if len(measured.scopes) == 1 else "mean over backbones" if scope == POOLED else scope,
+    }
+
+
+def claims(measured: Measured, rows: Sequence[ClaimRow]) -> dict[str, Any]:
+    """The claims that were tested, main ones first, with their verdicts by backbone; the others by name and reason."""
+    by_claim: dict[str, list[ClaimRow]] = {}
+    for row in rows:
+        by_claim.setdefault(row.claim, []).append(row)
+    tested, untested = [], []
+    for claim, own in sorted(by_claim.items(), key=lambda item: not item[1][-1].spec.get("main")):
+        last = own[-1]
+        if last.effect is None:
+            untested.append((claim, last.verdict, last.difference))
+            continue
+        each = [(row.backbone, row.verdict, sign(row.verdict)) for row in own if row.backbone != POOLED]
+        tested.append({"claim": claim, "main": bool(last.spec.get("main")), "each": each, **effect(measured, last)})
+    notes = render.raw_note(row.effect for row in rows)
+    doubts = [own.doubt for row in rows if row.effect for own in _printed(measured, row) if own.doubt]
+    notes += render.doubt_note(doubts)
+    said = Counter(claim["said"] for claim in tested)
+    counts = sorted(said.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER))
+    several = len(measured.experiment.backbones) > 1
+    return {"tested": tested, "untested": untested, "counts": counts, "several": several, "notes": notes}
+
+
+def strip(measured: Measured, rows: Sequence[ClaimRow]) -> list[dict[str, Any]]:
+    """The three figures: of each the claim's last row, over all backbones where there are several; else why not."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row.spec.get("figure")
+        if not name or found.get(name, {}).get("text"):
+            continue
+        last = [other for other in rows if other.claim == row.claim][-1]
+        if last.effect is None:
+            why = "no judge" if judge_title(measured.experiment) == "none" else last.difference or last.verdict
+            found.setdefault(name, {"name": name, "text": "", "why": why})
+        elif last.effect.raw:
+            found.setdefault(name, {"name": name, "text": "", "why": "; ".join(last.effect.raw)})
+        else:
+            found[name] = {"name": name, "why": "", **effect(measured, last)}
+    return list(found.values())
+
+
+def badges(measured: Measured) -> list[tuple[str, str]]:
+    """Scale and seeds: (what, how much)."""
+    experiment, counts = measured.experiment, measured.collected.parameters
+    sizes = []
+    for name, about in experiment.backbones.items():
+        if about.path:
+            sizes.append(f"{name}: {Path(about.path).name}")
+        else:
+            sizes.append(f"{name}: " + (f"{counts[name] / 1e6:.2f}M" if name in counts else "not trained yet"))
+    world = experiment.world
+    versions = ", ".join(dict.fromkeys(arm.version for arm in experiment.arms.values()))
+    rewards = f", {len(experiment.rewards)} reward models" if experiment.rewards else ""
+    return [
+        ("reproduced", f"{versions}: {len(experiment.arms)} arms{rewards}"),
+        ("world" if world else "data", f"micro {world.name}" if world else str(experiment.data.queries)),
+        ("parameters" if world else "models", ", ".join(sizes)),
+        ("seeds", str(len(experiment.seeds))),
+        ("judge", judge_title(experiment)),
+    ]

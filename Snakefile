@@ -96,10 +96,12 @@ onstart:
 onsuccess:
     for handler in filter(None, watched):
         handler.close()
-    # Paths as they are where the command was typed: with `--directory`, from the root of the disk.
-    root = Path(ask.root) if workflow.overwrite_workdir is None else Path(ask.root).resolve()
-    for line in ending.told(experiment, root, users_path, brief=quiet(workflow)):
-        print(line)
+    # A part of a run ends without a page of its own.
+    if any(job.rule.name == "report" for job in workflow.dag.jobs):
+        # Paths as they are where the command was typed: with `--directory`, from the root of the disk.
+        root = Path(ask.root) if workflow.overwrite_workdir is None else Path(ask.root).resolve()
+        for line in ending.told(experiment, root, users_path, brief=quiet(workflow)):
+            print(line)
 
 
 onerror:

@@ -88,6 +88,14 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record, or what a person wants to know of it; called with the handler's lock held."""
+        try:
+            self._show(record)
+        except BrokenPipeError:
+            raise
+        except Exception:
+            self.handleError(record)  # logging's way: a line that can't be shown ends no run
+
+    def _show(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
         self._last = time.monotonic()
         if not self._jobs:

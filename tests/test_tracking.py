@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sso.errors import InputError
 from sso.jobs import tracking
 from sso.jobs.job import MARK, Job
 from sso.records import file_digest
@@ -382,6 +383,11 @@ def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
     warning = capsys.readouterr().err.strip().splitlines()
     assert sum(line.startswith("warning: MLflow") for line in warning) == 1
     assert "hunter2" not in "".join(line for line in warning if line.startswith("warning: MLflow"))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; give that of a run"):
+        tracking.sync(tmp_path / "nowhere")
 
 
 def test_the_environments_address_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

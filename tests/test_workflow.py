@@ -389,7 +389,7 @@ def test_touching_the_report_reruns_only_the_report(stage):
     assert plan == {"results/smoke/report", "results/smoke/mlflow.done"}
 
 
-@pytest.mark.parametrize("given", [[], ["--logger", "sso"]])
+@pytest.mark.parametrize("given", [[], ["--logger", "sso"], ["--resources", "gpu=1"]])
 def test_a_run_says_what_it_does_by_the_plugin_and_without_it(stage, given):
     _, call = stage
     result = call("--forcerun", "report", "--cores", "1", *given)
@@ -480,9 +480,13 @@ def test_a_failing_job_says_its_own_sentence_last(profile, checkpoint, tmp_path)
 
 
 def test_part_of_a_run_does_not_say_done(tmp_path):
+    page = tmp_path / "results/smoke/report/report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("of an earlier run")
     result = snakemake("--configfile", str(CONFIG / "smoke.yaml"), "--", "results/smoke/config.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "done:" not in result.stdout + result.stderr
+    assert "done:" not in result.stdout + result.stderr and "The page will be" not in result.stderr
+    assert "Each job's messages are under results/smoke/logs/." in result.stderr
 
 
 @pytest.mark.parametrize(

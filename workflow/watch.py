@@ -37,10 +37,10 @@ def watch(workflow: Any, grid: Grid) -> LogHandler | None:
     if estimate.known:
         source = "the records of earlier jobs" if estimate.recorded else "the cost model of `sso plan`"
         time = f"about {about(estimate.left({}))} (an estimate, by {source})"
-    logger.info(
-        f"{len(jobs)} jobs, {time}.\n"
-        f"The page will be {Path(grid.root, 'report', 'report.html')}; each job's messages are under {grid.root}/logs/."
-    )
+    page = Path(grid.root, "report", "report.html")
+    made = f"The page will be {page}; each" if any(job.rule == "report" for job in jobs.values()) else "Each"
+    number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    logger.info(f"{number}, {time}.\n{made} job's messages are under {grid.root}/logs/.")
     handler = None
     own = next((other for other in logger.handlers if other.name == "DefaultStreamHandler"), None)
     if own and workflow.local_exec and not settings.verbose:

@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso import cards
-from sso.errors import of_machine, printable, without_passwords
+from sso.errors import InputError, of_machine, printable, without_passwords
 from sso.jobs.distributed import is_main
 from sso.jobs.job import this_job
 from sso.records import digest, file_digest, write_text
@@ -223,9 +223,12 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
 
     One run a job, under one parent run an arm of a cell. A run carries its record's digest, so nothing is uploaded
     twice; a job that ran again gets a new run. Returns how many runs were new, or None, with a warning on stderr,
-    when MLflow can't be reached: the records stay and a later call uploads them.
+    when MLflow can't be reached: the records stay and a later call uploads them. Raises InputError where there is no
+    such folder.
     """
     results = Path(results)
+    if not results.is_dir():
+        raise InputError(f"{results}: no such folder; give that of a run, as results/micro.")
     uri = tracking_uri or default_uri(results)
     # An absent server is told in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -18,15 +18,19 @@ from sso.jobs import lifeline
 from sso.jobs import warm
 from sso.errors import InputError
 from workflow import experiment as experiments
+from workflow import ending
 from workflow import failures
 from workflow.check import check
 from workflow.hub_names import hub_names
 from workflow.rules import Rules
+from workflow.watch import quiet
+from workflow.watch import watch
 
 # A process is single-threaded; the commands are those beside this Python.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.update(TQDM_DISABLE="1")  # of libraries, in log files; sso.jobs.progress writes lines
-os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+users_path = os.environ.get("PATH", os.defpath)
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), users_path]))
 if Path(workflow.basedir, "sso").is_dir():  # else the suite is installed, and its neighbours are no other environment's
     os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])))
 lifeline.name_workflow()
@@ -78,21 +82,30 @@ rule all:
         ask.targets,
 
 
-started = time.time()
+started, watched = time.time(), []
 
 
 # One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
     lifeline.hold(Path(ask.root))
+    watched.append(watch(workflow, ask.grid))
     if experiment.hardware is None and workflow.local_exec:
         warm.start()
 
 
 onsuccess:
-    if (page := Path(ask.root, "report", "report.html")).is_file():
-        print(f"done: {page}")
+    for handler in filter(None, watched):
+        handler.close()
+    # A part of a run ends without a page of its own.
+    if any(job.rule.name == "report" for job in workflow.dag.jobs):
+        # Paths as they are where the command was typed: with `--directory`, from the root of the disk.
+        root = Path(ask.root) if workflow.overwrite_workdir is None else Path(ask.root).resolve()
+        for line in ending.told(experiment, root, users_path, brief=quiet(workflow)):
+            print(line)
 
 
 onerror:
+    for handler in filter(None, watched):
+        handler.close()
     for line in failures.told(ask.grid, started):
         print(line, file=sys.stderr)

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,24 @@ CONFIG = REPOSITORY / "config" / "smoke.yaml"
 ROOT = Path("results") / "smoke"
 
 
+def command(folder: Path, *arguments: str) -> list[str]:
+    start = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
+    return [*start, "--configfile", str(CONFIG), *arguments]
+
+
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
-    command += ["--configfile", str(CONFIG), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=1200)
 
 
 def run(folder: Path) -> Path:
-    started = time.monotonic()
-    result = snakemake(folder, "--cores", "all")
-    assert result.returncode == 0, result.stderr
+    """A run; what it says lies beside its results as `said.json`, each line with the second when it came."""
+    started, words = time.monotonic(), command(folder, "--cores", "all")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, cwd=folder, **pipes) as process:
+        said = [(time.monotonic() - started, line.rstrip("\n")) for line in process.stdout]
+    assert process.returncode == 0, "\n".join(line for _, line in said)
     print(f"smoke run: {time.monotonic() - started:.0f} s")
+    (folder / "said.json").write_text(json.dumps(said))
     return folder
 
 
@@ -56,6 +65,30 @@ def test_every_job_left_its_output_and_a_record_of_success(smoke: Path):
     }
     recorded = {job.output for job in grid if (smoke / f"{job.output}.run.json").is_file()}
     assert {job.rule for job in grid if job.output not in recorded} <= {"config", "report", "mlflow"}
+
+
+def test_the_run_says_which_job_is_done_and_is_never_silent(smoke: Path):
+    said = json.loads((smoke / "said.json").read_text())
+    lines, jobs = [line for _, line in said], len(Grid(experiments.load([CONFIG], {})))
+    begin = next(at for at, line in enumerate(lines) if line.startswith(f"{jobs} jobs, about "))
+    assert lines[begin + 1].startswith(f"The page will be {ROOT / 'report' / 'report.html'}; ")
+    done = [line for line in lines if re.match(r"\[\d+/\d+\] (?!running)", line)]
+    assert [line.partition("]")[0] for line in done] == [f"[{n}/{jobs}" for n in range(1, jobs + 1)]
+    told = re.compile(r"\[\d+/\d+\] \w+( [^,]+)?, \d+ s(, about \d+ (s|min) left)?")
+    assert all(told.fullmatch(line) for line in done), done
+    assert any(" policy qwen2 seed 0 sso, " in line for line in done)
+    times = [second for second, _ in said[begin:]]
+    assert max(after - before for before, after in pairwise(times)) < 30
+
+
+def test_the_end_of_the_run_names_the_page_and_a_command_that_works(smoke: Path):
+    lines = [line for _, line in json.loads((smoke / "said.json").read_text())]
+    end = lines[lines.index(f"done: {smoke / ROOT / 'report' / 'report.html'}") :]
+    table, ui = (line.strip() for line in end[end.index("next:") + 1 :][:2])
+    words = shlex.split(table)
+    assert Path(words[0]).name == "sso" and "mlflow ui --backend-store-uri sqlite:////" in ui
+    shown = subprocess.run([sys.executable, "-m", "sso", *words[1:]], capture_output=True, text=True, cwd="/")
+    assert shown.returncode == 0 and "SFT" in shown.stdout, shown.stderr
 
 
 def test_a_table_of_ours_is_there(smoke: Path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sso.errors import InputError
 from sso.jobs import tracking
 from sso.jobs.job import MARK, Job
 from sso.records import file_digest
@@ -35,7 +36,7 @@ def recorded(rule: str, out: Path, stage: str, *given, arm: str | None = None, i
             yield run
 
 
-def work(path: Path, arm: str, seed: int = 0, steps: int = 3) -> None:
+def work(path: Path, arm: str | None, seed: int = 0, steps: int = 3) -> None:
     """A job that writes a file and logs a few rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with recorded("policy", path, "policy", Sft(steps=steps), {}, seed, arm=arm) as run:
@@ -220,6 +221,84 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     assert given.tags[0].value == "pairs" and run.data.params["input.model"] == file_digest(model)
 
 
+def test_an_arms_run_has_its_settings_and_what_is_no_arm_another_stage(tmp_path: Path):
+    results = tmp_path / "micro"
+    results.mkdir()
+    experiment = experiments.load([REPOSITORY / "config" / "micro.yaml"], {})
+    (results / "config.json").write_text(text(experiment))
+    cell = results / "qwen2/s0"
+    work(cell / "sft", None)
+    work(cell / "policy/sso", "sso")
+    for stage, out in (("judge", "eval/sso/judged"), ("data_quality", "pairs/sso/data_quality")):
+        with recorded(stage, cell / out, stage, {}, {}, arm="sso") as run:
+            run.summary["score"] = 1.0
+    for reward in ("sso", "skywork"):
+        with recorded("reward_model", cell / "reward" / reward / "model", "reward", {}, {}, reward=reward):
+            pass
+    assert tracking.sync(results) == 6
+    store, first = client(results), "tags.stage = 'arm' and tags.version = 'v2' and tags.backbone = 'qwen2'"
+    number = store.get_experiment_by_name("micro").experiment_id
+
+    def stages() -> dict[str, set]:
+        groups = [run.data.tags for run in runs(results) if "sso.group" in run.data.tags]
+        return {
+            group: {t["stage"] for t in groups if t["sso.group"] == group} for group in {t["sso.group"] for t in groups}
+        }
+
+    assert stages() == {"qwen2/s0": {"shared"}, "qwen2/s0/sso": {"arm"}, "qwen2/s0/skywork": {"rewards"}}
+    (arm,) = store.search_runs([number], first)
+    beta = {name: str(getattr(experiment.arms["sso"], name).beta) for name in ("generator", "policy")}
+    assert {name: arm.data.params[f"{name}.beta"] for name in beta} == beta
+    assert arm.data.params["data"] == "good_bad" and arm.data.params["label"] == "SSO"
+    # Another beta is another run; what did not run again still counts for it.
+    other = experiments.load([REPOSITORY / "config" / "micro.yaml"], {"arms": {"sso": {"policy": {"beta": 0.7}}}})
+    (results / "config.json").write_text(text(other))
+    with recorded("judge", cell / "eval/sso/judged", "judge", {}, {}, arm="sso") as run:
+        run.summary["score"] = 2.0
+    assert tracking.sync(results) == 1 and tracking.sync(results) == 0
+    (arm,) = store.search_runs([number], first)
+    assert arm.data.params["policy.beta"] == "0.7" and stages()["qwen2/s0/sso"] == {"arm", "replaced"}
+    assert arm.data.metrics == {"judge/score": 2.0, "data_quality/score": 1.0}
+    # Without a config nothing is replaced.
+    (results / "config.json").unlink()
+    assert tracking.sync(results) == 0 and len(store.search_runs([number], first)) >= 1
+
+
+def test_a_store_of_before_gets_settings_and_stages(tmp_path: Path):
+    results = tmp_path / "micro"
+    results.mkdir()
+    (results / "config.json").write_text(text(experiments.load([REPOSITORY / "config" / "micro.yaml"], {})))
+    store = client(results)
+    number = store.create_experiment("micro")
+    for name in ("sso", "skywork"):
+        store.create_run(number, tags={"sso.group": f"qwen2/s0/{name}", "stage": "arm", "arm": name})
+    assert tracking.sync(results) == 0
+    found = {run.data.tags["arm"]: run for run in store.search_runs([number])}
+    assert found["sso"].data.params["policy.objective"] == "pairs" and found["sso"].data.tags["stage"] == "arm"
+    assert found["skywork"].data.params == {} and found["skywork"].data.tags["stage"] == "rewards"
+
+
+def test_the_experiments_note_holds_the_verdicts_and_the_page(tmp_path: Path):
+    results = tmp_path / "micro"
+    work(results / "qwen2/s0/policy/sso", "sso")
+    tracking.sync(results)
+    assert "mlflow.note.content" not in client(results).get_experiment_by_name("micro").tags
+    (results / "report/tables").mkdir(parents=True)
+    rows = ["claim,backbone,verdict,difference,test", "A is B.,qwen2,negligible,no,t", "A is B.,all,holds,a - b: 1,t"]
+    (results / "report/tables/claims.csv").write_text("\n".join([*rows, "B is C.,,not tested,too few,", ""]))
+    tracking.sync(results)
+    tags = client(results).get_experiment_by_name("micro").tags
+    assert tags["mlflow.note.content"].splitlines() == [
+        f"The page: `{results / 'report/report.html'}`",
+        "",
+        "Claims of the paper:",
+        "",
+        "- A is B. **holds** (a - b: 1)",
+        "- B is C. **not tested** (too few)",
+    ]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 @pytest.mark.slow
 def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
     with socket.socket() as free:
@@ -304,6 +383,11 @@ def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
     warning = capsys.readouterr().err.strip().splitlines()
     assert sum(line.startswith("warning: MLflow") for line in warning) == 1
     assert "hunter2" not in "".join(line for line in warning if line.startswith("warning: MLflow"))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; give that of a run"):
+        tracking.sync(tmp_path / "nowhere")
 
 
 def test_the_environments_address_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -83,5 +83,5 @@ def test_the_example_runs_outside_the_repository(run, tmp_path):
 def test_every_package_is_in_the_wheel():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     here = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in REPOSITORY.glob("*/**/*.py")}
-    rooms = ("sso", "eval", "rewardbench", "report", "workflow")
+    rooms = ("sso", "eval", "rewardbench", "report", "workflow", "snakemake_logger_plugin_sso")
     assert set(listed) - {"sso._data"} == {name for name in here if name.split(".")[0] in rooms} - {"workflow.envs"}

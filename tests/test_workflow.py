@@ -410,6 +410,34 @@ def test_touching_the_report_reruns_only_the_report(stage):
     assert plan == {"results/smoke/report", "results/smoke/mlflow.done"}
 
 
+@pytest.mark.parametrize("given", [[], ["--logger", "sso"], ["--resources", "gpu=1"]])
+def test_a_run_says_what_it_does_by_the_plugin_and_without_it(stage, given):
+    _, call = stage
+    result = call("--forcerun", "report", "--cores", "1", *given)
+    said = result.stderr.splitlines()
+    assert result.returncode == 0 and any(
+        re.fullmatch(r"2 jobs, about .* \(an estimate, by .*\)\.", line) for line in said
+    )
+    lines = [line for line in said if line.startswith("[")]
+    assert len(lines) == 2 and re.fullmatch(r"\[1/2\] report, \d+ s, about \d+ s left", lines[0]), result.stderr
+    assert re.fullmatch(r"\[2/2\] mlflow, \d+ s", lines[1])
+    assert (
+        "Select jobs" not in result.stderr and "Finished jobid" not in result.stderr and "steps (" not in result.stderr
+    )
+
+
+@pytest.mark.parametrize("given", [["--quiet"], ["--quiet", "all"], ["--verbose"], ["--workflow-profile", "none"]])
+def test_who_asks_for_snakemakes_own_words_or_none_gets_them(stage, given):
+    _, call = stage
+    result = call("--forcerun", "report", "--cores", "1", "--scheduler", "greedy", *given)
+    assert result.returncode == 0, result.stderr
+    quiet = given[0] == "--quiet"
+    assert ("an estimate" in result.stderr) != quiet
+    assert ("steps (100%) done" in result.stderr) == (given == ["--verbose"])
+    assert ("[2/2] mlflow" in result.stderr) == (given[0] == "--workflow-profile")
+    assert ("rule mlflow:" in result.stderr) == (given[0] == "--workflow-profile")
+
+
 def test_an_extra_arm_leaves_the_others_alone(stage):
     _, call = stage
     arm = "{label: again, data: good_original, policy: {use: policy}}"
@@ -473,9 +501,13 @@ def test_a_failing_job_says_its_own_sentence_last(profile, checkpoint, tmp_path)
 
 
 def test_part_of_a_run_does_not_say_done(tmp_path):
+    page = tmp_path / "results/smoke/report/report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("of an earlier run")
     result = snakemake("--configfile", str(CONFIG / "smoke.yaml"), "--", "results/smoke/config.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "done:" not in result.stdout + result.stderr
+    assert "done:" not in result.stdout + result.stderr and "The page will be" not in result.stderr
+    assert "Each job's messages are under results/smoke/logs/." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ uploads what is not there yet. A record holds the job that its rule told of (sso
 Records hold no environment variables, and addresses lose their user and password.
 """
 
+import csv
 import fcntl
 import json
 import math
@@ -27,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso import cards
-from sso.errors import of_machine, printable, without_passwords
+from sso.errors import InputError, of_machine, printable, without_passwords
 from sso.jobs.distributed import is_main
 from sso.jobs.job import this_job
 from sso.records import digest, file_digest, write_text
@@ -188,6 +189,15 @@ def arm_tags(config: Path) -> dict[str, dict[str, str]]:
     return tags | {f"reward/{name}": about for name, about in own.items()}
 
 
+def arm_settings(config: Path) -> dict[str, dict[str, str]]:
+    """By arm, what a config.json sets for it, as MLflow params; {} where there is no such file."""
+    try:
+        arms = json.loads(without_passwords(config.read_text(encoding="utf-8")))["arms"]
+        return {name: {_name(key): value for key, value in _flat(arm).items()} for name, arm in arms.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
 def _name(name: str) -> str:
     """A name that MLflow takes: `x+:y+>y-/margin` becomes `xp:yp_over_y-/margin`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("+", "p").replace(">", "_over_"))
@@ -213,9 +223,12 @@ def sync(results: str | Path, tracking_uri: str | None = None) -> int | None:
 
     One run a job, under one parent run an arm of a cell. A run carries its record's digest, so nothing is uploaded
     twice; a job that ran again gets a new run. Returns how many runs were new, or None, with a warning on stderr,
-    when MLflow can't be reached: the records stay and a later call uploads them.
+    when MLflow can't be reached: the records stay and a later call uploads them. Raises InputError where there is no
+    such folder.
     """
     results = Path(results)
+    if not results.is_dir():
+        raise InputError(f"{results}: no such folder; give that of a run, as results/micro.")
     uri = tracking_uri or default_uri(results)
     # An absent server is told in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -257,8 +270,24 @@ def _dataset(name: str, read: Sequence[str | None]) -> Any:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 
+def note(results: Path) -> str | None:
+    """What an experiment's page in MLflow says, as Markdown: the report's verdict on each claim, and where its page
+    is; None where there is no report."""
+    report = results.resolve() / "report"
+    try:
+        with (report / "tables" / "claims.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        last = {row["claim"]: row for row in rows}  # that over all backbones, where there are several
+    except (OSError, ValueError, LookupError):
+        return None
+    found = [f"- {row['claim']} **{row['verdict']}** ({row['difference'] or row['test']})" for row in last.values()]
+    return "\n".join([f"The page: `{report / 'report.html'}`", "", "Claims of the paper:", "", *found])
+
+
 SCORED = ("judge", "data_quality", "rewardbench")
 """Stages whose summaries stand on the arm's own run too, by iteration, so that arms can be compared in one table."""
+KIND = "custom_model_development"
+"""What MLflow's pages call model training: they then open the table of runs, not that of traces."""
 
 
 class _Uploader:
@@ -266,6 +295,7 @@ class _Uploader:
 
     def __init__(self, client: Any, results: Path, uri: str):
         self.client, self.results, self.arms = client, results, arm_tags(results / "config.json")
+        self.settings = arm_settings(results / "config.json")
         name = results.resolve().name
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -274,15 +304,17 @@ class _Uploader:
             self.experiment = client.create_experiment(name, **local)
         else:
             self.experiment = experiment.experiment_id
+        self.about = experiment.tags if experiment else {}
         self.known: set[str] = set()
         self.parents: dict[str, str] = {}
         self.ends: dict[str, int] = {}
         """End of each parent run by its id, in ms since the epoch."""
+        self.fresh: set[str] = set()
+        """Parent runs that this call made."""
         for known in self._runs():
             tags = known.data.tags
             if "sso.group" in tags:
-                self.parents[tags["sso.group"]] = known.info.run_id
-                self.ends[known.info.run_id] = known.info.end_time or 0
+                self._take(known)
             elif "sso.record" in tags:
                 self.known.add(tags["sso.record"])
             elif "sso.uploading" in tags:  # a call that was killed half-way
@@ -297,31 +329,68 @@ class _Uploader:
             if not token:
                 return
 
+    def _take(self, run: Any) -> None:
+        """A parent run of an earlier call: goes on, unless its arm's settings are others now, which no run can take."""
+        group, number = run.data.tags["sso.group"], run.info.run_id
+        wanted, there = self._params(group), run.data.params
+        # Without the config nobody knows what has changed.
+        stage = "replaced" if self.settings and there.items() - wanted.items() else self._stage(group)
+        if run.data.tags.get("stage") != stage:
+            self.client.set_tag(number, "stage", stage)
+        if stage != "replaced":
+            self._settle(number, group, there)
+            self.parents[group], self.ends[number] = number, run.info.end_time or 0
+
+    def _stage(self, group: str) -> str:
+        """`arm`; `rewards`, of reward models that are not called as an arm; `shared`, of what arms share."""
+        name = _arm_of(group)
+        return "shared" if name is None else "arm" if name in self.arms or not self.arms else "rewards"
+
+    def _params(self, group: str) -> dict[str, str]:
+        """An arm's settings; {} for another group."""
+        return self.settings.get(_arm_of(group) or "", {})
+
+    def _settle(self, number: str, group: str, there: Mapping[str, str]) -> None:
+        """Give an arm's run those of its settings that are not ``there``."""
+        from mlflow.entities import Param
+
+        params = [Param(key, value) for key, value in self._params(group).items() if key not in there]
+        for at in range(0, len(params), 100):
+            self.client.log_batch(number, params=params[at : at + 100])
+
     def upload(self) -> int:
-        new = []
+        new: list[tuple[Path, dict[str, Any], str]] = []
+        old: list[tuple[Path, dict[str, Any], str]] = []
         for path in sorted(self.results.rglob("*" + SUFFIX)):
             relative = path.relative_to(self.results)
             content = path.read_text(encoding="utf-8", errors="replace")
             key = digest([str(relative), content])
-            if key in self.known:
-                continue
             try:
-                new.append((relative, json.loads(content), key))
+                (old if key in self.known else new).append((relative, json.loads(content), key))
             except ValueError as error:
                 print(f"warning: {path}: no record ({error}); run its job again.", file=sys.stderr)
         for relative, record, key in sorted(new, key=lambda item: item[1]["started"]):
             self._upload(relative, record, key)
+        for relative, record, _ in old:  # what still stands of a replaced arm
+            tags = place(relative, record, self.arms)
+            if (parent := self.parents.get(_group(tags))) in self.fresh:
+                self._score(parent, record, tags)
+        about = {"mlflow.experimentKind": KIND, "mlflow.note.content": note(self.results)}
+        for key, text in about.items():
+            if text and self.about.get(key) != text:
+                self.client.set_experiment_tag(self.experiment, key, text)
         return len(new)
 
     def _parent(self, tags: Mapping[str, str], start: int, end: int) -> str:
         """The run of an arm, which lasts from its first job's start to its last job's end."""
-        group = "/".join([tags.get("backbone", "shared"), *(f"s{tags['seed']}" for _ in [0] if "seed" in tags)])
-        group += f"/{tags['arm']}" if "arm" in tags else ""
+        group = _group(tags)
         if group not in self.parents:
             kept = {key: value for key, value in tags.items() if key not in ("path", "iteration")}
-            marks = {"sso.group": group, "stage": "arm", **kept}
+            marks = {"sso.group": group, "stage": self._stage(group), **kept}
             made = self.client.create_run(self.experiment, start_time=start, run_name=group, tags=marks)
             self.parents[group] = made.info.run_id
+            self.fresh.add(made.info.run_id)
+            self._settle(made.info.run_id, group, {})
         parent = self.parents[group]
         if end > self.ends.get(parent, 0):
             self.client.set_terminated(parent, end_time=end)
@@ -331,8 +400,7 @@ class _Uploader:
     def _upload(self, path: Path, record: dict[str, Any], key: str) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        start = int(datetime.fromisoformat(record["started"]).timestamp() * 1000)
-        end = start + int(record["wall_s"] * 1000)
+        start, end = _times(record)
         tags = place(path, record, self.arms)
         parent = self._parent(tags, start, end)
         marks = {
@@ -361,12 +429,36 @@ class _Uploader:
             self.client.log_batch(run_id, params=params[at : at + 100])
         for at in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[at : at + 1000])
-        if record["stage"] in SCORED:
-            step, scores = int(tags.get("iteration", 0)), record["summary"]
-            named = {_name(f"{record['stage']}/{k}"): v for k, v in scores.items() if v is not None}
-            self.client.log_batch(parent, metrics=[Metric(k, v, end, step) for k, v in named.items()])
+        self._score(parent, record, tags)
         self.client.log_inputs(
             run_id, [_dataset(*item) for item in record["inputs"].items() if Path(item[1][0]).suffix]
         )
         self.client.set_terminated(run_id, "FINISHED" if record["status"] == "finished" else "FAILED", end)
         self.client.log_batch(run_id, tags=[RunTag("sso.record", key)])
+
+    def _score(self, parent: str, record: dict[str, Any], tags: Mapping[str, str]) -> None:
+        """A job's scores on its arm's own run."""
+        from mlflow.entities import Metric
+
+        if record["stage"] in SCORED:
+            step, scores, end = int(tags.get("iteration", 0)), record["summary"], _times(record)[1]
+            named = {_name(f"{record['stage']}/{k}"): v for k, v in scores.items() if v is not None}
+            self.client.log_batch(parent, metrics=[Metric(k, v, end, step) for k, v in named.items()])
+
+
+def _times(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Start and end of a job, in ms since the epoch."""
+    start = int(datetime.fromisoformat(record["started"]).timestamp() * 1000)
+    return start, start + int(record["wall_s"] * 1000)
+
+
+def _group(tags: Mapping[str, str]) -> str:
+    """The name of the run that a job's run stands under: `qwen2/s0/sso`, `qwen2/s0` or `shared`."""
+    seed = [f"s{tags['seed']}"] if "seed" in tags else []
+    return "/".join([tags.get("backbone", "shared"), *seed, *([tags["arm"]] if "arm" in tags else [])])
+
+
+def _arm_of(group: str) -> str | None:
+    """The arm or reward model of a group; None for what arms share."""
+    parts = group.split("/")
+    return parts[2] if len(parts) == 3 else None

@@ -1,0 +1,275 @@
+"""What a person sees while the workflow runs and at its end."""
+
+import io
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from snakemake.settings.enums import Quietness
+from snakemake.settings.types import OutputSettings
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+import snakemake_logger_plugin_sso as plugin
+from sso.config import load
+from tests.conftest import REPOSITORY
+from workflow import ending
+from workflow.estimate import Estimate, about
+from workflow.experiment import Grid
+
+SMOKE = REPOSITORY / "config" / "smoke.yaml"
+
+
+class Stream:
+    """A logger whose events the plugin shows, and what it has shown."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings):
+        self.out = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", self.out)
+        self.grid = Grid(load(SMOKE), str(folder))
+        jobs = {rule: self.grid.of(rule)[0] for rule in ("sft", "policy", "judge")}
+        self.jobs = dict(enumerate(jobs.values(), 1))
+        self.handler = plugin.LogHandler(OutputSettings(quiet={Quietness.RULES, Quietness.HOST}, **settings), None)
+        self.logger = logging.Logger("events")
+        self.logger.addHandler(self.handler)
+
+    def follow(self) -> None:
+        self.handler.follow(self.grid, self.jobs, Estimate(self.grid, self.jobs.values(), cores=2))
+
+    def event(self, event: LogEvent | None, text: str | None = "scheduler's words", level=logging.INFO, **more) -> None:
+        self.logger.log(level, text, extra={"event": event, **more})
+
+    def log(self, number: int, text: str) -> None:
+        path = Path(self.grid.log(self.jobs[number]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
+
+
+@pytest.fixture
+def stream(tmp_path, monkeypatch):
+    made = Stream(tmp_path, monkeypatch)
+    yield made
+    made.handler.close()
+
+
+def test_a_finished_job_is_a_line_and_the_schedulers_words_are_none(stream):
+    stream.event(None, "Building DAG of jobs...")
+    stream.follow()
+    stream.event(None, "Select jobs to execute...")
+    stream.event(LogEvent.JOB_STARTED, jobs=[1, 2])
+    stream.event(LogEvent.JOB_FINISHED, job_id=1)
+    stream.event(LogEvent.PROGRESS, None, done=1, total=4)
+    stream.event(None, "a warning of Snakemake's", logging.WARNING)
+    for number in (2, 3, 0):  # 0: `all`
+        stream.event(LogEvent.JOB_FINISHED, job_id=number)
+    first, sft, warning, policy, judge = stream.lines
+    assert (first, warning) == ("Building DAG of jobs...", "a warning of Snakemake's")
+    assert re.fullmatch(r"\[1/3\] sft qwen2 seed 0, 0 s, about \d+ s left", sft)
+    assert re.fullmatch(r"\[2/3\] policy qwen2 seed 0 \w+, 0 s, about \d+ s left", policy)
+    assert re.fullmatch(r"\[3/3\] judge qwen2 seed 0 base, 0 s", judge)
+
+
+def test_a_failed_job_is_told_at_once_with_its_last_words(stream):
+    stream.follow()
+    stream.log(1, "Traceback\nerror: sft.jsonl:3: no reply; give one.\nbye\n")
+    stream.event(LogEvent.JOB_STARTED, jobs=[1])
+    about_it = {"jobid": 1, "rule_name": "sft", "rule_msg": None, "input": [], "output": [], "log": [], "aux": {}}
+    error = {**about_it, "conda_env": None, "shellcmd": "x", "indent": False}
+    stream.event(LogEvent.JOB_ERROR, "Error in rule sft, jobid: 1", logging.ERROR, **error)
+    log = stream.grid.log(stream.jobs[1])
+    assert stream.lines == [f"[0/3] failed: sft qwen2 seed 0, 0 s: error: sft.jsonl:3: no reply; give one. [{log}]"]
+    # It may run again, as with `retries`.
+    stream.event(LogEvent.JOB_STARTED, jobs=[1])
+    stream.event(LogEvent.JOB_FINISHED, job_id=1)
+    assert stream.lines[-1].startswith("[1/3] sft qwen2 seed 0, 0 s")
+
+
+def test_where_rules_are_not_quiet_an_error_is_told_by_snakemake_too(tmp_path, monkeypatch):
+    stream = Stream(tmp_path, monkeypatch)
+    stream.handler.inner.filters[0].quiet = set()
+    stream.follow()
+    about_it = {"jobid": 1, "rule_name": "sft", "rule_msg": None, "input": [], "output": [], "log": [], "aux": {}}
+    error = {**about_it, "conda_env": None, "shellcmd": "x", "indent": False}
+    stream.event(LogEvent.JOB_ERROR, "Error in rule sft, jobid: 1", logging.ERROR, **error)
+    assert "Error in rule sft:" in stream.lines
+    stream.handler.close()
+
+
+def test_it_is_never_silent_for_long(stream, monkeypatch):
+    """With a second in the place of the fifteen."""
+    monkeypatch.setattr(plugin, "EVERY_S", 1.0)
+    stream.follow()
+    stream.log(1, "loading\nsft: 300/3000, 33.78it/s, 01:19 left, loss 1.1\nsft: 600/3000, 34it/s, 01:10 left\x1b[2J\n")
+    stream.event(LogEvent.JOB_STARTED, jobs=[1, 2])
+    started, seen = time.monotonic(), []
+    while len(seen) < 2:
+        assert time.monotonic() - started < 20
+        time.sleep(0.1)
+        seen = stream.lines
+    job = r"sft qwen2 seed 0, \d+ s, 600/3000, 34it/s, 01:10 left\\x1b\[2J; policy qwen2 seed 0 \w+, \d+ s"
+    assert all(re.fullmatch(rf"\[0/3\] running; {job}; about \d+ s left", line) for line in seen), seen
+    assert time.monotonic() - started < 10
+    stream.handler.close()
+    count = len(stream.lines)
+    time.sleep(2.2)
+    assert len(stream.lines) == count
+
+
+def test_half_a_minute_is_never_without_a_line():
+    assert plugin.EVERY_S + 1 < 30  # the thread looks once a second
+
+
+def test_a_terminal_shows_the_running_jobs_and_is_left_as_it_was(tmp_path):
+    code = """
+import logging, time
+from pathlib import Path
+from snakemake.settings.types import OutputSettings
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_logger_plugin_sso import LogHandler
+from sso.config import load
+from workflow.estimate import Estimate
+from workflow.experiment import Grid
+grid = Grid(load("config/smoke.yaml"), LOGS)
+jobs = dict(enumerate(grid.of("sft", "policy"), 1))
+log = Path(grid.log(jobs[1]))
+log.parent.mkdir(parents=True)
+log.write_text("sft: 900/3000, 34.7it/s, 01:00 left")
+handler, logger = LogHandler(OutputSettings(), None), logging.Logger("events")
+logger.addHandler(handler)
+handler.follow(grid, jobs, Estimate(grid, jobs.values(), 2))
+logger.info("", extra=dict(event=LogEvent.JOB_STARTED, jobs=[1]))
+time.sleep(2.5)
+logger.warning("careful")
+logger.info("", extra=dict(event=LogEvent.JOB_FINISHED, job_id=1))
+handler.close()
+print("after")
+"""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code.replace("LOGS", repr(str(tmp_path)))]
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=REPOSITORY)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+    assert child.wait() == 0, shown.decode()
+    text = shown.decode()
+    assert re.search(r"  sft qwen2 seed 0, [12] s, 900/3000, 34.7it/s, 01:00 left\s", text)
+    assert "careful" in text and re.search(r"\[1/\d\] sft qwen2 seed 0, [23] s, about", text)
+    # The cursor is there again, and nothing is drawn any more.
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l") and text.rstrip().endswith("after")
+
+
+def test_snakemake_knows_the_plugin_by_name():
+    assert LoggerPluginRegistry().get_plugin("sso").log_handler is plugin.LogHandler
+
+
+# Estimates.
+
+
+def test_records_come_before_the_cost_model_and_measured_times_before_both(tmp_path):
+    grid = Grid(load(SMOKE), str(tmp_path))
+    jobs = grid.of("judge")
+    by_model = Estimate(grid, jobs, cores=1)
+    assert by_model.known and not by_model.recorded
+    for job, seconds in zip(jobs[1:], (20, 40, 60, 80), strict=True):
+        record = Path(f"{job.output}.run.json")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"status": "finished", "wall_s": seconds}))
+    recorded = Estimate(grid, jobs, cores=1)
+    assert recorded.recorded and recorded.left({}) == pytest.approx(250, abs=5)  # the first by the others' mean
+    assert Estimate(grid, jobs, cores=2).left({}) == pytest.approx(125, abs=5)
+    done = {job.output for job in jobs[:4]}
+    assert recorded.left({jobs[4].output: 30}, done) == pytest.approx(50, abs=2)
+    recorded.finished(jobs[0], 100)  # twice as long as expected
+    assert recorded.left({}, done) == pytest.approx(160, abs=5)
+
+
+def test_a_chain_takes_as_long_as_its_jobs_on_any_number_of_cores(tmp_path):
+    grid = Grid(load(SMOKE), str(tmp_path))
+    chain = grid.of("sft", "answer", "judge", "report")
+    estimate = Estimate(grid, chain, cores=1000)
+    first = {rule: estimate.expected[grid.of(rule)[0].output] for rule in ("sft", "answer", "judge", "report")}
+    assert estimate.left({}) >= sum(first.values()) - 0.01
+
+
+def test_an_unknown_shape_costs_the_estimate_and_not_the_run(tmp_path):
+    from workflow import experiment as experiments
+
+    (tmp_path / "config.json").write_text("{}")
+    given = {"model": str(tmp_path), "queries": "q.jsonl"}
+    grid = Grid(experiments.load([REPOSITORY / "config" / "local_model.yaml"], given), str(tmp_path))
+    assert not Estimate(grid, list(grid), 2).known
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (40, "40 s"), (330, "6 min"), (27000, "7.5 h")])
+def test_times_are_said_as_one_says_them(seconds, said):
+    assert about(seconds) == said
+
+
+# The end.
+
+CLAIMS = """\
+claim,backbone,verdict,difference,test
+PBAA improves on the SFT model.,all,holds,"WR (%), (PBAA) - (SFT): 4.98 [3.31, 6.64]; smallest effect of 1",t
+SSO improves on PBAA.,qwen2,holds,"WR (%), (SSO) - (PBAA): 9.99 [9.98, 9.99]; smallest effect of 1",t
+SSO improves on PBAA.,all,not distinguishable,"WR, (SSO) - (PBAA): 1.04† [-0.32, 2.41]; smallest effect of 1; † raw",t
+SSO's pairs are at least as accurate as PBAA's.,,not tested,the experiment lacks one of the arms,
+"""
+
+
+def page(root: Path, claims: str | None) -> Path:
+    (root / "report" / "tables").mkdir(parents=True)
+    (root / "report" / "report.html").write_text("")
+    if claims is not None:
+        (root / "report" / "tables" / "claims.csv").write_text(claims)
+    return root
+
+
+def test_the_end_says_the_reports_figures_its_page_and_what_to_type(tmp_path):
+    root = page(tmp_path / "results" / "micro", CLAIMS)
+    experiment = load(REPOSITORY / "config" / "micro.yaml")
+    lines = list(ending.told(experiment, root, str(Path(sys.executable).parent)))
+    assert lines[0] == f"done: {root / 'report' / 'report.html'}"
+    assert lines[1].startswith("a simulated world, tiny models, judged by its oracle")
+    assert lines[2:4] == [
+        '  WR, (SSO) - (PBAA): 1.04† [-0.32, 2.41]; † raw (all backbones): "SSO improves on PBAA." not distinguishable',
+        '  WR (%), (PBAA) - (SFT): 4.98 [3.31, 6.64] (all backbones): "PBAA improves on the SFT model." holds',
+    ]
+    table = f"sso table --experiment micro --results {root} --version v2 --table 1"
+    ui = f"mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db --host 127.0.0.1"
+    assert lines[4:] == ["next:", f"  {table}", f"  {ui}"]
+    assert list(ending.told(experiment, root, "", brief=True)) == lines[:1]
+    # Where the shell does not find this environment's commands, they are named by their place.
+    elsewhere = list(ending.told(experiment, root, "/nowhere"))
+    assert elsewhere[-2].strip().startswith(str(Path(sys.executable).parent / "sso"))
+    kept = ending.commands(experiment, Path("results/micro"), str(Path(sys.executable).parent))
+    assert next(kept) == "sso table --experiment micro --version v2 --table 1"
+
+
+@pytest.mark.parametrize(
+    "claims", [None, CLAIMS.splitlines()[0] + "\n", CLAIMS.replace(",holds,", ",not tested (few),")]
+)
+def test_an_end_without_figures(claims, tmp_path):
+    root = page(tmp_path, claims and claims.replace(",not distinguishable,", ",not tested (no interval),"))
+    lines = list(ending.told(load(SMOKE), root, ""))
+    assert lines[1] == "no headline figure has an interval here; the page says why, claim by claim."
+    assert lines[2] == "next:" and len(lines) == 5
+
+
+def test_a_run_without_a_page_has_no_end_to_tell(tmp_path):
+    assert list(ending.told(load(SMOKE), tmp_path, "")) == []

@@ -1,0 +1,109 @@
+"""About how long jobs take: by the records of an earlier run, else by the cost model; corrected as jobs finish."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+
+from sso.jobs.job import Job
+from sso.jobs.tracking import record_path
+from workflow.arithmetic import Cost
+from workflow.costs import Costs
+from workflow.experiment import Grid
+
+REACHED, START_S = 1 / 1.5, 2.0
+"""Share of this machine's measured rates that the micro-world's jobs reach, and seconds of a job beside its work: both
+from one run of config/micro.yaml on 2 cores."""
+CALL_S = 0.5
+"""Seconds of a job's command before and after what its record counts."""
+DOUBT = 0.1
+"""Share of the whole that has to be done before what was measured says as much as what was expected."""
+
+
+class Estimate:
+    """Times of the jobs to do; seconds.
+
+    Args:
+        cores: jobs' cores at once.
+        gpus: GPUs at once, where the run limits them.
+    """
+
+    def __init__(self, grid: Grid, todo: Iterable[Job], cores: int, gpus: int | None = None):
+        self._grid, self._order, costs = grid, list(grid.in_order()), Costs(grid.experiment)
+        own, by_rule = _recorded(grid)
+        self.expected: dict[str, float] = {}
+        """Output -> seconds, before any is measured."""
+        self._width: dict[str, float] = {}
+        """Output -> the share of all cores, or GPUs, that the job takes."""
+        self.recorded = self.known = True
+        """Whether all of it is by records; whether there is an estimate: the cost model may not know a checkpoint."""
+        here = grid.experiment.hardware is None
+        for job in todo:
+            path, cost = job.output, Cost()
+            if not here or job.rule not in by_rule:
+                try:
+                    cost = costs.of(job)
+                except Exception:  # a shape that can't be read, or a hub that is silent: no reason to stop a run
+                    self.known = False
+            used = 0 if here else cost.gpus
+            self._width[path] = max(max(1, 4 * used) / cores, used / gpus if gpus else 0)
+            if job.rule in by_rule:
+                self.expected[path] = own.get(path, by_rule[job.rule]) + CALL_S
+            else:
+                self.recorded = self.recorded and job.rule in ("config", "mlflow")  # which have none
+                self.expected[path] = 3600 * (cost.hours / REACHED if here else cost.wall_hours) + START_S
+        self._measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        """Rule -> seconds measured and expected of its jobs that are done."""
+
+    def finished(self, job: Job, seconds: float) -> None:
+        """Learn from a job that took so long."""
+        self._measured[job.rule].append((seconds, self.expected[job.output]))
+
+    def left(self, running: Mapping[str, float], done: Iterable[str] = ()) -> float:
+        """Seconds until the end, where it is `known`: all work over the cores, or the longest chain if that is longer.
+
+        Args:
+            running: output -> for how long.
+            done: outputs that are there.
+        """
+        gone, ends = set(done), dict[str, float]()
+        left = {
+            job.output: max(self._now(job) - running.get(job.output, 0.0), 0.0)
+            for job in self._order
+            if job.output in self.expected and job.output not in gone
+        }
+        for job in self._order:
+            before = (self._grid.makers[path].output for path in job.reads() if path in self._grid.makers)
+            ends[job.output] = left.get(job.output, 0.0) + max((ends[path] for path in before), default=0.0)
+        work = sum(seconds * self._width[path] for path, seconds in left.items())
+        return max(work, *ends.values())
+
+    def _now(self, job: Job) -> float:
+        """A job's seconds, by what the jobs of its rule took, else by what all took."""
+        own = self._measured.get(job.rule) or [both for rows in self._measured.values() for both in rows]
+        # A few short jobs say little of long ones.
+        doubt = 0.0 if job.rule in self._measured else DOUBT * sum(self.expected.values())
+        took, thought = (sum(column) for column in zip((doubt, doubt), *own, strict=True))
+        return self.expected[job.output] * (took / thought if thought else 1.0)
+
+
+def _recorded(grid: Grid) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds that finished jobs took before: by output, and the mean by rule."""
+    own: dict[str, float] = {}
+    by_rule: dict[str, list[float]] = defaultdict(list)
+    for job in grid:
+        try:
+            record = json.loads(record_path(job.output).read_text(encoding="utf-8"))
+            if record["status"] == "finished":
+                own[job.output] = float(record["wall_s"])
+                by_rule[job.rule].append(own[job.output])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # none, or a damaged one: an estimate is not worth an error
+    return own, {rule: fmean(seconds) for rule, seconds in by_rule.items()}
+
+
+def about(seconds: float) -> str:
+    """A time as one says it: `40 s`, `5 min`, `7.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

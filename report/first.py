@@ -37,12 +37,12 @@ SIGNS = {
 }
 """Verdict -> class and sign; any other is undecided."""
 ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
-WITHOUT_SIGN = "open", "≈"
+UNDECIDED = "open", "≈"
 
 
 def sign(said: str) -> tuple[str, str]:
     """A verdict's class and sign."""
-    return next((own for start, own in SIGNS.items() if said.startswith(start)), WITHOUT_SIGN)
+    return next((own for start, own in SIGNS.items() if said.startswith(start)), UNDECIDED)
 
 
 def _printed(measured: Measured, row: ClaimRow) -> list[printed.Printed]:

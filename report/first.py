@@ -37,12 +37,12 @@ SIGNS = {
 }
 """Verdict -> class and sign; any other is undecided."""
 ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
-WITHOUT_SIGN = "open", "≈"
+UNDECIDED = "open", "≈"
 
 
 def sign(said: str) -> tuple[str, str]:
     """A verdict's class and sign."""
-    return next((own for start, own in SIGNS.items() if said.startswith(start)), WITHOUT_SIGN)
+    return next((own for start, own in SIGNS.items() if said.startswith(start)), UNDECIDED)
 
 
 def _printed(measured: Measured, row: ClaimRow) -> list[printed.Printed]:
@@ -104,7 +104,9 @@ def claims(measured: Measured, rows: Sequence[ClaimRow]) -> dict[str, Any]:
     notes = render.raw_note(row.effect for row in rows)
     doubts = [own.doubt for row in rows if row.effect for own in _printed(measured, row) if own.doubt]
     notes += render.doubt_note(doubts)
-    said = Counter(claim["said"] for claim in tested)
+    verdicts = [*(claim["said"] for claim in tested), *(said for _, said, _ in untested)]
+    # `not tested (too few items: 64)` counts as not tested.
+    said = Counter(verdict.partition(" (")[0].partition(":")[0] for verdict in verdicts)
     counts = sorted(said.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER))
     several = len(measured.experiment.backbones) > 1
     return {"tested": tested, "untested": untested, "counts": counts, "several": several, "notes": notes}

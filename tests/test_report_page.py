@@ -311,11 +311,8 @@ def test_a_checkpoint_without_a_judge_gets_a_page_of_value(tmp_path):
         *("length, chosen", "length, rejected", "equal pairs"),
     ]
     assert rows["SSO"][-1]["text"].startswith("1") and "% of pairs" in rows["SSO"][-1]["text"]
-    assert (
-        "Not tested here: 14 claims" in text
-        and "v2, table 1" not in text[: text.index("no results yet")]
-        and "SSO improves on PBAA." in text
-    )
+    assert "17 claims of the paper: holds 3, not tested 14." in text and "Not tested here: 14 claims" in text
+    assert "v2, table 1" not in text[: text.index("no results yet")] and "SSO improves on PBAA." in text
     fallbacks = next(row for row in parsed.rows["health"] if row[0]["text"] == "fallback principles")
     assert [cell["text"] for cell in fallbacks[1:4]] == ["3", "16", "1"]
     assert "principles/v2_1.jsonl" in fallbacks[4]["text"]

@@ -31,6 +31,8 @@ EVERY_S = 15.0
 """Silence, in seconds, after which a line tells of the running jobs."""
 SHOWN = 3, 8
 """Running jobs that a line, and a terminal, tell of."""
+SAYS = 0.05
+"""Share of a job that has to be done before its rate says how long the rest takes."""
 TAIL = 4096
 """Bytes of a log's end that are read."""
 _SCHEDULER = (LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS)
@@ -152,7 +154,11 @@ class LogHandler(LogHandlerBase):
         if not self._estimate.known or len(self._done) == len(self._jobs):
             return []
 
-        running = {self._jobs[n].output: now - at for n, at in self._running.items() if n in self._jobs}
+        running = {
+            self._jobs[n].output: (now - at, still(Path(self._grid.log(self._jobs[n])), at, now))
+            for n, at in self._running.items()
+            if n in self._jobs
+        }
         return [f"about {about(self._estimate.left(running, (self._jobs[n].output for n in self._done)))} left"]
 
     def _beat(self) -> None:
@@ -193,6 +199,16 @@ def step(log: Path) -> str:
         found = _STEP.findall(file.read().decode("utf-8", "replace").replace("\r", "\n"))
         return printable(found[-1][:100]) if found else ""
     return ""
+
+
+def still(log: Path, started: float, now: float) -> float:
+    """Seconds that what a job is at takes still, by the share that its log says is done; 0 where that is too little."""
+    with suppress(OSError, ZeroDivisionError):
+        done, total = map(int, (step(log) or "0/1,").partition(",")[0].split("/"))
+        if done / total >= SAYS:
+            at = log.stat().st_mtime
+            return max((at - started) * (total / done - 1) - (now - at), 0.0)
+    return 0.0
 
 
 def label(job: "Job") -> str:

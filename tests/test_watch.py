@@ -194,9 +194,31 @@ def test_records_come_before_the_cost_model_and_measured_times_before_both(tmp_p
     assert recorded.recorded and recorded.left({}) == pytest.approx(250, abs=5)  # the first by the others' mean
     assert Estimate(grid, jobs, cores=2).left({}) == pytest.approx(125, abs=5)
     done = {job.output for job in jobs[:4]}
-    assert recorded.left({jobs[4].output: 30}, done) == pytest.approx(50, abs=2)
+    assert recorded.left({jobs[4].output: (30, 0)}, done) == pytest.approx(50, abs=2)
     recorded.finished(jobs[0], 100)  # twice as long as expected
     assert recorded.left({}, done) == pytest.approx(160, abs=5)
+
+
+def test_a_job_that_is_slow_says_so_of_itself_and_of_others(tmp_path):
+    grid = Grid(load(SMOKE), str(tmp_path))
+    first, second = jobs = grid.of("judge")[:2]
+    estimate = Estimate(grid, jobs, cores=1)
+    expected = estimate.expected[first.output]
+    assert estimate.left({first.output: (expected, 3 * expected)}) == pytest.approx(7 * expected)
+    assert estimate.left({first.output: (expected / 4, 0)}) == pytest.approx(1.75 * expected)
+    overdue = estimate.left({first.output: (4 * expected, 0)}, [second.output])
+    assert overdue == pytest.approx(0.4 * expected)  # never "now"
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("300/3000", 900), ("2700/3000", 11.1), ("1/3000", 0), ("", 0), ("0/0", 0)]
+)
+def test_a_log_says_how_long_a_job_takes_still(said, seconds, tmp_path):
+    log = tmp_path / "log"
+    log.write_text(f"sft: {said}, 3it/s, 01:00 left\n" if said else "loading\n")
+    os.utime(log, (1100, 1100))  # a hundred seconds after the job had started
+    assert plugin.still(log, 1000, 1100) == pytest.approx(seconds, abs=0.1)
+    assert plugin.still(log, 1000, 1105) == pytest.approx(max(seconds - 5, 0), abs=0.1)
 
 
 def test_a_chain_takes_as_long_as_its_jobs_on_any_number_of_cores(tmp_path):

@@ -16,6 +16,8 @@ REACHED, START_S = 1 / 1.5, 2.0
 from one run of config/micro.yaml on 2 cores."""
 CALL_S = 0.5
 """Seconds of a job's command before and after what its record counts."""
+OVERDUE = 0.1
+"""What a job that has taken longer than expected takes still at least: a share of what it took."""
 DOUBT = 0.1
 """Share of the whole that has to be done before what was measured says as much as what was expected."""
 
@@ -59,30 +61,35 @@ class Estimate:
         """Learn from a job that took so long."""
         self._measured[job.rule].append((seconds, self.expected[job.output]))
 
-    def left(self, running: Mapping[str, float], done: Iterable[str] = ()) -> float:
+    def left(self, running: Mapping[str, tuple[float, float]], done: Iterable[str] = ()) -> float:
         """Seconds until the end, where it is `known`: all work over the cores, or the longest chain if that is longer.
 
         Args:
-            running: output -> for how long.
+            running: output -> for how long, and for how long still at least, by its log.
             done: outputs that are there.
         """
-        gone, ends = set(done), dict[str, float]()
-        left = {
-            job.output: max(self._now(job) - running.get(job.output, 0.0), 0.0)
-            for job in self._order
-            if job.output in self.expected and job.output not in gone
-        }
+        gone, measured = set(done), {rule: [*rows] for rule, rows in self._measured.items()}
+        for path, (took, still) in running.items():
+            if took + still > self.expected[path]:  # a sign that the others take longer, too
+                measured.setdefault(self._grid.by_output[path].rule, []).append((took + still, self.expected[path]))
+        left, ends = dict[str, float](), dict[str, float]()
         for job in self._order:
+            path = job.output
+            if path in self.expected and path not in gone:
+                left[path] = self._now(job, measured)
+                if path in running:
+                    took, still = running[path]
+                    left[path] = max(left[path] - took, still, OVERDUE * took if took > self.expected[path] else 0.0)
             before = (self._grid.makers[path].output for path in job.reads() if path in self._grid.makers)
             ends[job.output] = left.get(job.output, 0.0) + max((ends[path] for path in before), default=0.0)
         work = sum(seconds * self._width[path] for path, seconds in left.items())
         return max(work, *ends.values())
 
-    def _now(self, job: Job) -> float:
+    def _now(self, job: Job, measured: Mapping[str, list[tuple[float, float]]]) -> float:
         """A job's seconds, by what the jobs of its rule took, else by what all took."""
-        own = self._measured.get(job.rule) or [both for rows in self._measured.values() for both in rows]
+        own = measured.get(job.rule) or [both for rows in measured.values() for both in rows]
         # A few short jobs say little of long ones.
-        doubt = 0.0 if job.rule in self._measured else DOUBT * sum(self.expected.values())
+        doubt = 0.0 if job.rule in measured else DOUBT * sum(self.expected.values())
         took, thought = (sum(column) for column in zip((doubt, doubt), *own, strict=True))
         return self.expected[job.output] * (took / thought if thought else 1.0)
 

@@ -47,7 +47,7 @@ class Stream:
         self.logger.log(level, text, extra={"event": event, **more})
 
     def log(self, number: int, text: str) -> None:
-        path = Path(self.grid.log(self.jobs[number]))
+        path = Path(self.jobs[number].log)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -87,7 +87,7 @@ def test_a_failed_job_is_told_at_once_with_its_last_words(stream):
     about_it = {"jobid": 1, "rule_name": "sft", "rule_msg": None, "input": [], "output": [], "log": [], "aux": {}}
     error = {**about_it, "conda_env": None, "shellcmd": "x", "indent": False}
     stream.event(LogEvent.JOB_ERROR, "Error in rule sft, jobid: 1", logging.ERROR, **error)
-    log = stream.grid.log(stream.jobs[1])
+    log = stream.jobs[1].log
     assert stream.lines == [f"[0/3] failed: sft qwen2 seed 0, 0 s: error: sft.jsonl:3: no reply; give one. [{log}]"]
     # It may run again, as with `retries`.
     stream.event(LogEvent.JOB_STARTED, jobs=[1])
@@ -142,7 +142,7 @@ from workflow.estimate import Estimate
 from workflow.experiment import Grid
 grid = Grid(load("config/smoke.yaml"), LOGS)
 jobs = dict(enumerate(grid.of("sft", "policy"), 1))
-log = Path(grid.log(jobs[1]))
+log = Path(jobs[1].log)
 log.parent.mkdir(parents=True)
 log.write_text("sft: 900/3000, 34.7it/s, 01:00 left")
 handler, logger = LogHandler(OutputSettings(), None), logging.Logger("events")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sso.settings import Settings
+from sso.settings import VARIABLE, Settings
 
 
 class Endpoint(Settings):
@@ -13,7 +13,7 @@ class Endpoint(Settings):
     model: str
     base_url: str | None = None
     """Address of the server; None: OpenAI's own."""
-    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: str = Field("OPENAI_API_KEY", pattern=VARIABLE)
     """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight at once."""

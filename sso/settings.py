@@ -213,11 +213,11 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
     return lay(read_yaml(_extended(path, parent), (*children, path.resolve())), values, path) if parent else values
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models(annotation: Any) -> list[type[BaseModel]]:
     """The settings that a field's type holds, however deep."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in models(part)]
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -252,6 +252,6 @@ def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str
     within: type[BaseModel] | None = model
     for part in first["loc"][:-1]:
         if within and part in within.model_fields:  # else the name of an entry, or its number
-            within = next(iter(_models(within.model_fields[str(part)].annotation)), None)
+            within = next(iter(models(within.model_fields[str(part)].annotation)), None)
     known = list(within.model_fields) if within else []
     return f"{source}: unknown key `{key}`; {hint(str(first['loc'][-1]), known, 'known keys')}"

@@ -15,7 +15,7 @@ from typing import Any
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.jobs.command import completion, end_start_up, run_cli
+from sso.jobs.command import Parser, add_settings, completion, end_start_up, run_cli
 from sso.jobs.command import settings as read_settings
 from sso.jobs.progress import progress
 from sso.records import iter_json_lines, whole_folder, write, write_text
@@ -30,9 +30,9 @@ def _write_json(path: Path, value: Any) -> None:
 def _answer(args: argparse.Namespace) -> None:
     from eval import answer, sources
 
-    if args.settings is None and args.suite is None:
+    if not args.settings_given and args.suite is None:
         raise InputError("sso-eval answer: give --settings, --suite, or both.")
-    settings = read_settings(Evaluation)(args.settings or '{"judged": [], "batch_size": 8}')
+    settings = args.settings
     if args.suite:
         settings = settings.model_copy(update={"tasks": sources.suite(args.suite, bool(args.endpoint))})
     if args.model is None and not args.endpoint:
@@ -64,7 +64,7 @@ def _judge(args: argparse.Namespace) -> None:
     from eval.statistics import mean_interval
     from sso.jobs import tracking
 
-    settings = read_settings(Evaluation)(args.settings)
+    settings = args.settings
     world = read_settings(World)(args.world) if args.world else None
     end_start_up()
     if not (args.answers / "lm_eval.json").is_file():
@@ -197,7 +197,7 @@ def _data_quality(args: argparse.Namespace) -> None:
     from eval.judge import make_judge
     from sso.jobs import tracking
 
-    settings = read_settings(JudgeSettings)(args.settings)
+    settings = args.settings
     world = read_settings(World)(args.world) if args.world else None
     end_start_up()
     inputs = {"pairs": args.pairs, "reference": args.reference}
@@ -231,7 +231,7 @@ def _radar(args: argparse.Namespace) -> None:
 
 def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Give a parser all commands; returns it."""
-    commands = to.add_subparsers(required=True, metavar="command")
+    commands = to.add_subparsers(required=True, metavar="command", dest="command")
     settings_help = "settings: a JSON object, or a YAML or JSON file"
 
     answer = commands.add_parser("answer", help="benchmark tasks and answers of one model, in one process")
@@ -240,8 +240,8 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     answer.add_argument("--endpoint", help=f"an OpenAI-compatible server: its base URL, or Endpoint {settings_help}")
     answer.add_argument("--cache", type=Path, help="SQLite file of an endpoint's replies; default: beside --out")
     answer.add_argument("--data", type=Path, help="data folder: eval.jsonl, mt_bench.jsonl, arena_hard.jsonl, tasks")
-    answer.add_argument("--settings", help=f"Evaluation {settings_help}; default with --suite: its tasks alone")
-    answer.add_argument("--seed", type=int, default=0)
+    add_settings(answer, Evaluation, {"judged": [], "batch_size": 8}, "; default with --suite: its tasks alone")
+    answer.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     answer.add_argument("--name", help="what the answers call the model; default: the folder's name")
     answer.add_argument("--out", type=Path, required=True, help="folder to write")
     answer.set_defaults(func=_answer)
@@ -249,13 +249,13 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="score a folder of answers; loads no model")
     judge.add_argument("--answers", type=Path, required=True, help="folder written by `answer`")
     judge.add_argument("--data", type=Path, required=True, help="data folder: reference.jsonl, mt_bench.jsonl")
-    judge.add_argument("--settings", required=True, help=f"Evaluation {settings_help}")
+    add_settings(judge, Evaluation)
     judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
     judge.add_argument("--against", type=Path, help="the SFT model's answers, a folder too: adds differences to it")
     judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
     judge.add_argument("--difficulty", help="for it: CSV of difficulties, df_gamed.csv, or `hub`")
-    judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     judge.add_argument("--out", type=Path, required=True, help="folder to write")
     judge.set_defaults(func=_judge)
 
@@ -279,11 +279,11 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")
     pairs.add_argument("--reference", type=Path, required=True, help="the SFT model's scores, by `sso reference`")
-    pairs.add_argument("--settings", required=True, help=f"Judge {settings_help}")
+    add_settings(pairs, JudgeSettings)
     pairs.add_argument("--world", help=f"World {settings_help}, for the oracle")
     pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
-    pairs.add_argument("--seed", type=int, default=0)
+    pairs.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     pairs.add_argument("--unjudged", action="store_true", help="ask no judge: all but the accuracy needs none")
     pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
     pairs.set_defaults(func=_data_quality)
@@ -298,7 +298,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="sso-eval", description=__doc__.splitlines()[0])
+    top = Parser(prog="sso-eval", description=__doc__.splitlines()[0])
     completion(top)
     return add_commands(top)
 

@@ -33,8 +33,10 @@ class Judge(Endpoint):
 
     @model_validator(mode="after")
     def _complete(self) -> "Judge":
-        if (self.kind == "reward") != (self.path is not None):
-            raise ValueError("`path` names the reward model of `kind: reward`, and of no other")
+        if self.kind == "reward" and self.path is None:
+            raise ValueError("`kind: reward` needs `path`, the reward model's folder or its name on the hub")
+        if self.kind != "reward" and self.path is not None:
+            raise ValueError(f"`path` is the reward model's, but the judge is of `kind: {self.kind}`; leave one out")
         if self.asks_an_endpoint and "model" not in self.model_fields_set:
             raise ValueError("`kind: openai` needs `model`, the name of the endpoint's model")
         return self
@@ -177,4 +179,4 @@ class Evaluation(Vllm):
 
     def judge_of(self, benchmark: str) -> Judge:
         """Who judges a benchmark."""
-        return Judge.model_validate(merge(self.judge.model_dump(), self.judges.get(benchmark, {})))
+        return Judge.model_validate(merge(self.judge.model_dump(exclude_unset=True), self.judges.get(benchmark, {})))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.record import Rows
+from eval.settings import Task
 from eval.sources import Source, lm_eval_names, names_in
 from sso.errors import InputError
 
@@ -124,9 +125,7 @@ def _named(source: Source) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     name, own = source.name, source.task.include_path
-    in_own_folder = own is not None and name in names_in(Path(own))
-    file = names_in(Path(own))[name] if own and in_own_folder else lm_eval_names()[name]
-    paths = [str(own)] if own and in_own_folder else [str(file.parent)]
+    file, paths = _place(source.task)
     spec = {"task": name, **_given(source)}
     try:
         try:
@@ -139,16 +138,59 @@ def _named(source: Source) -> dict[str, Any]:
             f"reached ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
         ) from error
     for task in loaded["tasks"].values():
-        if task.config.unsafe_code:
-            raise InputError(
-                f"evaluation.tasks: {name} runs code that the model writes, which this suite does not do; leave it out."
-            )
-        if task.OUTPUT_TYPE not in ("generate_until", "multiple_choice", "loglikelihood"):
-            raise InputError(
-                f"evaluation.tasks: {name} is of type {task.OUTPUT_TYPE}, which gives no score for each item; "
-                "leave it out."
-            )
+        _check_kind(name, task.OUTPUT_TYPE, task.config.unsafe_code)
     return loaded["tasks"]
+
+
+def _place(task: Task) -> tuple[Path, list[str]]:
+    """The file of a task that lm-eval alone knows, and the folders to index for it."""
+    own = names_in(Path(task.include_path)) if task.include_path else {}
+    if task.name in own:
+        return own[task.name], [str(task.include_path)]
+    file = lm_eval_names()[task.name]
+    return file, [str(file.parent)]
+
+
+def check_files(task: Task) -> None:
+    """Raise InputError for a task of lm-eval's that runs code, or lacks the asked metric or one that is a mean.
+
+    By its files, without its data: what only a task's Python code knows, or a file elsewhere, is told by `build`.
+    """
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_metric_aggregation
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    index = TaskManager(include_defaults=False, include_path=_place(task)[1]).task_index
+    names = [task.name]
+    for name in names:  # which grows by the members of groups
+        config = index[name].cfg if name in index else None
+        if not config or "class" in config:
+            continue
+        if "output_type" not in config:
+            members = config.get("task")
+            names += [m for m in members if isinstance(m, str) and m not in names] if isinstance(members, list) else []
+            continue
+        _check_kind(task.name, config["output_type"], config.get("unsafe_code", False))
+        listed = config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRIC_REGISTRY[config["output_type"]]]
+        # Functions stand there as `file.function`.
+        means = {}
+        for entry in listed:
+            metric, how = str(entry["metric"]).rpartition(".")[2], entry.get("aggregation")
+            means[metric] = (
+                str(how).rpartition(".")[2] if how else getattr(get_metric_aggregation(metric), "__name__", "")
+            )
+        _metric(task, means, [entry["name"] for entry in config.get("filter_list") or [{"name": "none"}]])
+
+
+def _check_kind(name: str, output_type: str, unsafe_code: bool) -> None:
+    if unsafe_code:
+        raise InputError(
+            f"evaluation.tasks: {name} runs code that the model writes, which this suite does not do; leave it out."
+        )
+    if output_type not in ("generate_until", "multiple_choice", "loglikelihood"):
+        raise InputError(
+            f"evaluation.tasks: {name} is of type {output_type}, which gives no score for each item; leave it out."
+        )
 
 
 def _given(source: Source) -> dict[str, Any]:
@@ -158,19 +200,24 @@ def _given(source: Source) -> dict[str, Any]:
 
 def _scored(source: Source, tasks: Mapping[str, Any]) -> tuple[str, str]:
     """The metric and the filter of a task of lm-eval's: the asked ones, else its first."""
-    asked, _, kept = (source.task.metric or "").partition(",")
     for task in tasks.values():
-        metrics = task.aggregation()
-        filters = [entry.name for entry in task._filters]
-        metric, own = asked or next(iter(metrics)), kept or filters[0]
-        if metric not in metrics or own not in filters:
-            known = ", ".join(f"{one},{other}" for one in metrics for other in filters)
-            raise InputError(f"evaluation.tasks: {source.name} has no metric {source.task.metric!r}; known: {known}.")
-        if metrics[metric].__name__ != "mean":
-            raise InputError(
-                f"evaluation.tasks: {source.name}: {metric} is no mean over items ({metrics[metric].__name__}), so it "
-                f"has no interval here; name another `metric`, of {', '.join(metrics)}."
-            )
+        means = {metric: how.__name__ for metric, how in task.aggregation().items()}
+        chosen = _metric(source.task, means, [entry.name for entry in task._filters])
+    return chosen
+
+
+def _metric(task: Task, means: Mapping[str, str], filters: list[str]) -> tuple[str, str]:
+    """The asked metric and filter, else the first; ``means``: by metric, the name of what sums its items up."""
+    asked, _, kept = (task.metric or "").partition(",")
+    metric, own = asked or next(iter(means)), kept or filters[0]
+    if metric not in means or own not in filters:
+        known = [f"{one},{other}" for one in means for other in filters]
+        raise InputError(f"evaluation.tasks: {task.name} has no metric {task.metric!r}; known: {', '.join(known)}.")
+    if means[metric] != "mean":
+        raise InputError(
+            f"evaluation.tasks: {task.name}: {metric} is no mean over items ({means[metric] or 'not known'}), so it "
+            f"has no interval here; name another `metric`, of {', '.join(means)}."
+        )
     return metric, own
 
 

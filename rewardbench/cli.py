@@ -11,7 +11,7 @@ from rewardbench.settings import Mixture, Reward
 from sso import dialogues, preferences, records
 from sso.hub import checkpoint
 from sso.jobs import tracking
-from sso.jobs.command import completion, end_start_up, leave, run_cli, settings
+from sso.jobs.command import Parser, add_settings, completion, end_start_up, leave, run_cli, settings
 from sso.jobs.progress import progress
 from sso.sampling.settings import Sampling
 from sso.worlds.settings import World
@@ -130,12 +130,10 @@ def _best_of_n(args: argparse.Namespace) -> None:
 
 def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Give a parser all commands; returns it."""
-    commands = to.add_subparsers(required=True, metavar="command")
+    commands = to.add_subparsers(required=True, metavar="command", dest="command")
 
     mix = commands.add_parser("mix", help="preference sets into one, without repeats and without the benchmark")
-    mix.add_argument(
-        "--settings", type=settings(Mixture), required=True, help="a JSON object or a YAML file of Mixture"
-    )
+    add_settings(mix, Mixture)
     mix.add_argument("--bench", required=True, help="RewardBench: a file or its name on the hub")
     mix.add_argument("--out", type=Path, required=True, help="pairs.jsonl; what was left out goes to pairs.report.json")
     mix.set_defaults(func=_mix)
@@ -143,10 +141,8 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a Bradley-Terry reward model on preference pairs")
     train.add_argument("--model", type=checkpoint, required=True, help="checkpoint to start from, e.g. the SFT model")
     train.add_argument("--pairs", type=Path, required=True, help="a preference set as a file")
-    train.add_argument(
-        "--settings", type=settings(RewardSettings), required=True, help="a JSON object or a YAML file of Reward"
-    )
-    train.add_argument("--seed", type=int, default=0)
+    add_settings(train, RewardSettings)
+    train.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     train.add_argument("--out", type=Path, required=True, help="folder of the reward model")
     train.set_defaults(func=_train)
 
@@ -158,22 +154,20 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     score.add_argument("--reference", type=checkpoint, help="the model that the policy's training started from")
     score.add_argument("--world", type=settings(World), help="for the oracle")
     score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
-    score.add_argument("--batch-size", type=int, default=64)
-    score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    score.add_argument("--batch-size", type=int, default=64, help="conversations at once (default: 64)")
+    score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     score.add_argument("--out", type=Path, required=True, help="rewardbench.json to write")
     score.set_defaults(func=_score)
 
     best = commands.add_parser("best-of-n", help="answers of a policy, the best of n by a reward model")
     best.add_argument("--model", type=checkpoint, required=True, help="reward model")
     best.add_argument("--policy", type=checkpoint, help="who answers; an endpoint's settings name it themselves")
-    best.add_argument("--queries", type=Path, required=True)
+    best.add_argument("--queries", type=Path, required=True, help="JSON Lines with `prompt`")
     best.add_argument("--limit", type=int, help="only the first queries")
-    best.add_argument("--n", type=int, default=16)
-    best.add_argument(
-        "--settings", type=settings(Sampling), default=Sampling(), help="a JSON object or a YAML file of Sampling"
-    )
+    best.add_argument("--n", type=int, default=16, help="answers to choose from (default: 16)")
+    add_settings(best, Sampling, default={})
     best.add_argument("--world", type=settings(World), help="micro-world: how right the reward model is, and a plot")
-    best.add_argument("--seed", type=int, default=0)
+    best.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
     best.set_defaults(func=_best_of_n)
     return to
@@ -181,7 +175,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="sso-rewardbench", description=__doc__)
+    top = Parser(prog="sso-rewardbench", description=__doc__)
     completion(top)
     return add_commands(top)
 

@@ -33,6 +33,7 @@ class Mixture(Settings):
     arm: str | None = None
     """Short for one source, this arm's pairs."""
     sources: list[Source] = []
+    """Where the pairs are from."""
     dedupe: bool = True
     """A prompt that an earlier source has is not taken from a later one. Pairs that repeat wholly never count twice."""
     ngram: int = Field(13, ge=0)
@@ -56,6 +57,7 @@ class Reward(Mixture, Optimization):
     """A Bradley-Terry reward model on pairs of arms and preference sets."""
 
     label: str
+    """What tables call it."""
     version: Literal["v1", "v2"] = "v2"
     """The paper's version whose table the model stands in."""
     method: str | None = None
@@ -65,6 +67,7 @@ class Reward(Mixture, Optimization):
     backbones: list[str] | None = None
     """Backbones in whose cells it is trained; None: all that have the arms."""
     learning_rate: float = Field(5e-4, gt=0)
+    """The highest, after the warm-up."""
     epochs: float = Field(2, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(4096, ge=8)

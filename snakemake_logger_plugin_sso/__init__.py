@@ -69,7 +69,7 @@ class LogHandler(LogHandlerBase):
     def follow(self, grid: "Grid", jobs: "Mapping[int, Job]", estimate: "Estimate") -> None:
         """Tell of the jobs from now on, by their numbers in Snakemake; starts a thread that ends with `close`."""
         with self._guard:
-            self._grid, self._jobs, self._estimate, self._last = grid, jobs, estimate, time.monotonic()
+            self._jobs, self._estimate, self._last = jobs, estimate, time.monotonic()
             if self.inner.is_tty:
                 from rich.console import Console
                 from rich.live import Live
@@ -155,7 +155,7 @@ class LogHandler(LogHandlerBase):
             return []
 
         running = {
-            self._jobs[n].output: (now - at, still(Path(self._grid.log(self._jobs[n])), at, now))
+            self._jobs[n].output: (now - at, still(Path(self._jobs[n].log), at, now))
             for n, at in self._running.items()
             if n in self._jobs
         }

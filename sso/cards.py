@@ -24,6 +24,26 @@ DATASETS = {
 }
 """What is told of the outputs of each stage (`sso.jobs.tracking.run`); other stages get no card."""
 PARQUET = "data/train-00000-of-00001.parquet"
+GENERATE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "Tell me about Tom."}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+reply = model.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(reply, skip_special_tokens=True))
+"""
+REWARD = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
+messages = [{"role": "user", "content": "Tell me about Tom."}, {"role": "assistant", "content": "Tom is a nurse."}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")
+print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())
+"""
+"""How a checkpoint is used with transformers alone; tests run them."""
 LICENCE = ("license", "license_name", "license_link")
 SOURCE = "https://arxiv.org/abs/2410.17131"
 
@@ -129,6 +149,7 @@ def _body(out: Path, record: Mapping[str, Any]) -> str:
         (MODELS | DATASETS)[stage],
         f"Made by `{stage}` of the reproduction suite for [Self-Steering Optimization]({SOURCE}).",
         "",
+        *(["## Use", "", f"```python\n{REWARD if stage == 'reward' else GENERATE}```", ""] if stage in MODELS else []),
         "## Made from",
         "",
         "| input | name | digest (sha256, 16 digits) |",

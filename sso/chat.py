@@ -331,8 +331,16 @@ def _embeddings(path: str | Path) -> int | None:
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
+_AS_SAVED = {"AutoTokenizer": [None, "load_without_trust_remote_code.PreTrainedTokenizerFast"]}
+"""An `auto_map` that names no code. Where a model type's class is put in the place of the one that the settings name
+(transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, Qwen2 for one), a folder with an `auto_map` keeps its own."""
+
+
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Save a tokenizer so that every version of transformers loads its tokenizer.json as it is."""
+    """Save a tokenizer so that every version of transformers loads its tokenizer.json as it is.
+
+    Call it after the model was saved there: which class AutoTokenizer takes depends on config.json, too.
+    """
     tokenizer.save_pretrained(folder)
     if not (folder / "tokenizer.json").is_file():
         return
@@ -344,7 +352,24 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
         key: tokenizer.init_kwargs[key] for key in ("add_bos_token", "add_eos_token") if key in tokenizer.init_kwargs
     }
     settings |= {**added, "tokenizer_class": "PreTrainedTokenizerFast"}
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    for own in ({}, {"auto_map": _AS_SAVED}):
+        text = json.dumps(settings | own, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
+        if _loads_as_saved(tokenizer, folder):
+            return
+
+
+def _loads_as_saved(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> bool:
+    """Whether AutoTokenizer makes the same ids and text of all that the tokenizer knows."""
+    from transformers import AutoTokenizer
+
+    text = tokenizer.decode(list(range(len(tokenizer))))
+    try:
+        found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # a config.json of a type that is not known, or a class that can't read this tokenizer.json
+        return False
+    ids = found(text, verbose=False).input_ids  # which would warn of a text that no model takes
+    return ids == tokenizer(text, verbose=False).input_ids and found.decode(ids) == tokenizer.decode(ids)
 
 
 def check_whole(path: str | Path) -> None:

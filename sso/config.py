@@ -5,8 +5,10 @@ from it (``sso schema``). Every room's settings stand in its settings.py. Knows 
 workflow/experiment.py's.
 """
 
+import csv
 import json
 import re
+from functools import cache
 from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +20,21 @@ from rewardbench.settings import Reward
 from sso.errors import InputError
 from sso.objective import Objectives, load_objectives
 from sso.sampling.settings import Sampling, Writer
-from sso.settings import Backbone, Data, Settings, config_file, hint, merge, read_yaml, sentence
+from sso.settings import (
+    COMMIT,
+    NAME,
+    ROOT,
+    Backbone,
+    Data,
+    Settings,
+    config_file,
+    hint,
+    lay,
+    merge,
+    nearest,
+    read_yaml,
+    sentence,
+)  # fmt: skip
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 
@@ -97,9 +113,9 @@ class Hardware(Settings):
 class Experiment(Settings):
     """One experiment: everything under results/<experiment>/."""
 
-    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    experiment: str = Field(pattern=NAME)
     title: str = ""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     world: World | None = None
     data: Data = Data()
     backbones: dict[str, Backbone] = Field(min_length=1)
@@ -120,7 +136,7 @@ class Experiment(Settings):
     """What the paper leaves open: key of this config -> why it has its value. The report lists them."""
     local: dict[str, str] = {}
     """Name of a model or data set (or hf:// file) -> where it lies here; each is replaced wherever it stands."""
-    revisions: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
+    revisions: dict[str, Annotated[str, Field(pattern=COMMIT)]] = {}
     """OWNER/NAME of the hub -> the commit that is taken, wherever the name stands; `sso pin` writes them."""
     tracking_uri: str | None = None
     """MLflow; None: SQLite at results/<experiment>/mlflow.db, or MLFLOW_TRACKING_URI where that is set."""
@@ -158,6 +174,14 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _references(self) -> "Experiment":
+        if twice := [seed for at, seed in enumerate(self.seeds) if seed in self.seeds[:at]]:
+            raise ValueError(f"seeds: {twice[0]} stands twice, which would count one run as two; leave one out")
+        for kind, known in (("arms", self.arms), ("rewards", self.rewards)):
+            for name, row in known.items():
+                printed = _paper_methods()[row.version]
+                if row.method is not None and row.method not in printed:
+                    near = nearest(row.method, printed) or f"known: {', '.join(printed)}; null where it has none."
+                    raise ValueError(f"{kind}.{name}.method: the paper's {row.version} has no {row.method!r}; {near}")
         for name, reward in self.rewards.items():
             if not reward.parts:
                 raise ValueError(f"rewards.{name}: give `arm` or `sources`: the pairs that it is trained on")
@@ -183,6 +207,7 @@ class Experiment(Settings):
             if arm.data == "good_original" and self.data.generator_queries:
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
             for key in self.backbones:
+                self._check_evaluation(key, name)
                 if self.evaluation_of(key, name).difficulty != self.evaluation.difficulty:
                     raise ValueError(f"evaluation.difficulty: one for all, so arm {name!r} and {key!r} can't set it")
         kinds = {writer.kind == "policy" for writer in self.all_writers}
@@ -210,6 +235,17 @@ class Experiment(Settings):
             raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
         return self
 
+    def _check_evaluation(self, backbone: str, arm: str) -> None:
+        """Raise ValueError, with the key, for what is laid over the evaluation and does not fit it."""
+        merged = self.evaluation.model_dump()
+        for owner, own in (("backbones", self.backbones[backbone]), ("arms", self.arms[arm])):
+            merged = merge(merged, own.evaluation)
+            try:
+                Evaluation.model_validate(merged)
+            except ValidationError as error:
+                name = backbone if owner == "backbones" else arm
+                raise ValueError(sentence(f"{owner}.{name}.evaluation", error, Evaluation)) from None
+
     @property
     def all_writers(self) -> list[Writer]:
         """Everyone who writes principles."""
@@ -226,6 +262,16 @@ class Experiment(Settings):
         if not over:
             return self.evaluation
         return Evaluation.model_validate(merge(self.evaluation.model_dump(), over))
+
+
+@cache
+def _paper_methods() -> dict[str, list[str]]:
+    """By version, what the paper's tables have rows of."""
+    found: dict[str, dict[str, None]] = {"v1": {}, "v2": {}}
+    with (ROOT / "results" / "paper" / "results.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["version"]][row["method"]] = None
+    return {version: list(methods) for version, methods in found.items()}
 
 
 def _with_contrasts(training: Any, objectives: Any, key: str) -> Any:
@@ -301,7 +347,7 @@ def parse(values: dict[str, Any], source: str) -> Experiment:
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
     """Read, extend, override and check an experiment file."""
-    return parse(merge(read_yaml(config_file(path) or path), overrides or {}), str(path))
+    return parse(lay(read_yaml(config_file(path) or path), overrides or {}, path), str(path))
 
 
 def schema() -> dict[str, Any]:

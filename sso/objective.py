@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from sso.errors import InputError
-from sso.settings import ROOT, Settings, hint, sentence
+from sso.settings import NAME, ROOT, Settings, from_yaml, hint, sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +50,12 @@ class Contrast(Settings):
     weight: Weight = 1.0
     sft: Weight = 0.0
     on_policy_weight: bool = False
+
+    @model_validator(mode="after")
+    def _two_responses(self) -> "Contrast":
+        if self.winner == self.loser:
+            raise ValueError(f"{self.winner} is both winner and loser; a contrast needs two responses")
+        return self
 
 
 Contrasts = Annotated[list[Contrast], Field(min_length=1)]
@@ -202,9 +207,7 @@ def load_objectives() -> dict[str, list[Contrast]]:
     """The rows of config/objectives.yaml."""
     path = ROOT / "config" / "objectives.yaml"
     try:
-        return TypeAdapter(dict[str, Contrasts]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+        return TypeAdapter(dict[str, Contrasts]).validate_python(from_yaml(path.read_text(encoding="utf-8"), path))
     except ValidationError as error:
         raise InputError(sentence(str(path), error, Contrast)) from error
 
@@ -215,9 +218,7 @@ def _not_shipped(own: dict[str, list[Contrast]]) -> dict[str, list[Contrast]]:
     return own
 
 
-Objectives = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], Contrasts], AfterValidator(_not_shipped)
-]
+Objectives = Annotated[dict[Annotated[str, Field(pattern=NAME)], Contrasts], AfterValidator(_not_shipped)]
 """Own objectives beside the shipped ones: name -> contrasts."""
 
 

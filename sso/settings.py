@@ -18,6 +18,14 @@ _HERE = Path(__file__).resolve().parent
 ROOT = _HERE.parent if (_HERE.parent / "Snakefile").is_file() else _HERE / "_data"
 """Where Snakefile, configs, rules and the paper's figures lie: the repository, or what a wheel has brought of it."""
 
+NAME, COMMIT, VARIABLE = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", "^[0-9a-f]{40}$", "^[A-Za-z_][A-Za-z0-9_]*$"
+_WORDS = {
+    NAME: "give letters, digits and `_.-` only, and begin with a letter or a digit",
+    COMMIT: "give a commit, 40 of the digits 0-9 and a-f; `sso pin` finds it",
+    VARIABLE: "give the name of an environment variable, of letters, digits and `_`",
+}
+"""What is said in place of a regular expression."""
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys are errors."""
@@ -108,6 +116,63 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+_BY_NAME = ("arms", "backbones", "rewards", "trainings", "writers", "objectives", "assumed", "local", "revisions")
+"""Parts of a config whose keys are names of one's own, which no type checks."""
+
+
+def lay(base: dict[str, Any], over: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """`merge` of a config's layer, ``source``, in which no name is misspelt.
+
+    Raises:
+        InputError: it takes away what is not there, a list by null, or adds a training that no arm uses.
+    """
+    merged = merge(base, over)
+    for kind in _BY_NAME:
+        known, given = _mapping(base, kind), _mapping(over, kind)
+        for name in (name for name, value in given.items() if value is None and name not in known):
+            raise InputError(f"{source}: `{kind}.{name}: null` takes away what is not there; {hint(str(name), known)}")
+    arms, known = _mapping(merged, "arms"), _mapping(base, "trainings")
+    used = [_mapping(arms[name], stage).get("use") for name in arms for stage in ("generator", "policy")]
+    for name in _mapping(over, "trainings"):
+        if base and name not in known and name not in used:  # what a first layer offers may wait for a later one
+            near = nearest(str(name), known) or "let one `use` it, or leave it out."
+            raise InputError(f"{source}: `trainings.{name}`: no arm uses it; {near}")
+    owners = [over, *(part for kind in ("arms", "backbones") for part in _mapping(over, kind).values())]
+    for own in (_mapping(owner, "evaluation") for owner in owners):
+        for key in ("tasks", "judged"):
+            if key in own and own[key] is None:
+                raise InputError(f"{source}: `evaluation.{key}: null`: give a list, `[]` where nothing is asked.")
+    return merged
+
+
+def _mapping(values: Any, key: str) -> dict[str, Any]:
+    """The mapping under a key; empty where there is none."""
+    found = values.get(key) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice, of which YAML's own reader silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for at, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<" and (key.tag, key.value) in keys[:at]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key.value}` stands twice; leave one out", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def from_yaml(text: str, source: str | Path) -> Any:
+    """What YAML text holds; raises InputError that names ``source`` and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
+        told = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise InputError(f"{source}: not valid YAML: {told[:300]}.") from error
+
+
 def config_file(name: str | Path, beside: Path = Path()) -> Path | None:
     """A config file by its path, absolute or from ``beside``, or by the name of a shipped one; None: there is none."""
     shipped = ROOT / "config"
@@ -133,9 +198,11 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
         names = " -> ".join(child.name for child in (*children, path))
         raise InputError(f"{path}: `extends` leads back to the file itself ({names}); leave one of them out.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, and deep nesting
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+        values = from_yaml(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); allow it, or give another file.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a YAML mapping.")
     parent = values.pop("extends", None)
@@ -143,14 +210,14 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
         raise InputError(
             f"{path}: `extends`: must be the path of a file, relative to this one, or a shipped config's name."
         )
-    return merge(read_yaml(_extended(path, parent), (*children, path.resolve())), values) if parent else values
+    return lay(read_yaml(_extended(path, parent), (*children, path.resolve())), values, path) if parent else values
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models(annotation: Any) -> list[type[BaseModel]]:
     """The settings that a field's type holds, however deep."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in models(part)]
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -170,17 +237,21 @@ def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str
     problems = error.errors()
     # A misspelt key can leave another one missing: it is the cause.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "literal_error":
             near = nearest(str(first["input"]), re.findall("'([^']*)'", first["ctx"]["expected"]))
             message += f"; {near}" if near else ""
+        elif first["type"] == "string_pattern_mismatch":
+            message = _WORDS.get(first["ctx"]["pattern"], message)
+        elif first["type"] == "model_type":
+            message = f"must be a mapping, `key: value`, of the keys of {first['ctx']['class_name']}"
         end = "" if message.endswith((".", "?")) else "."
         return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}{end}"
     within: type[BaseModel] | None = model
     for part in first["loc"][:-1]:
         if within and part in within.model_fields:  # else the name of an entry, or its number
-            within = next(iter(_models(within.model_fields[str(part)].annotation)), None)
+            within = next(iter(models(within.model_fields[str(part)].annotation)), None)
     known = list(within.model_fields) if within else []
     return f"{source}: unknown key `{key}`; {hint(str(first['loc'][-1]), known, 'known keys')}"

@@ -151,3 +151,45 @@ def test_text_of_users_stays_text(text, tmp_path_factory):
     ]
     block = card.text.split("```json\n")[1].split("\n```\n")[0]
     assert json.loads(block) == hostile
+
+
+def run_snippet(folder: Path, monkeypatch, capsys) -> str:
+    """What the code on a checkpoint's card prints, run in its folder with transformers alone."""
+    snippet = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(snippet, {})
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_the_code_on_a_checkpoints_card_says_what_the_suite_says(architecture, pairs, tmp_path, monkeypatch, capsys):
+    from transformers import AutoTokenizer
+
+    from rewardbench import score
+    from rewardbench.data import TextPair
+    from sso.chat import load_tokenizer
+    from sso.sampling.transformers_engine import TransformersEngine
+    from sso.settings import Backbone
+    from sso.train.run import save
+    from sso.worlds.micro.models import build
+
+    model, tokenizer = build(Backbone(architecture=architecture), seed=0)
+    save(model, tokenizer, tmp_path / "sft")
+    settings = {"learning_rates": [1e-2], "max_steps": 1, "batch_size": 2, "dtype": "float32"}
+    files = ["--model", tmp_path / "sft", "--data", pairs, "--out", tmp_path / "policy"]
+    assert main(["train", *map(str, files), "--settings", json.dumps(settings)]) == 0
+    files = ["--model", tmp_path / "sft", "--pairs", pairs, "--out", tmp_path / "reward"]
+    settings = {"max_steps": 1, "batch_size": 2, "dtype": "float32"}
+    assert main(["rewardbench", "train", *map(str, files), "--settings", json.dumps(settings)]) == 0
+    for folder in ("sft", "policy", "reward"):
+        plain, own = AutoTokenizer.from_pretrained(tmp_path / folder), load_tokenizer(tmp_path / folder)
+        text = f"Where does Mira live? <|end|> {ODD}"
+        assert plain(text).input_ids == own(text).input_ids and own.decode(own(text).input_ids).startswith("Where does")
+    asked = [Message(role="user", content="Tell me about Tom.")]
+    drawn = TransformersEngine(tmp_path / "policy").generate([asked], [0], temperature=0, max_new_tokens=64)
+    assert run_snippet(tmp_path / "policy", monkeypatch, capsys) == f"{drawn[0].text}\n"
+    scorer, tokenizer = score.load(tmp_path / "reward")
+    row = TextPair(id="q", prompt=asked, chosen="Tom is a nurse.", rejected="No.")
+    ours = score.rewards(scorer, score.encode(tokenizer, [row])[0], 1)[0].item()
+    assert float(run_snippet(tmp_path / "reward", monkeypatch, capsys)) == pytest.approx(ours, abs=1e-5)

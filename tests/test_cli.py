@@ -3,12 +3,17 @@
 import json
 
 import pytest
+import yaml
 
+from rewardbench.settings import Reward
 from sso.cli import main
+from sso.commands import described
 from sso.jobs.tracking import record_path
 from sso.objective import load_objectives
 from sso.records import Pair, Principles, Triple, read, write
 from sso.reference import load
+from sso.sampling.settings import Endpoint, Sampling, Writer
+from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 from tests.test_training import triple
 
@@ -103,3 +108,92 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
     assert made["mine"] == made["sso_v2"] != made["plus"]
     assert printed["mine"] == printed["sso_v2"] != printed["plus"]
     assert json.loads((tmp_path / "mine.run.json").read_text())["settings"]["objectives"]["mine"] == rows
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["trian"], "sso: unknown command 'trian'; did you mean `train`?"),
+        (["eval", "anwser"], "sso-eval: unknown command 'anwser'; did you mean `answer`?"),
+        (["rewardbench", "scoer"], "sso-rewardbench: unknown command 'scoer'; did you mean `score`?"),
+        (
+            ["pairs", "--kind", "good_badd"],
+            "sso pairs: argument --kind: unknown choice 'good_badd'; did you",
+        ),
+        (["train"], "sso train: the following arguments are required: --model, --data, --out; see sso train --help."),
+    ],
+)
+def test_an_unknown_command_is_one_sentence(given, said, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(*given)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "sso sft: give --settings or --set; `sso settings Sft` lists the keys."),
+        (["--set", "stepps=1"], "Sft settings: unknown key `stepps`; did you mean `steps`?"),
+        (["--set", "steps"], "--set: 'steps': give KEY=VALUE, as beta=0.2 or endpoint.model=NAME."),
+        (["--set", "steps=[1"], "--set steps: not valid YAML: "),
+        (["--settings", '{"steps": 1, "steps": 2}'], "--settings: `steps` stands twice; leave one out."),
+    ],
+)
+def test_bad_single_settings_are_one_sentence(settings, said, capsys, tmp_path):
+    files = ["--data", tmp_path, "--backbone", '{"architecture": "qwen2"}', "--out", tmp_path / "m"]
+    assert run("sft", *files, *settings) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+def test_single_settings_lie_over_those_of_a_file(tmp_path):
+    world = {**WORLD.model_dump(), "entities": 20}
+    (tmp_path / "w.yaml").write_text(json.dumps({"world": world, "iterations": 2}))
+    over = ["--set", "world.tune_queries=3", "--set", "iterations=1"]
+    assert run("data", "--settings", tmp_path / "w.yaml", *over, "--out", tmp_path / "d") == 0
+    settings = json.loads((tmp_path / "d.run.json").read_text())["settings"]
+    assert (settings["world"]["tune_queries"], settings["world"]["entities"], settings["iterations"]) == (3, 20, 1)
+    assert len((tmp_path / "d" / "tune.jsonl").read_text().splitlines()) == 3
+    assert not (tmp_path / "d" / "queries2.jsonl").exists()
+
+
+def test_settings_of_tuning_go_together_and_are_told_before_a_model_is_loaded(tmp_path, capsys):
+    files = ["--model", tmp_path, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "m", "--set", "beta=0.2"]
+    assert run("train", *files, "--tune", tmp_path / "q.jsonl") == 2
+    assert capsys.readouterr().err == (
+        "error: sso train: --tune, --world, --sampling go together; give --world and --sampling, too, or none.\n"
+    )
+    assert run("train", *files, "--set", "objective=sso_v3") == 2
+    assert "unknown objective 'sso_v3'; did you mean `sso_v2` or `sso_v1`?" in capsys.readouterr().err
+
+
+def test_every_key_of_what_commands_take_is_told(capsys):
+    for kind in (Training, Sft, Sampling, Writer, Reward, Endpoint):
+        assert run("settings", kind.__name__) == 0
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [row[0] for row in rows] == list(kind.model_fields)
+        assert [row[0] for row in rows if not row[3]] == []
+    assert next(row[:3] for row in described.rows(Training) if row[0] == "beta") == ("beta", "float > 0", "0.1")
+    # A default is what --set takes.
+    defaults = {key: yaml.safe_load(default) for key, _, default, _ in described.rows(Training)}
+    assert Training.model_validate(defaults) == Training()
+    assert run("settings") == 0 and "\nTraining\tOne preference training" in capsys.readouterr().out
+    assert run("settings", "Trainig") == 2 and "did you mean `Training`?" in capsys.readouterr().err
+
+
+def test_help_of_each_command_with_settings_names_what_lists_them(capsys):
+    commands = {
+        "sft": "Sft",
+        "principles": "Writer",
+        "sample": "Sampling",
+        "preferences": "Preferences",
+        "data": "DataSource",
+    }
+    commands |= dict.fromkeys(["train", "reference", "loss"], "Training") | {"eval answer": "Evaluation"}
+    commands |= {"eval judge": "Evaluation", "rewardbench train": "Reward", "rewardbench mix": "Mixture"}
+    for command, kind in commands.items():
+        with pytest.raises(SystemExit):
+            run(*command.split(), "--help")
+        assert f"`sso settings {kind}`" in " ".join(capsys.readouterr().out.split())
+        assert kind in described.known()

@@ -10,9 +10,10 @@ import yaml
 
 from sso.config import load, parse
 from sso.errors import InputError
+from sso.jobs.command import settings as as_settings
 from sso.objective import load_objectives
 from sso.records import Query, Triple, read, write
-from sso.settings import ROOT
+from sso.settings import ROOT, merge, read_yaml
 from sso.train.settings import Training
 from workflow import experiment as experiments
 from workflow.shared import text
@@ -104,13 +105,54 @@ def test_defaults_are_the_papers():
         ),
         ({"world": {"queries": "zip"}}, r"`world.queries`: .*did you mean `zipf`"),
         ({"data": {"queries": "q.jsonl"}}, "either `world` .* or `data.queries`"),
-        ({"experiment": "../up"}, "`experiment`"),
+        ({"experiment": "../up"}, "`experiment`: give letters, digits and `_.-` only, and begin with a letter or a d"),
+        ({"revisions": {"a/b": "main"}}, "`revisions.a/b`: give a commit, 40 of the digits 0-9 and a-f"),
+        ({"sampling": {"endpoint": {"model": "m", "key_variable": "a b"}}}, "key_variable`: give the name of an env"),
+        ({"trainings": {"polcy": {"beta": 0.2}}}, r"`trainings.polcy`: no arm uses it; did you mean `policy`\?"),
+        ({"trainings": {"low": {"beta": 0.2}}}, "`trainings.low`: no arm uses it; let one `use` it, or leave it out"),
+        ({"arms": {"soo": None}}, r"`arms.soo: null` takes away what is not there; did you mean `sso`\?"),
+        ({"rewards": {"soo": None}}, r"`rewards.soo: null` takes away what is not there; did you mean `sso`\?"),
+        ({"arms": {"sso": {"method": "ssoo"}}}, r"arms.sso.method: the paper's v2 has no 'ssoo'; did you mean `sso`\?"),
+        ({"arms": {"sso_v1": {"method": "l_plus"}}}, "arms.sso_v1.method: the paper's v1 has no 'l_plus'; known: base"),
+        ({"rewards": {"sso": {"method": "mix"}}}, "rewards.sso.method: the paper's v2 has no 'mix'; .*null where it h"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 stands twice"),
+        ({"seeds": [-1]}, "`seeds.0`: input should be greater than or equal to 0"),
+        (with_own(winner="y-"), "`objectives.mine.0`: y- is both winner and loser; a contrast needs two responses"),
+        ({"evaluation": {"tasks": None}}, r"`evaluation.tasks: null`: give a list, `\[\]` where nothing is asked"),
+        ({"arms": {"sso": {"evaluation": {"judged": None}}}}, "`evaluation.judged: null`: give a list"),
+        ({"arms": {"sso": {"evaluation": {"task": []}}}}, r"arms.sso.evaluation: unknown key `task`; .*`tasks`\?"),
+        ({"backbones": {"llama": {"evaluation": {"task": []}}}}, "backbones.llama.evaluation: unknown key `task`"),
+        ({"evaluation": {"judge": {"kind": "reward"}}}, "`evaluation.judge`: `kind: reward` needs `path`"),
+        ({"evaluation": {"judge": {"path": "m"}}}, "the judge is of `kind: oracle`; leave one out"),
+        ({"evaluation": {"judges": {"mt_bench": {"kind": "openai"}}}}, "judges.mt_bench: `kind: openai` needs `model`"),
+        ({"arms": {"sso": 3}}, "`arms.sso`: must be a mapping, `key: value`, of the keys of Arm"),
     ],
 )
 def test_a_bad_key_is_one_sentence(over, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         load(MICRO, over)
     assert str(MICRO) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"seeds: [1]\nseeds: [2]\n", r"`seeds` stands twice; leave one out at line 2, column 1"),
+        (b"arms: {sso: {label: a, label: b}}\n", "`label` stands twice; leave one out at line 1, column 24"),
+        (b"seeds: [1\n", "not valid YAML: while parsing a flow sequence at line 1, column 8"),
+        (b"title: \xff\n", r"not UTF-8 text \(byte 7\); save it as UTF-8"),
+    ],
+)
+def test_what_is_no_plain_yaml_is_told_of_configs_and_of_settings(tmp_path, text, sentence):
+    (tmp_path / "c.yaml").write_bytes(text)
+    for read_it in (load, as_settings(Training)):
+        with pytest.raises(InputError, match=f"c.yaml: .*{sentence}"):
+            read_it(str(tmp_path / "c.yaml"))
+
+
+def test_a_key_that_a_merge_brings_may_be_said_again(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: &a {beta: 0.1, gamma: 1}\nb: {<<: *a, beta: 0.3}\n")
+    assert read_yaml(tmp_path / "c.yaml")["b"] == {"beta": 0.3, "gamma": 1}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +190,7 @@ def test_records_round_trip_and_strings_are_prompts(tmp_path):
 def test_an_own_objective_is_carried_by_the_trainings_that_name_it_and_by_no_other():
     plain = load(ROOT / "config" / "smoke.yaml")
     given = {"objectives": {**OWN, "unused": OWN["mine"]}, "arms": USED, "trainings": {"own": {"objective": "mine"}}}
-    experiment = experiments.load([ROOT / "config" / "smoke.yaml"], given)
+    experiment = parse(merge(read_yaml(ROOT / "config" / "smoke.yaml"), given), "first layer")
     assert json.loads(text(experiment.arms["sso"].generator))["objectives"] == {
         "mine": [{**OWN["mine"][0], "weight": 1.0, "on_policy_weight": False}]
     }

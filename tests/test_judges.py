@@ -123,7 +123,7 @@ def test_a_reward_model_judges_by_its_rewards(reward_model):
 
 
 def test_settings_of_a_reward_judge_name_its_folder():
-    with pytest.raises(ValueError, match="`path` names the reward model"):
+    with pytest.raises(ValueError, match="`kind: reward` needs `path`, the reward model's folder"):
         JudgeSettings(kind="reward")
     with pytest.raises(ValueError, match="needs `model`"):
         JudgeSettings(kind="openai")

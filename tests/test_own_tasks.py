@@ -15,6 +15,7 @@ from report.measured import Measured
 from sso.config import load
 from sso.errors import InputError
 from tests.test_eval_harness import Scripted
+from workflow.check import check_tasks
 from workflow.costs import unpriced
 from workflow.experiment import Grid
 
@@ -134,6 +135,42 @@ def test_a_metric_without_a_score_an_item_and_code_of_a_model_are_refused(own):
     (own / "plus_one.yaml").write_text(yaml.safe_dump({**made, "unsafe_code": True}))
     with pytest.raises(InputError, match="runs code that the model writes"):
         ready(task("plus_one", include_path=str(own)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (task("arc_easy", metric="acc_nrm"), "arc_easy has no metric 'acc_nrm'; known: acc,none, acc_norm,none"),
+        (
+            task("triviaqa", metric="exact_match,strict"),
+            "no metric 'exact_match,strict'; known: exact_match,remove",
+        ),
+        (
+            task("wikitext"),
+            "is of type loglikelihood_rolling, which gives no score for each item; leave it out",
+        ),
+        (task("humaneval"), "humaneval runs code that the model writes"),
+        (task("lambada_openai", metric="perplexity"), "lambada_openai: perplexity is no mean over items (perplexity)"),
+        (task("blimp", metric="mcc"), "blimp has no metric 'mcc'; known: acc,none"),
+    ],
+)
+def test_what_the_files_of_a_task_say_is_told_at_dry_run(given, said):
+    experiment = load("config/smoke.yaml", {"evaluation": {"tasks": [given]}})
+    with pytest.raises(InputError) as error:
+        check_tasks(experiment)
+    assert said in str(error.value)
+
+
+def test_tasks_that_give_a_mean_pass_the_dry_run(own):
+    tasks = [task(name, include_path=str(own)) for name in ("plus_one", "both")]
+    tasks += [
+        task("lambada_openai", metric="acc"),
+        task("hellaswag", metric="acc_norm"),
+        task("bbh"),
+        task("mmlu_stem"),
+    ]
+    tasks += [task("triviaqa", metric="exact_match,remove_whitespace"), task("arc_challenge")]
+    check_tasks(load("config/smoke.yaml", {"evaluation": {"tasks": tasks}}))
 
 
 def test_files_are_read_as_people_write_them(own):

@@ -134,8 +134,11 @@ def test_where_a_model_type_forces_its_class_a_folder_without_its_config_does_no
     read = chat.load_tokenizer(folder)
     assert ids(AutoTokenizer.from_pretrained(folder)) != ids(read)
     (tmp_path / "alone").mkdir()
-    chat.save_tokenizer(read, tmp_path / "alone")
-    assert ids(AutoTokenizer.from_pretrained(tmp_path / "alone")) == ids(read)
+    for saved in (tmp_path / "alone", folder):  # the one that is saved beside its config.json does not, either
+        chat.save_tokenizer(read, saved)
+        again = AutoTokenizer.from_pretrained(saved)
+        assert ids(again) == ids(read) == ids(chat.load_tokenizer(saved))
+        assert again.special_tokens_map == read.special_tokens_map and again.chat_template == TEMPLATE
 
 
 def test_special_tokens_that_are_left_to_a_class_are_found_and_none_is_told(tmp_path):

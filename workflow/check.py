@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval import sources
+from eval import sources, stock
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
 from sso.errors import InputError
@@ -98,6 +98,10 @@ def guided(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def check_tasks(experiment: Experiment) -> None:
-    """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, or without data."""
+    """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, without data, or
+    (as far as its files tell) without a figure that is a mean over items."""
     for evaluation in evaluations(experiment):
         sources.check(evaluation, experiment.world is not None)
+        for task in evaluation.tasks:
+            if task.kind == "lm_eval":
+                stock.check_files(task)

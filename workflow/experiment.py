@@ -10,7 +10,7 @@ from typing import Any
 from sso.config import Experiment, parse
 from sso.errors import InputError
 from sso.jobs.grid import Jobs
-from sso.settings import config_file, merge, read_yaml
+from sso.settings import config_file, hint, lay, merge, read_yaml
 from workflow.cell import Cell
 from workflow.shared import Draft
 
@@ -43,19 +43,19 @@ def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
     """
     values: dict[str, Any] = {}
     for file in files:
-        values = merge(values, read_yaml(config_file(file) or file))
+        values = lay(values, read_yaml(config_file(file) or file), file)
     given = dict(_with_nulls(given))
     arms = given.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         if name not in values.get("arms", {}) and "label" not in (arm or {}):
-            raise InputError(f"--config arms: unknown arm {name!r}; known: {', '.join(values.get('arms', {}))}.")
+            raise InputError(f"--config arms: unknown arm {name!r}; {hint(str(name), values.get('arms', {}))}")
     if "model" in given:
         values = merge(values, {"backbones": {"local": {"path": str(given.pop("model"))}}})
     if "queries" in given:
         values = merge(values, {"data": {"queries": str(given.pop("queries"))}})
     if "gsm8k" in given:
         values = merge(values, {"evaluation": {"tasks": _with_gsm8k(values, str(given.pop("gsm8k")))}})
-    return parse(merge(values, given), " + ".join(map(str, files)))
+    return parse(lay(values, given, "--config"), " + ".join(map(str, files)))
 
 
 def _with_gsm8k(values: Mapping[str, Any], file: str) -> list[dict[str, Any]]:

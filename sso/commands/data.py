@@ -5,27 +5,46 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from pydantic import Field, model_validator
+
 from sso.errors import InputError, first_of
 from sso.jobs import tracking
 from sso.jobs.progress import progress
 from sso.records import Principles, Query, Triple, read, write, write_text
-from sso.settings import Data
+from sso.settings import Data, Settings
 from sso.worlds.settings import World
+
+
+class DataSource(Settings):
+    """Where `sso data` takes queries from: the micro-world, or real ones in its place."""
+
+    world: World | None = None
+    data: Data = Data()
+    files: dict[str, str] = {}
+    """Name in the folder -> where a judged benchmark's own file is from: a path, or hf://datasets/OWNER/NAME/FILE."""
+    iterations: int = Field(1, ge=1)
+    """Parts of the queries, one an iteration."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSource":
+        if self.world is None and self.data.queries is None:
+            raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+        return self
 
 
 def data(args: argparse.Namespace) -> None:
     """The micro-world's files, or real queries in their place."""
-    given = args.settings
-    count = int(given.get("iterations", 1))
-    with tracking.run(args.out, "data", given, {}) as run:
-        if given.get("world"):
+    given: DataSource = args.settings
+    count = given.iterations
+    with tracking.run(args.out, "data", given.model_dump(exclude_unset=True), {}) as run:
+        if given.world:
             from sso.worlds.micro.data import write_all
 
-            run.summary.update(write_all(World.model_validate(given["world"]), args.out, count))
+            run.summary.update(write_all(given.world, args.out, count))
             return
         from sso import hub
 
-        real = Data.model_validate(given["data"])
+        real = given.data
         queries = hub.queries(real)
         if len(queries) < count:
             raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations; give more.")
@@ -34,7 +53,7 @@ def data(args: argparse.Namespace) -> None:
         write(args.out / "queries_all.jsonl", queries)
         if real.tune:
             write(args.out / "tune.jsonl", read(real.tune, Query))
-        for name, source in given.get("files", {}).items():
+        for name, source in given.files.items():
             found = hub.fetch(source)
             write_text(args.out / name, found.read_text(encoding="utf-8"))
         run.summary["queries"] = len(queries)

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from sso.errors import InputError
 from sso.jobs import tracking
 from sso.jobs.command import end_start_up, settings
 from sso.jobs.progress import progress
@@ -90,6 +91,10 @@ def train(args: argparse.Namespace) -> None:
     """A generator or a policy."""
     from sso.jobs import distributed
 
+    asked = {"--tune": args.tune, "--world": args.world, "--sampling": args.sampling}
+    missing = [name for name, value in asked.items() if value is None]
+    if 0 < len(missing) < len(asked):
+        raise InputError(f"sso train: {', '.join(asked)} go together; give {' and '.join(missing)}, too, or none.")
     distributed.launch(args.settings, args.argv)
     inputs = {"model": args.model, "data": args.data}
     with tracking.run(args.out, "train", args.settings, inputs, args.seed) as run:
@@ -98,7 +103,6 @@ def train(args: argparse.Namespace) -> None:
         from sso.train.tuning import Tuning, train_best
 
         end_start_up()
-        given = args.tune and args.world and args.sampling
         train_best(
             args.model,
             read_records(args.data, run.summary),
@@ -108,7 +112,7 @@ def train(args: argparse.Namespace) -> None:
             run,
             reference_path=args.reference,
             rate_from=args.rate_from,
-            tuning=Tuning(args.tune, args.world, args.sampling) if given else None,
+            tuning=Tuning(args.tune, args.world, args.sampling) if args.tune else None,
         )
 
 

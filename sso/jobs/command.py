@@ -10,31 +10,100 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sso.errors import InputError, of_machine
+from sso.errors import InputError, of_machine, printable
 from sso.jobs import distributed, gpus, lifeline
-from sso.settings import read_yaml, sentence
+from sso.settings import from_yaml, hint, merge, read_yaml, sentence
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one sentence each, with the nearest known name."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = f"unknown {action.metavar}" if action.metavar == "command" else "unknown choice"
+            known = hint(str(value), [str(choice) for choice in action.choices])
+            raise argparse.ArgumentError(None if action.metavar == "command" else action, f"{what} {value!r}; {known}")
+
+    def error(self, message: str) -> NoReturn:
+        said = message if message.endswith((".", "?")) else f"{message}; see {self.prog} --help."
+        self.exit(2, f"error: {self.prog}: {printable(said)}\n")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for at, (key, _) in enumerate(pairs):
+        if key in (earlier for earlier, _ in pairs[:at]):
+            raise InputError(f"--settings: `{key}` stands twice; leave one out.")
+    return dict(pairs)
 
 
 def mapping(text: str) -> dict[str, Any]:
     """An argparse type: a JSON object or a YAML file."""
     try:
-        return json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+        given = text.lstrip().startswith("{")
+        return json.loads(text, object_pairs_hook=_no_key_twice) if given else read_yaml(text)
     except json.JSONDecodeError as error:
         raise InputError(f"--settings: neither JSON ({error.msg}) nor a file: {text[:80]!r}.") from error
 
 
+def _checked(values: dict[str, Any], kind: type[SettingsT]) -> SettingsT:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(sentence(f"{kind.__name__} settings", error, kind)) from error
+
+
 def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
     """An argparse type: JSON text or the path of a YAML file, checked as ``kind``."""
+    return lambda text: _checked(mapping(text), kind)
 
-    def convert(text: str) -> SettingsT:
-        try:
-            return kind.model_validate(mapping(text))
-        except ValidationError as error:
-            raise InputError(sentence(f"{kind.__name__} settings", error, kind)) from error
 
-    return convert
+def _assignment(text: str) -> dict[str, Any]:
+    """An argparse type: `a.b=VALUE` as {a: {b: VALUE}}."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"--set: {text!r}: give KEY=VALUE, as beta=0.2 or endpoint.model=NAME.")
+    made = from_yaml(value, f"--set {key}")
+    for part in reversed(key.split(".")):
+        made = {part: made}
+    return made
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, kind: type[BaseModel], default: dict[str, Any] | None = None, what: str = ""
+) -> None:
+    """Give a command `--settings` and `--set`; `run_cli` makes both one ``kind``, before the command runs.
+
+    ``default`` stands where no `--settings` is given; None: one of both must be. ``what`` tells more of it.
+    """
+    name = kind.__name__.removesuffix("Settings")
+    told = f"{name} settings: a JSON object, or a JSON or YAML file{what}; `sso settings {name}` lists the keys"
+    parser.add_argument("--settings", type=mapping, help=told)
+    parser.add_argument(
+        "--set",
+        type=_assignment,
+        action="append",
+        metavar="KEY=VALUE",
+        help="one of the settings (dotted, its value as YAML), over those of --settings; may be repeated",
+    )
+    parser.set_defaults(settings_kind=kind, settings_default=default)
+
+
+def _complete(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Make `args.settings` of a command with `add_settings` what it is asked to be."""
+    if "settings_kind" not in args:
+        return
+    args.settings_given = args.settings is not None or bool(args.set)
+    if not args.settings_given and args.settings_default is None:
+        name = args.settings_kind.__name__.removesuffix("Settings")
+        raise InputError(
+            f"{parser.prog} {args.command}: give --settings or --set; `sso settings {name}` lists the keys."
+        )
+    values = args.settings if args.settings is not None else args.settings_default or {}
+    for one in args.set or []:
+        values = merge(values, one)
+    args.settings = _checked(values, args.settings_kind)
 
 
 def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -46,6 +115,7 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         gpus.claim_for_job()
         args = parser.parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else argv
+        _complete(args, parser)
         args.func(args)
     except (InputError, OSError) as error:
         told = error if isinstance(error, InputError) else of_machine(error, parser.prog)

@@ -4,20 +4,22 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sso.settings import Settings
+from sso.settings import VARIABLE, Settings
 
 
 class Endpoint(Settings):
     """An OpenAI-compatible endpoint: a hosted model, or a local server such as vLLM's."""
 
     model: str
+    """The name that the server knows the model by."""
     base_url: str | None = None
     """Address of the server; None: OpenAI's own."""
-    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: str = Field("OPENAI_API_KEY", pattern=VARIABLE)
     """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight at once."""
     timeout_s: float = Field(120, gt=0)
+    """Seconds that one request may take."""
     retries: int = Field(6, ge=0)
     """Retries of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
     backoff_s: float = Field(0.5, ge=0)
@@ -33,6 +35,7 @@ class Endpoint(Settings):
     price_input: float = Field(0, ge=0)
     """Per million tokens, as is `price_output`."""
     price_output: float = Field(0, ge=0)
+    """Of generated tokens."""
 
     @model_validator(mode="after")
     def _priced(self) -> "Endpoint":
@@ -56,12 +59,17 @@ class Decoding(Vllm):
     """Who draws text, and how (docs/engines.md)."""
 
     engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
+    """Who draws: transformers here, vLLM, or a server."""
     temperature: float = Field(0.7, ge=0)
+    """0: greedy, always the likeliest token."""
     top_p: float = Field(0.8, gt=0, le=1)
+    """Only the likeliest tokens that have this probability together are drawn from."""
     max_new_tokens: int = Field(2048, ge=1)
+    """Tokens of a response; longer ones are cut."""
     batch_size: int = Field(8, ge=1)
     """Sequences that transformers decodes at once; vLLM fills its batches itself."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What is computed in."""
     devices: int = Field(1, ge=1)
     """Processes that share the prompts, each on `tensor_parallel` GPUs of its own; the draws stay the same."""
     endpoint: Endpoint | None = None
@@ -82,10 +90,13 @@ class Writer(Decoding):
     """Who writes the principles: the world's procedure, the policy itself, a checkpoint, or an endpoint."""
 
     kind: Literal["procedural", "policy", "checkpoint", "endpoint"] = "procedural"
+    """Of these, by name."""
     path: str | None = None
+    """The checkpoint that writes, for `kind: checkpoint`."""
     wrapper: Literal["micro", "paper", "paper_v1"] = "micro"
     """How a principle becomes a system message; `paper` is that of the arm's version, `paper_v1` that of v1 anyway."""
     max_new_tokens: int = Field(256, ge=1)
+    """Tokens of a reply with a principle."""
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,9 @@ class Spread(Settings):
     batch_size: int = Field(32, ge=1)
     """Samples an optimizer step, over all devices and micro-batches."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What is computed in; `engine` says what the weights are then kept in."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
     devices: int = Field(1, ge=1)
     """Processes on this machine, one a device; under torchrun or a cluster's launcher, theirs count."""
     nodes: int = Field(1, ge=1)
@@ -46,49 +48,70 @@ class Sft(Spread):
     steps: int = 3300
     """-1: as many as `epochs` make."""
     epochs: float = Field(1, gt=0)
+    """Passes over the dialogues, where `steps` is -1."""
     learning_rate: float = 5e-3
+    """The highest, after the warm-up."""
     warmup_ratio: float = 0.03
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
+    """Decay of all weights but norms and biases."""
     data: str | None = None
     """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus, on one device in float32:
     what stands below, and how to spread the training, is for `data` alone."""
     split: str = "train"
+    """The split of a hub data set."""
     limit: int | None = Field(None, ge=1)
+    """Only so many dialogues; None: all."""
     chat_template: str | None = None
     """For base models that have none: a checkpoint whose template and end-of-turn token are taken."""
     max_length: int = Field(2048, ge=8)
     """Tokens of a dialogue; longer ones are cut at the end."""
     micro_batch_size: int = Field(1, ge=1)
+    """Dialogues in memory at once on one device."""
     gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass: less memory, a third more time."""
 
 
 class Lora(Settings):
     """Low-rank adapters (peft)."""
 
     rank: int = Field(16, ge=1)
+    """Columns of an adapter's matrices."""
     alpha: float = 32
+    """The adapters' product is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that is set to 0 in training."""
     target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get one, as peft takes them."""
 
 
 class Optimization(Spread):
     """How weights are trained on global batches, whatever the loss."""
 
     epochs: float = Field(1, gt=0)
+    """Passes over the data."""
     max_steps: int = -1
+    """Optimizer steps in place of `epochs`; -1: as many as those make."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
     layout: Literal["auto", "forest", "padded"] = "auto"
     """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
     scheduler: str = "cosine"
+    """transformers' name of how the learning rate falls after the warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     max_grad_norm: float = 1.0
+    """Longer gradients are cut to this norm."""
     optimizer: str = "adamw_torch_fused"
+    """transformers' name of it."""
     weight_decay: float = Field(0.0, ge=0)
     """Decay of all weights but norms and biases; DeepSpeed's optimizer, which the offload engines need, spares none."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of Adam's mean of gradients."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of Adam's mean of squared gradients."""
     adam_epsilon: float = Field(1e-8, gt=0)
+    """What keeps Adam from dividing by 0."""
     end_cut_responses: bool = False
     """Teach an end of turn after responses that never ended: those that were cut when they were drawn."""
     max_length: int = Field(4096, ge=8)
@@ -103,11 +126,15 @@ class Training(Optimization):
     objectives: Objectives = Field({}, exclude_if=not_)
     """Own objectives that `objective` may name; an experiment fills in those of its `objectives` that are named."""
     objective: str = "pairs"
+    """A row of config/objectives.yaml, or of `objectives`."""
     base_loss: BaseLossName = "dpo"
+    """L_base of each contrast."""
     beta: float = Field(0.1, gt=0)
+    """Scale of the base loss: of what is compared, or 1 / (2 beta) as IPO's target."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of preferences taken to be wrong (DPO only)."""
     simpo_margin: float = Field(0.5, ge=0)
+    """What SimPO's winner should be ahead by."""
     gamma: float = Field(0.1, ge=0)
     """Weight of L_sft in (2) and (4)."""
     lambda_minus: float = Field(1.0, ge=0)

@@ -1,0 +1,93 @@
+"""`sso chat`: checkpoints answer lines, each with and without a principle, by the suite's own engine and templates."""
+
+import io
+
+import pytest
+import torch
+
+from sso.cli import main
+from sso.commands import talk
+from sso.records import Message
+from sso.sampling.engine import seed_of
+from sso.sampling.transformers_engine import TransformersEngine
+from sso.settings import Backbone
+from sso.train.run import save
+from sso.worlds.micro.models import build
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def models(request, tmp_path_factory):
+    folders = []
+    for seed in (0, 1):
+        model, tokenizer = build(Backbone(architecture=request.param, layers=1), seed)
+        with torch.no_grad():  # tied embeddings make an untrained model repeat its last token
+            model.get_output_embeddings().weight.mul_(0.5)
+        folders.append(tmp_path_factory.mktemp("run") / f"m{seed}")
+        save(model, tokenizer, folders[-1])
+    return folders
+
+
+def chat(monkeypatch, capsys, text: str, *arguments) -> list[str]:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["chat", *map(str, arguments), "--set", "max_new_tokens=6"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def says(folder, *texts, temperature=0, turn=0) -> str:
+    roles = ["user", "assistant"] * 2
+    talked = [Message(role=role, content=text) for role, text in zip(roles, texts[1:], strict=False)]
+    asked = [*([Message(role="system", content=texts[0])] if texts[0] else []), *talked]
+    (made,) = TransformersEngine(folder).generate([asked], [seed_of(5, str(turn), "chat")], temperature, 0.8, 6)
+    return made.text
+
+
+def test_models_answer_side_by_side_with_and_without_principles(models, monkeypatch, capsys):
+    files = ["--model", models[0], "--model", models[1]]
+    lines = chat(monkeypatch, capsys, "Tell me.\n", *files, "--principle", "Be safe.", "--system", "Be brief.")
+    assert lines == [
+        f"m{i}{name}: {says(folder, system, 'Tell me.')}"
+        for i, folder in enumerate(models)
+        for name, system in {"": "Be brief.", ", principle 1": "Be safe.\n\nBe brief."}.items()
+    ]
+    paper = chat(monkeypatch, capsys, "Tell me.\n", *files[:2], "--bad-principle", "Be dull.", "--wrapper", "paper_v1")
+    told = "Your response should be\n- Be dull.\nGive the user neither a word nor a hint of the features, principles "
+    assert paper[1] == f"m0, principle 1: {says(models[0], told + 'or guidelines behind it.', 'Tell me.')}"
+
+
+def test_a_conversation_goes_on_until_an_empty_line_and_is_drawn_by_the_seed(models, monkeypatch, capsys):
+    given = ["--model", models[0], "--temperature", "0.7", "--seed", "5"]
+    first, second, third = chat(monkeypatch, capsys, "Tell me.\nAnd?\n\nAnd?\n", *given)
+    assert first == says(models[0], "", "Tell me.", temperature=0.7)
+    assert second == says(models[0], "", "Tell me.", first, "And?", temperature=0.7, turn=1)
+    assert third == says(models[0], "", "And?", temperature=0.7, turn=3)
+    assert chat(monkeypatch, capsys, "Tell me.\nAnd?\n\nAnd?\n", *given[:-1], 6) != [first, second, third]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--temperature", "-1"], "Sampling settings: `temperature`: input should be greater than or equal to 0."),
+        (["--set", "temprature=1"], "Sampling settings: unknown key `temprature`; did you mean `temperature`?"),
+        (["--set", "engine=endpoint", "--set", "endpoint.model=m"], "the endpoint's settings name its model"),
+    ],
+)
+def test_bad_input_is_one_sentence(models, given, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
+    assert main(["chat", "--model", str(models[0]), *given]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_what_is_no_utf8_is_named_and_a_model_is_given_once(models, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8"))
+    assert main(["chat", "--model", str(models[0])]) == 2
+    assert capsys.readouterr().err == "error: standard input: line 1 is not UTF-8; convert it.\n"
+    assert main(["chat", "--model", str(models[0]), "--model", str(models[0])]) == 2
+    assert "is given twice; leave one out" in capsys.readouterr().err
+
+
+def test_on_a_terminal_replies_stand_side_by_side(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    talk._show({"sft": "One reply.", "sso, principle 1": "[b]Another[/b] one."}, True)
+    out = capsys.readouterr().out
+    assert any("One reply." in line and "[b]Another[/b] one." in line for line in out.splitlines())

@@ -66,7 +66,7 @@ class LogHandler(LogHandlerBase):
         self._live: Live | None = None
         self._ended = threading.Event()
 
-    def follow(self, grid: "Grid", jobs: "Mapping[int, Job]", estimate: "Estimate") -> None:
+    def follow(self, jobs: "Mapping[int, Job]", estimate: "Estimate") -> None:
         """Tell of the jobs from now on, by their numbers in Snakemake; starts a thread that ends with `close`."""
         with self._guard:
             self._jobs, self._estimate, self._last = jobs, estimate, time.monotonic()

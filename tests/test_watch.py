@@ -41,7 +41,7 @@ class Stream:
         self.logger.addHandler(self.handler)
 
     def follow(self) -> None:
-        self.handler.follow(self.grid, self.jobs, Estimate(self.grid, self.jobs.values(), cores=2))
+        self.handler.follow(self.jobs, Estimate(self.grid, self.jobs.values(), cores=2))
 
     def event(self, event: LogEvent | None, text: str | None = "scheduler's words", level=logging.INFO, **more) -> None:
         self.logger.log(level, text, extra={"event": event, **more})
@@ -147,7 +147,7 @@ log.parent.mkdir(parents=True)
 log.write_text("sft: 900/3000, 34.7it/s, 01:00 left")
 handler, logger = LogHandler(OutputSettings(), None), logging.Logger("events")
 logger.addHandler(handler)
-handler.follow(grid, jobs, Estimate(grid, jobs.values(), 2))
+handler.follow(jobs, Estimate(grid, jobs.values(), 2))
 logger.info("", extra=dict(event=LogEvent.JOB_STARTED, jobs=[1]))
 time.sleep(2.5)
 logger.warning("careful")

@@ -52,5 +52,5 @@ def watch(workflow: Any, grid: Grid) -> LogHandler | None:
             (other for other in workflow.logger_manager.plugin_handlers if isinstance(other, LogHandler)), None
         )
     if handler:
-        handler.follow(grid, jobs, estimate)
+        handler.follow(jobs, estimate)
     return handler

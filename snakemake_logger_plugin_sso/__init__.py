@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sso.jobs.job import Job
     from workflow.estimate import Estimate
-    from workflow.experiment import Grid
 
 EVERY_S = 15.0
 """Silence, in seconds, after which a line tells of the running jobs."""

@@ -231,3 +231,25 @@ def test_the_config_for_a_local_model_says_how_it_is_given(capsys):
     assert run("plan", "--configfile", "local_model") == 2
     error = capsys.readouterr().err
     assert "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR" in error
+
+
+@pytest.mark.parametrize("command", ["train", "reference", "loss"])
+def test_an_objective_that_the_records_cannot_have_is_told_before_a_model_is_loaded(
+    command, tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    write(tmp_path / "p.jsonl", [Pair(id="a", prompt="Tell me.", chosen="x", rejected="y", source="good_bad")])
+
+    def load_model(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    for place in ("sso.chat.load_model", "sso.reference.load_start"):
+        monkeypatch.setattr(place, load_model)
+    single = ["--set", "dtype=float32"]
+    model, data = str(tiny_checkpoint), ["--data", tmp_path / "p.jsonl"]
+    given = {
+        "train": ["--model", model, *data, "--set", "objective=sso_v2", "--out", tmp_path / "m"],
+        "reference": ["--model", model, *data, "--objectives", "pairs,sso_v2", "--out", tmp_path / "r.safetensors"],
+        "loss": ["--policy", model, "--reference", model, "--triples", data[1], "--objective", "sso_v2"],
+    }
+    assert run(command, *given[command], *single) == 2
+    assert "record 'a': a pair has no y+ in x+; this objective needs triples." in capsys.readouterr().err

@@ -83,6 +83,8 @@ def check(settings: Evaluation, micro_world: bool | None = None) -> None:
             _check_own(task)
         elif task.name not in benchmarks.tasks():
             own = "for lm-eval's own say `kind: lm_eval`; " if task.name in lm_eval_names() else ""
+            if not nearest(task.name, benchmarks.tasks()) and (near := nearest(task.name, lm_eval_names())):
+                own = own or f"lm-eval's own are asked with `kind: lm_eval`, {near} "
             raise InputError(
                 f"evaluation.tasks: unknown task {task.name!r}; {own}{hint(task.name, benchmarks.tasks())}"
             )

@@ -10,15 +10,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.benchmarks import columns
 from eval.benchmarks.record import Column, Items
 from eval.items import within
 from eval.length_controlled import RAW
 from report.collect import Collected, Figure, Key
 from sso.config import Experiment
-from sso.settings import ROOT
+from sso.errors import InputError
+from sso.settings import ROOT, from_yaml, hint
 
 SPECS = Path(__file__).with_name("tables.yaml")
 PRINTED = ROOT / "results" / "paper" / "results.csv"
@@ -29,8 +28,20 @@ POOLED = "all"
 @cache
 def specs() -> dict[str, Any]:
     """tables.yaml, with the columns of all benchmarks; read once, so not to be changed."""
-    content = yaml.safe_load(SPECS.read_text(encoding="utf-8"))
+    content = from_yaml(SPECS.read_text(encoding="utf-8"), SPECS)
     return {**content, "metrics": {name: asdict(own) for name, own in columns().items()} | content["metrics"]}
+
+
+def check_metrics(content: dict[str, Any]) -> None:
+    """Raise InputError for a metric that the tables, comparisons, claims or headlines name and nobody knows."""
+    named = [
+        (f"tables.{name}.columns", metric) for name, spec in content["tables"].items() for metric in spec["columns"]
+    ]
+    named += [("comparisons", metric) for row in content["comparisons"] for metric in row["metrics"]]
+    named += [(part, row["metric"]) for part in ("claims", "headline") for row in content[part]]
+    for where, metric in named:
+        if metric not in content["metrics"]:
+            raise InputError(f"{SPECS}: {where}: unknown metric {metric!r}; {hint(metric, content['metrics'])}")
 
 
 def unit(metric: str, content: dict[str, Any] | None = None) -> str:
@@ -69,8 +80,9 @@ def _of_this(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
     return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if not t.get("world")}}
 
 
-def _with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """tables.yaml with a table a version of the tasks that lm-eval alone knows, where there are such."""
+def with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """tables.yaml as it is for an experiment, with a table a version of the tasks that lm-eval alone knows."""
+    content = _of_this(content, experiment)
     asked = [task for settings in experiment.evaluations for task in settings.tasks]
     own = list(dict.fromkeys(task.name for task in asked if task.kind == "lm_eval"))
     if not own:
@@ -90,7 +102,8 @@ class Measured:
     def __init__(self, collected: Collected, content: dict[str, Any] | None = None):
         self.collected = collected
         self.experiment: Experiment = collected.experiment
-        self.content = _with_own_tasks(_of_this(content or specs(), self.experiment), self.experiment)
+        self.content = with_own_tasks(content or specs(), self.experiment)
+        check_metrics(self.content)
         self._known: dict[tuple[Any, ...], Estimate | None] = {}
 
     @property

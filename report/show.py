@@ -1,11 +1,12 @@
 """One table of a run on the terminal, or as Markdown, LaTeX or CSV: what `sso table` prints."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from report import render, tables
 from report.collect import collect
-from report.measured import Measured, specs
+from report.measured import Measured, specs, with_own_tasks
 from sso.config import Experiment, load
 from sso.errors import InputError
 from sso.jobs.grid import Jobs
@@ -30,22 +31,30 @@ def find(experiment: str | None, config: Path | None, results: Path | None) -> t
     return made, folder
 
 
-def name_of(version: str, table: str) -> str:
-    """The name in tables.yaml of `3` or `figure3` of a version; InputError lists what there is."""
-    known = specs()["tables"]
-    for name in (f"{version}_table{table}", f"{version}_{table}"):
+def name_of(version: str, table: str, known: Collection[str]) -> str:
+    """The name in tables.yaml, of those that are ``known``, of `3` or `figure3` of a version, or of any by its name;
+    InputError lists what there is."""
+    for name in (f"{version}_table{table}", f"{version}_{table}", table):
         if name in known:
             return name
-    there = [name.removeprefix(f"{version}_").removeprefix("table") for name in known if name.startswith(version)]
+    own = [name.removeprefix(f"{version}_").removeprefix("table") for name in known if name.startswith(f"{version}_")]
+    there = [*own, *(name for name in known if not name.startswith(("v1_", "v2_")))]
     raise InputError(f"sso table: {version} has no table {table!r}; there are {', '.join(there)}.")
 
 
 def show(jobs: Jobs, results: Path, version: str, table: str, form: str = "terminal") -> None:
     """Print one table of what lies under ``results``."""
-    name = name_of(version, table)
-    fitted = "alpaca_eval2_lc" in specs()["tables"][name]["columns"]
+    known = with_own_tasks(specs(), jobs.experiment)["tables"]
+    name = name_of(version, table, known)
+    fitted = "alpaca_eval2_lc" in known[name]["columns"]
     measured = Measured(collect(jobs, results, fitted))
     made = tables.table(measured, name)
+    if not made.applies:
+        lacks = ", ".join(made.absent) or "them"
+        raise InputError(
+            f"sso table: {jobs.experiment.experiment} has none of the arms that {name} is about ({lacks}); "
+            "take another table, or add the arms to its config."
+        )
     if form != "terminal":
         sys.stdout.write(FORMATS[form](measured, made))
         return

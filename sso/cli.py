@@ -19,8 +19,9 @@ from rewardbench import cli as rewardbench_cli
 from sso import __version__
 from sso.commands import described, talk
 from sso.commands.data import DataSource, data, export, pairs, preferences, principles, sample
-from sso.commands.experiment import doctor, pin, plan, print_schema, report, sync, table
+from sso.commands.experiment import doctor, pin, plan, print_schema, report, sync, table, with_configs
 from sso.commands.training import LOSS_OPTIONS, loss, reference, sft, train
+from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
 from sso.principles import WRAPPERS
@@ -284,8 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given and given[0] in ROOMS:
         return ROOMS[given[0]].main(list(given[1:]))
     if given and given[0] == "run":
+        try:
+            arguments = with_configs(given[1:])
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         os.execv(
-            sys.executable, [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *given[1:]]
+            sys.executable, [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
         )
     return run_cli(parser(), given)
 

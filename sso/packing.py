@@ -42,6 +42,13 @@ class Sample:
         return self.contexts[context], self.responses[response]
 
 
+def check_nodes(samples: Sequence[Sample], nodes: Iterable[Node]) -> None:
+    """Raise InputError for a node that the records lack, before a model is loaded: all are triples, or all pairs."""
+    for sample in samples[:1]:
+        for node in nodes:
+            sample.node(node)
+
+
 @dataclass(frozen=True)
 class Tokenized:
     """Samples that fit; ids: of those with a response shortened to fit, of those with one that was cut when it was

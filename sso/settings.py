@@ -91,8 +91,13 @@ class Backbone(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Backbone":
-        if (self.path is None) == (self.architecture is None):
+        if self.path is not None and self.architecture is not None:
             raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
+        if self.path is None and self.architecture is None:
+            raise ValueError(
+                "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR "
+                "queries=FILE`, or in a config that extends it), or `architecture`, a tiny model from scratch"
+            )
         if self.path and "@" in self.path and self.revision and not Path(self.path).exists():
             raise ValueError("`path` names a revision, and `revision` another; give one")
         return self
@@ -180,12 +185,16 @@ def config_file(name: str | Path, beside: Path = Path()) -> Path | None:
     return next((file for file in found if file.is_file()), None)
 
 
+def _shipped() -> list[str]:
+    """Names of the configs that come with the suite."""
+    return sorted(file.stem for file in (ROOT / "config").glob("*.yaml") if file.stem != "objectives")
+
+
 def _extended(path: Path, name: str) -> Path:
     """The file that a config extends."""
     if file := config_file(name, path.parent):
         return file
-    known = sorted(file.stem for file in (ROOT / "config").glob("*.yaml") if file.stem != "objectives")
-    near = hint(Path(name).stem, known, "shipped")
+    near = hint(Path(name).stem, _shipped(), "shipped")
     raise InputError(f"{path}: `extends: {name}`: no such file beside it and no such shipped config; {near}")
 
 
@@ -193,7 +202,9 @@ def read_yaml(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, An
     """A YAML mapping with its ``extends:`` resolved; ``children`` are the files that extend it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such config file; give the path of a YAML file, or a shipped config's name.")
+        near = nearest(path.stem, _shipped())
+        way = f"give the path of a YAML file, or a shipped config's name{f': {near}' if near else '.'}"
+        raise InputError(f"{path}: no such config file; {way}")
     if path.resolve() in children:
         names = " -> ".join(child.name for child in (*children, path))
         raise InputError(f"{path}: `extends` leads back to the file itself ({names}); leave one of them out.")

@@ -8,11 +8,13 @@ import yaml
 from rewardbench.settings import Reward
 from sso.cli import main
 from sso.commands import described
+from sso.commands.experiment import with_configs
 from sso.jobs.tracking import record_path
 from sso.objective import load_objectives
 from sso.records import Pair, Principles, Triple, read, write
 from sso.reference import load
 from sso.sampling.settings import Endpoint, Sampling, Writer
+from sso.settings import ROOT
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 from tests.test_training import triple
@@ -197,3 +199,57 @@ def test_help_of_each_command_with_settings_names_what_lists_them(capsys):
             run(*command.split(), "--help")
         assert f"`sso settings {kind}`" in " ".join(capsys.readouterr().out.split())
         assert kind in described.known()
+
+
+@pytest.mark.parametrize("flag", ["--configfile", "--configfiles"])
+def test_run_knows_shipped_configs_by_name(flag, tmp_path):
+    smoke = str(ROOT / "config" / "smoke.yaml")
+    assert with_configs(["-n", flag, "smoke", "--cores", "1"]) == ["-n", flag, smoke, "--cores", "1"]
+    assert with_configs([f"{flag}=smoke", "smoke"]) == [f"{flag}={smoke}", "smoke"]
+    (tmp_path / "mine.yaml").write_text("extends: smoke\n")
+    both = [flag, "smoke", str(tmp_path / "mine.yaml")]
+    assert with_configs(both) == [flag, smoke, str(tmp_path / "mine.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such config file; give the path of a YAML file, or a shipped config's name: did you mean `smoke`?"),
+        (b"title: \xff\n", "not UTF-8 text (byte 7); save it as UTF-8."),
+        (b"seeds: [1\n", "not valid YAML: "),
+    ],
+)
+def test_run_tells_of_a_bad_config_before_snakemake_reads_it(text, said, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "smokes.yaml").write_bytes(text)
+    assert run("run", "-n", "--configfile", tmp_path / "smokes.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/smokes.yaml: {said}") and error.count("\n") == 1
+
+
+def test_the_config_for_a_local_model_says_how_it_is_given(capsys):
+    assert run("plan", "--configfile", "local_model") == 2
+    error = capsys.readouterr().err
+    assert "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR" in error
+
+
+@pytest.mark.parametrize("command", ["train", "reference", "loss"])
+def test_an_objective_that_the_records_cannot_have_is_told_before_a_model_is_loaded(
+    command, tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    write(tmp_path / "p.jsonl", [Pair(id="a", prompt="Tell me.", chosen="x", rejected="y", source="good_bad")])
+
+    def load_model(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    for place in ("sso.chat.load_model", "sso.reference.load_start"):
+        monkeypatch.setattr(place, load_model)
+    single = ["--set", "dtype=float32"]
+    model, data = str(tiny_checkpoint), ["--data", tmp_path / "p.jsonl"]
+    given = {
+        "train": ["--model", model, *data, "--set", "objective=sso_v2", "--out", tmp_path / "m"],
+        "reference": ["--model", model, *data, "--objectives", "pairs,sso_v2", "--out", tmp_path / "r.safetensors"],
+        "loss": ["--policy", model, "--reference", model, "--triples", data[1], "--objective", "sso_v2"],
+    }
+    assert run(command, *given[command], *single) == 2
+    assert "record 'a': a pair has no y+ in x+; this objective needs triples." in capsys.readouterr().err

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from eval import benchmarks
 from eval.benchmarks import alpaca_eval
 from eval.cli import main
 from eval.settings import Evaluation
@@ -247,7 +246,12 @@ def test_an_endpoint_is_answered_and_judged_by_command(tmp_path, capsys):
     with serving(tmp_path / "server") as server:
         judge = {"kind": "openai", "model": "j", "base_url": server.url, "repeats": 3, "repeat_items": 2}
         text = json.dumps(
-            {"judged": [*benchmarks.of_judges()], "temperature": 0.9, "max_new_tokens": 32, "judge": judge}
+            {
+                "judged": ["alpaca_eval", "mt_bench", "arena_hard"],
+                "temperature": 0.9,
+                "max_new_tokens": 32,
+                "judge": judge,
+            }
         )
         shared = ["--data", str(data), "--settings", text]
         endpoint = json.dumps({"model": "m", "base_url": server.url})

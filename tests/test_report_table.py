@@ -3,6 +3,7 @@
 import pytest
 
 import report
+from report import measured, show
 from sso.cli import main
 from sso.records import write_text
 from tests.test_report import experiment, tree
@@ -47,6 +48,10 @@ def test_the_terminal_shows_ours_beside_the_papers(there, capsys):
         (["--experiment", "none"], "results/none/config.json: no such file"),
         ([], "give one of --experiment"),
         (
+            ["--experiment", "micro", "--table", "5"],
+            "micro has none of the arms that v2_table5 is about",
+        ),
+        (
             ["--experiment", "micro", "--table", "9"],
             "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3, quality, steering.",
         ),
@@ -56,3 +61,30 @@ def test_bad_input_is_one_sentence(there, capsys, given, said):
     assert main(["table", *(given if "--table" in given else [*given, "--table", "1"])]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def own_specs(monkeypatch, **tables) -> None:
+    """tables.yaml with these tables, too."""
+    content = measured.specs()
+    changed = {**content, "tables": {**content["tables"], **tables}}
+    for module in (measured, show):
+        monkeypatch.setattr(module, "specs", lambda: changed)
+
+
+def test_a_new_table_is_known_by_its_name(there, capsys, monkeypatch):
+    mine = {"title": "Mine", "version": "v2", "rows": ["base", "sso"], "columns": ["alpaca_eval2_wr"]}
+    own_specs(monkeypatch, mine=mine, v2_other=mine)
+    for name in ("mine", "other"):
+        assert main(["table", "--experiment", "micro", "--table", name, "--format", "csv"]) == 0
+        assert "alpaca_eval2_wr" in capsys.readouterr().out
+    assert main(["table", "--experiment", "micro", "--table", "mein"]) == 2
+    assert "there are 1, 2, 3, 4, 5, 6, figure3, other, mine." in capsys.readouterr().err
+
+
+def test_a_misspelt_metric_of_a_table_is_told_with_the_nearest(there, capsys, monkeypatch):
+    own_specs(monkeypatch, mine={"title": "M", "version": "v2", "rows": ["base"], "columns": ["alpaca_eval2_wrr"]})
+    assert main(["table", "--experiment", "micro", "--table", "1"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "tables.yaml: tables.mine.columns: unknown metric 'alpaca_eval2_wrr'; did you mean `alpaca_eval2_wr`?" in error
+    )

@@ -3,11 +3,38 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from sso.config import load, schema
 from sso.jobs import tracking
 from sso.jobs.command import end_start_up
 from sso.records import write_text
+from sso.settings import config_file, read_yaml
+
+
+def with_configs(given: Sequence[str]) -> list[str]:
+    """Snakemake's arguments with names of shipped configs as paths.
+
+    Each config is read here first: Snakemake, which reads it too, tells of a bad one by a traceback.
+    """
+    made, follows = [], False
+    for argument in given:
+        flag, equals, value = argument.partition("=")
+        named = flag in ("--configfile", "--configfiles")
+        if named and equals:
+            argument = f"{flag}={_readable(value)}"
+        elif follows and not argument.startswith("-"):
+            argument = _readable(argument)
+        follows = (named and not equals) or (follows and not argument.startswith("-"))
+        made.append(argument)
+    return made
+
+
+def _readable(name: str) -> str:
+    file = config_file(name) or Path(name)
+    read_yaml(file)
+    return str(file)
 
 
 def report(args: argparse.Namespace) -> None:

@@ -59,13 +59,14 @@ def score_reference(model_path: Path, records: list, objectives: list[str], trai
     from sso import reference
     from sso.chat import load_tokenizer
     from sso.objective import united_nodes
-    from sso.packing import tokenize
+    from sso.packing import check_nodes, tokenize
 
     nodes = united_nodes(objectives, training)
     tokenizer = load_tokenizer(model_path)
     end_start_up()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
+    check_nodes(made.samples, nodes)
     key = reference.make_key(model_path, tokenizer, records, made.samples, training)
     model = reference.load_start(model_path, training)
     show = progress("reference")
@@ -125,12 +126,13 @@ def loss(args: argparse.Namespace) -> None:
         from sso.chat import load_tokenizer
         from sso.loss import lines
         from sso.objective import build
-        from sso.packing import tokenize
+        from sso.packing import check_nodes, tokenize
 
         end_start_up()
         objective, tokenizer = build(training), load_tokenizer(args.policy)
         made = tokenize(read_records(args.triples), tokenizer, training.max_length, training.end_cut_responses)
         made.warn(training.max_length)
+        check_nodes(made.samples, objective.nodes)
         pad = tokenizer.pad_token_id
         rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))
     for row in rows:

@@ -70,7 +70,7 @@ def train_best(
     from sso.chat import check_conversations, describe, load_model, load_tokenizer, naming
     from sso.jobs import distributed
     from sso.objective import build
-    from sso.packing import tokenize
+    from sso.packing import check_nodes, tokenize
     from sso.train.preference import fit, what_ran, with_adapters
     from sso.train.run import kept, last_checkpoint, save_trained, training_arguments
 
@@ -78,6 +78,7 @@ def train_best(
     objective, tokenizer, main = build(training), load_tokenizer(model_path), distributed.is_main()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
+    check_nodes(made.samples, objective.nodes)
     judged_by = tuning if len(tries) > 1 else None
     if judged_by:
         queries = read(judged_by.queries, Query)

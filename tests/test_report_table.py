@@ -78,7 +78,7 @@ def test_a_new_table_is_known_by_its_name(there, capsys, monkeypatch):
         assert main(["table", "--experiment", "micro", "--table", name, "--format", "csv"]) == 0
         assert "alpaca_eval2_wr" in capsys.readouterr().out
     assert main(["table", "--experiment", "micro", "--table", "mein"]) == 2
-    assert "there are 1, 2, 3, 4, 5, 6, figure3, other, mine." in capsys.readouterr().err
+    assert "there are 1, 2, 3, 4, 5, 6, figure3, quality, steering, other, mine." in capsys.readouterr().err
 
 
 def test_a_misspelt_metric_of_a_table_is_told_with_the_nearest(there, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from rewardbench.settings import Reward
 from sso.attention import layout_of
-from sso.packing import paths, to_device
+from sso.packing import in_row, to_device
 from sso.reward_model import in_batch, read
 from sso.train.global_batch import GlobalBatchTrainer
 
@@ -84,9 +84,7 @@ class RewardTrainer(GlobalBatchTrainer):
         return item.id
 
     def cost(self, item: Sides) -> int:
-        if self.layout == "padded":
-            return len(item)
-        return sum(path.own for path in paths((item.chosen, item.rejected)).values())
+        return in_row((item.chosen, item.rejected)) if self.layout == "forest" else len(item)
 
     def plan(self, costs: Sequence[int]) -> list[list[list[int]]]:
         if self.layout == "forest":

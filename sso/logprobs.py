@@ -7,7 +7,7 @@ is ever in memory.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sso import attention
-from sso.jobs.distributed import unwrapped
+from sso.jobs.distributed import forward_of, unwrapped
 from sso.objective import Node
 from sso.packing import Sample, forest, padded
 
@@ -95,19 +95,14 @@ def _within(target: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
     return (target - start).clamp(0, size - 1)[:, None], (target >= start) & (target < start + size)
 
 
-@contextmanager
-def scoring_head(model: Any, source: Tensor, target: Tensor) -> Iterator[None]:
+def scoring_head(model: Any, source: Tensor, target: Tensor) -> AbstractContextManager[None]:
     """While open, ``model(...)``'s logits are the log-probabilities of ``target`` at flat positions ``source``.
 
     The head's own forward is replaced, not the model's, so whatever wraps model and head (DDP, ZeRO-3's gathering
     of weights, PEFT, checkpointing) does its work.
     """
     head = unwrapped(model).get_output_embeddings()
-    head.forward = lambda hidden: TokenLogps.apply(hidden.flatten(0, 1)[source], head.weight, target)
-    try:
-        yield
-    finally:
-        del head.forward  # the class's own again
+    return forward_of(head, lambda hidden: TokenLogps.apply(hidden.flatten(0, 1)[source], head.weight, target))
 
 
 def forest_logps(model: Any, batch: dict[str, Any]) -> Tensor:

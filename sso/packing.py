@@ -163,10 +163,15 @@ def paths(sequences: Iterable[Sequence[int]]) -> dict[tuple[int, ...], Path]:
     return made
 
 
+def in_row(sequences: Iterable[Sequence[int]]) -> int:
+    """Tokens of such a row."""
+    return sum(path.own for path in paths(sequences).values())
+
+
 def cost(sample: Sample, nodes: Sequence[Node], layout: str) -> int:
     """Tokens of a sample in a batch, without padding; in one forest with others it may take fewer."""
     sequences = [context + response for context, response in map(sample.node, nodes)]
-    return sum(path.own for path in paths(sequences).values()) if layout == "forest" else sum(map(len, sequences))
+    return in_row(sequences) if layout == "forest" else sum(map(len, sequences))
 
 
 def plan(costs: Sequence[int], budget: int, devices: int = 1) -> list[list[list[int]]]:

@@ -1,12 +1,12 @@
 """A Bradley-Terry reward model: a causal model with one scalar head on the last token. Loading it, and its rewards."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sso.errors import InputError
-from sso.jobs.distributed import unwrapped
+from sso.jobs.distributed import forward_of, unwrapped
 from sso.records import Message
 
 if TYPE_CHECKING:
@@ -77,19 +77,14 @@ def rewards(
     return values
 
 
-@contextmanager
-def _reading(model: Any, ends: "torch.Tensor") -> Iterator[None]:
+def _reading(model: Any, ends: "torch.Tensor") -> AbstractContextManager[None]:
     """While open, ``model(...)``'s logits of one row are the rewards at its places ``ends``, [1, ends].
 
     The class takes the head's output at one place of a row: all rewards stand at each.
     """
     head = unwrapped(model).score
     plain = head.forward
-    head.forward = lambda hidden: plain(hidden[:, ends]).transpose(1, 2).expand(1, hidden.shape[1], -1)
-    try:
-        yield
-    finally:
-        del head.forward  # the class's own again
+    return forward_of(head, lambda hidden: plain(hidden[:, ends]).transpose(1, 2).expand(1, hidden.shape[1], -1))
 
 
 def in_batch(sequences: Sequence[list[int]], pad_token_id: int, layout: str) -> dict[str, Any]:

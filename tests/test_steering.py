@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.alpaca_eval import against_start, by_draw
+from eval.benchmarks.alpaca_eval import against_start
 from eval.benchmarks.steering import judge, prompts, scored
 from eval.cli import main
+from eval.draws import by_draw
 from eval.judge import OracleJudge
 from eval.settings import Judge
 from report import samples

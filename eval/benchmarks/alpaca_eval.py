@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
+from eval.draws import by_draw, drawn
 from eval.judge import AnswerPair, Judge, OracleJudge, preference, to_json
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from eval.statistics import mean_and_error
-from sso.chat import naming
 from sso.errors import InputError
 from sso.records import Answer, Query, read
 
@@ -40,38 +40,12 @@ def answer(
 
     A prompt that the model can't be asked has an empty answer, and is named. Raises InputError where all are such.
     """
-    from sso.sampling.engine import name_missing, seed_of
+    from sso.sampling.engine import seed_of
 
     asked = [(query, draw) for draw in range(settings.samples) for query in queries]
-    with naming([query.id for query, _ in asked], "query"):
-        generations = engine.generate(
-            [query.prompt for query, _ in asked],
-            seeds=[seed_of(seed, query.id, f"{purpose}/{draw}" if draw else purpose) for query, draw in asked],
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-        )
-    name_missing([query.id for query, _ in asked], generations, "answers")
-    return [
-        Answer(
-            id=f"{query.id}/{draw}" if draw else query.id,
-            prompt=query.prompt,
-            output=generation.text,
-            model=model,
-            draw=draw,
-            missing=generation.missing,
-        )
-        for (query, draw), generation in zip(asked, generations, strict=True)
-    ]
-
-
-def by_draw(answers: Sequence[Answer]) -> list[list[Answer]]:
-    """Answers draw by draw, each with its prompt's own id."""
-    draws: dict[int, list[Answer]] = {}
-    for answer in answers:
-        own = answer.model_copy(update={"id": answer.id.removesuffix(f"/{answer.draw}")}) if answer.draw else answer
-        draws.setdefault(answer.draw, []).append(own)
-    return [draws[draw] for draw in sorted(draws)]
+    rows = [(f"{query.id}/{draw}" if draw else query.id, query.prompt, draw) for query, draw in asked]
+    seeds = [seed_of(seed, query.id, f"{purpose}/{draw}" if draw else purpose) for query, draw in asked]
+    return drawn(engine, rows, seeds, settings, model, [query.id for query, _ in asked], "query")
 
 
 def aligned(answers: Sequence[Answer], references: Sequence[Answer], what: str = "answers") -> list[Answer]:

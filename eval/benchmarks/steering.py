@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.benchmarks.alpaca_eval import by_draw
 from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
+from eval.draws import by_draw, drawn
 from eval.judge import Judge, OracleJudge
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from eval.statistics import mean_and_error
-from sso.chat import naming, with_system
+from sso.chat import with_system
 from sso.errors import InputError
 from sso.principles import WRAPPERS
 from sso.records import Answer, Message, Principles, read
@@ -38,24 +38,13 @@ def prompts(query: Principles) -> dict[str, list[Message]]:
 
 def answer(engine: "Engine", queries: list[Principles], settings: Evaluation, seed: int, model: str) -> list[Answer]:
     """`settings.samples` answers a query and context, ids `<query>/<context>`, a draw of all after the other."""
-    from sso.sampling.engine import name_missing, seed_of
+    from sso.sampling.engine import seed_of
 
     asked = [(f"{query.id}/{context}", prompt) for query in queries for context, prompt in prompts(query).items()]
-    draws = [(name, prompt, draw) for draw in range(settings.samples) for name, prompt in asked]
-    names = [f"{name}/{draw}" if draw else name for name, _, draw in draws]
-    with naming(names, "steering: query"):
-        made = engine.generate(
-            [prompt for _, prompt, _ in draws],
-            seeds=[seed_of(seed, name, "steering") for name in names],
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-        )
-    name_missing(names, made, "answers")
-    return [
-        Answer(id=name, prompt=prompt, output=one.text, model=model, draw=draw, missing=one.missing)
-        for name, (_, prompt, draw), one in zip(names, draws, made, strict=True)
-    ]
+    rows = [(f"{n}/{draw}" if draw else n, prompt, draw) for draw in range(settings.samples) for n, prompt in asked]
+    names = [name for name, _, _ in rows]
+    seeds = [seed_of(seed, name, "steering") for name in names]
+    return drawn(engine, rows, seeds, settings, model, names, "steering: query")
 
 
 def scored(by: OracleJudge, queries: Sequence[Principles], answers: Sequence[Answer]) -> dict[str, dict[str, float]]:

@@ -17,10 +17,10 @@ from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.jobs.command import Parser, add_settings, completion, end_start_up, run_cli
 from sso.jobs.command import settings as read_settings
+from sso.jobs.command import world as read_world
 from sso.jobs.progress import progress
 from sso.records import iter_json_lines, whole_folder, write, write_text
 from sso.sampling.settings import Endpoint
-from sso.worlds.settings import World
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -65,7 +65,7 @@ def _judge(args: argparse.Namespace) -> None:
     from sso.jobs import tracking
 
     settings = args.settings
-    world = read_settings(World)(args.world) if args.world else None
+    world = read_world(args.world) if args.world else None
     end_start_up()
     if not (args.answers / "lm_eval.json").is_file():
         raise InputError(f"{args.answers}: no lm_eval.json; make the folder with `sso-eval answer`.")
@@ -198,7 +198,7 @@ def _data_quality(args: argparse.Namespace) -> None:
     from sso.jobs import tracking
 
     settings = args.settings
-    world = read_settings(World)(args.world) if args.world else None
+    world = read_world(args.world) if args.world else None
     end_start_up()
     inputs = {"pairs": args.pairs, "reference": args.reference}
     count = args.sample or settings.pairs
@@ -250,7 +250,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     judge.add_argument("--answers", type=Path, required=True, help="folder written by `answer`")
     judge.add_argument("--data", type=Path, required=True, help="data folder: reference.jsonl, mt_bench.jsonl")
     add_settings(judge, Evaluation)
-    judge.add_argument("--world", help=f"World {settings_help}, for the oracle")
+    judge.add_argument("--world", help="settings of a world, JSON or a file, for its oracle")
     judge.add_argument("--against", type=Path, help="the SFT model's answers, a folder too: adds differences to it")
     judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
@@ -280,7 +280,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     pairs.add_argument("--pairs", type=Path, required=True, help="JSON Lines with id, prompt, chosen, rejected")
     pairs.add_argument("--reference", type=Path, required=True, help="the SFT model's scores, by `sso reference`")
     add_settings(pairs, JudgeSettings)
-    pairs.add_argument("--world", help=f"World {settings_help}, for the oracle")
+    pairs.add_argument("--world", help="settings of a world, JSON or a file, for its oracle")
     pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
     pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
     pairs.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")

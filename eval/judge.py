@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eval.settings import Judge as JudgeSettings
+from sso import worlds
 from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.records import Message
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld, World
 
 if TYPE_CHECKING:
     from sso.endpoint import Progress
-    from sso.worlds.micro.oracle import Oracle
+    from sso.worlds.oracle import Oracle
 
 TIE = 1e-9
 """Scores closer than this are a tie: the same features summed in floating point."""
@@ -105,7 +106,7 @@ class ScoringJudge:
 
 
 class OracleJudge(ScoringJudge):
-    """The micro-world's exact oracle.
+    """A world's exact oracle.
 
     A grade is 1 + 9 * score, not rounded: MT-Bench's whole numbers are a habit of judge models, and rounding would
     only add noise.
@@ -114,11 +115,7 @@ class OracleJudge(ScoringJudge):
     name, scale = "oracle", "1-10"
 
     def __init__(self, world: World | None = None, oracle: "Oracle | None" = None):
-        if oracle is None:
-            from sso.worlds.micro.oracle import Oracle
-
-            oracle = Oracle(world or World())
-        self.oracle = oracle
+        self.oracle = oracle or worlds.oracle(world or MicroWorld())
 
     def scores(self, items: Sequence[tuple[list[Message], str]]) -> list[float]:
         """Exact quality in [0, 1]."""

@@ -6,7 +6,7 @@ lm-eval's is asked by its name, on its own data. Everything is checked before a 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,10 +69,10 @@ def _for_endpoint(task: Task) -> Task:
     return task.model_copy(update={"name": variant, "max_new_tokens": task.max_new_tokens or 1024}) if variant else task
 
 
-def check(settings: Evaluation, micro_world: bool | None = None) -> None:
+def check(settings: Evaluation, world: Collection[str] | None = None) -> None:
     """Raise InputError for a task that is unknown, named twice, or without data.
 
-    ``micro_world``: whether there is one, whose data folder its tasks find their rows in; None: not known yet.
+    ``world``: the benchmarks that a world's data folder has rows of; None: not known yet.
     """
     for number, task in enumerate(settings.tasks):
         same = [o.name for o in settings.tasks[:number] if benchmarks.metric(o.name) == benchmarks.metric(task.name)]
@@ -88,7 +88,12 @@ def check(settings: Evaluation, micro_world: bool | None = None) -> None:
             raise InputError(
                 f"evaluation.tasks: unknown task {task.name!r}; {own}{hint(task.name, benchmarks.tasks())}"
             )
-        elif task.file is None and task.name.startswith("micro_") and micro_world is False:
+        elif (
+            task.file is None
+            and task.name.startswith("micro_")
+            and world is not None
+            and benchmarks.metric(task.name) not in world
+        ):
             raise InputError(f"evaluation.tasks: {task.name} needs a `file`, a JSON Lines copy of the benchmark.")
         elif task.file is not None and not Path(task.file).is_file():
             raise InputError(f"evaluation.tasks: {task.name}: {task.file}: no such file; give a JSON Lines file.")

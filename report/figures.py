@@ -152,7 +152,7 @@ def draw(measured: Measured, folder: Path) -> Sequence[str]:
             if figure is None:
                 continue
             world = measured.experiment.world
-            title = chart.title + (f"; micro-world {world.name}" if world else "")
+            title = chart.title + (f"; world: {world.title}" if world else "")
             figure.suptitle(title, fontsize=10, x=0.01, ha="left")
             # No date: equal data, equal bytes.
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": header(measured)})

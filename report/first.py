@@ -144,7 +144,7 @@ def badges(measured: Measured) -> list[tuple[str, str]]:
     rewards = f", {len(experiment.rewards)} reward models" if experiment.rewards else ""
     return [
         ("reproduced", f"{versions}: {len(experiment.arms)} arms{rewards}"),
-        ("world" if world else "data", f"micro {world.name}" if world else str(experiment.data.queries)),
+        ("world" if world else "data", world.title if world else str(experiment.data.queries)),
         ("parameters" if world else "models", ", ".join(sizes)),
         ("seeds", str(len(experiment.seeds))),
         ("judge", judge_title(experiment)),

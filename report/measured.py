@@ -73,11 +73,10 @@ class Estimate:
 
 
 def _of_this(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """tables.yaml without what only the micro-world has, outside it."""
-    if experiment.world:
-        return content
-    lists = {key: [row for row in content[key] if not row.get("world")] for key in ("comparisons", "claims")}
-    return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if not t.get("world")}}
+    """tables.yaml without what only another kind of world has."""
+    kinds = (None, *((True, experiment.world.KIND) if experiment.world else ()))
+    lists = {key: [row for row in content[key] if row.get("world") in kinds] for key in ("comparisons", "claims")}
+    return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if t.get("world") in kinds}}
 
 
 def with_own_tasks(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:

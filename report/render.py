@@ -151,8 +151,9 @@ def closing(measured: Measured, made: Table) -> list[str]:
     absent = f"Left out, no such arm in this experiment: {', '.join(made.absent)}." if made.absent else None
     if not made.applies:
         return ["This experiment has no arm or backbone that this table is about.", *([absent] if absent else [])]
-    micro = made.spec.get("micro_note") if measured.experiment.world else None
-    return list(filter(None, [absent, made.spec.get("note"), micro]))
+    world = measured.experiment.world
+    own = made.spec.get(f"{world.KIND}_note") if world else None
+    return list(filter(None, [absent, made.spec.get("note"), own]))
 
 
 def markdown(measured: Measured, made: Table) -> str:

@@ -162,10 +162,7 @@ def header(measured: Measured) -> str:
     experiment = measured.experiment
     world = experiment.world
     parts = [f"Experiment `{experiment.experiment}`" + (f" ({experiment.title})" if experiment.title else "")]
-    law = ", uniform queries" if world and world.queries == "uniform" else ""
-    parts.append(
-        f"world: micro, {world.name}{law}, seed {world.seed}" if world else "data: " + str(experiment.data.queries)
-    )
+    parts.append(f"world: {world.title}, seed {world.seed}" if world else "data: " + str(experiment.data.queries))
     judge = experiment.evaluation.judge
     parts.append(f"judge: {judge_title(experiment)}")
     named = [(name, experiment.evaluation.judge_of(name)) for name in experiment.evaluation.judged]
@@ -177,7 +174,7 @@ def header(measured: Measured) -> str:
 
 
 def judge_title(experiment: Experiment) -> str:
-    """Who judges, of an experiment; `none` where the micro-world's oracle is named outside of it."""
+    """Who judges, of an experiment; `none` where an oracle is named and no world is there."""
     judge = experiment.evaluation.judge
     return "none" if judge.kind == "oracle" and not experiment.world else _called(judge)
 

@@ -12,9 +12,9 @@ from sso import dialogues, preferences, records
 from sso.hub import checkpoint
 from sso.jobs import tracking
 from sso.jobs.command import Parser, add_settings, completion, end_start_up, leave, run_cli, settings
+from sso.jobs.command import world as read_world
 from sso.jobs.progress import progress
 from sso.sampling.settings import Sampling
-from sso.worlds.settings import World
 
 
 class RewardSettings(Reward):
@@ -152,7 +152,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     who.add_argument("--policy", type=checkpoint, help="DPO policy, by its implicit reward against --reference")
     who.add_argument("--judge", type=settings(Judge), help="a JSON object or a YAML file of Judge")
     score.add_argument("--reference", type=checkpoint, help="the model that the policy's training started from")
-    score.add_argument("--world", type=settings(World), help="for the oracle")
+    score.add_argument("--world", type=read_world, help="for the oracle")
     score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
     score.add_argument("--batch-size", type=int, default=64, help="conversations at once (default: 64)")
     score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
@@ -166,7 +166,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     best.add_argument("--limit", type=int, help="only the first queries")
     best.add_argument("--n", type=int, default=16, help="answers to choose from (default: 16)")
     add_settings(best, Sampling, default={})
-    best.add_argument("--world", type=settings(World), help="micro-world: how right the reward model is, and a plot")
+    best.add_argument("--world", type=read_world, help="its oracle says how right the reward model is, and a plot")
     best.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
     best.set_defaults(func=_best_of_n)

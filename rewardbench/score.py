@@ -30,7 +30,10 @@ SECTIONS = {
 }
 """RewardBench's four sections and their metric names in results/paper/results.csv."""
 
-WEIGHTS = (ROOT / "results/paper/rewardbench_v1.csv", Path(__file__).with_name("sections_micro.csv"))
+WEIGHTS = (
+    ROOT / "results/paper/rewardbench_v1.csv",
+    *(Path(__file__).with_name(f"sections_{world}.csv") for world in ("micro", "real")),
+)
 """The known benchmarks, each a table of section, subset, weight."""
 
 Weights = dict[str, tuple[str, float]]

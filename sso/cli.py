@@ -24,11 +24,11 @@ from sso.commands.training import LOSS_OPTIONS, loss, reference, sft, train
 from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
+from sso.jobs.command import world as read_world
 from sso.principles import WRAPPERS
 from sso.sampling.settings import Sampling, Writer
 from sso.settings import ROOT, Backbone, Preferences
 from sso.train.settings import Sft, Training
-from sso.worlds.settings import World
 
 ROOMS = {"eval": eval_cli, "rewardbench": rewardbench_cli}
 """Command lines of their own that are commands of this one, too."""
@@ -68,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
     triples_or_pairs = ("--data", file("triples or pairs, JSON Lines"))
     folder: dict[str, Any] = {"type": checkpoint, "help": "folder of a checkpoint, or OWNER/NAME[@REVISION] on the hub"}
     model = ("--model", {**folder, "required": True})
-    world = ("--world", {"type": settings(World), "help": "World settings, JSON or a file: the micro-world's"})
+    world = (
+        "--world",
+        {"type": read_world, "help": "settings of a world with an oracle (MicroWorld, RealWorld), JSON or a file"},
+    )
     # Of the processes that share the work, which the command starts itself.
     shard = ("--shard", {"help": argparse.SUPPRESS})
 

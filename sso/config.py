@@ -36,7 +36,7 @@ from sso.settings import (
     sentence,
 )  # fmt: skip
 from sso.train.settings import Sft, Training
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld, World
 
 OFFICIAL_DIFFICULTY = "hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv"
 """What `evaluation.difficulty: hub` is short for."""
@@ -56,7 +56,7 @@ class Arm(Settings):
     """The paper's name of this arm in results/paper/results.csv; None: the paper has no such arm."""
     data: Literal["none", "triples", "good_bad", "good_original", "annotated", "relabelled", "flawless"] = "good_bad"
     """What the policy is trained on: nothing (the SFT model), whole triples (v1), or pairs made of them. Of the last
-    two, which need the micro-world's oracle, `relabelled` is y+ and y- in the oracle's order, `flawless` a faultless
+    two, which need a world's oracle, `relabelled` is y+ and y- in the oracle's order, `flawless` a faultless
     answer over yo."""
     generator: Training | None = None
     policy: Training | None = None
@@ -189,7 +189,7 @@ class Experiment(Settings):
                 if source.arm is not None and source.arm not in self.arms:
                     raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; {hint(source.arm, self.arms)}")
                 if source.world and self.world is None:
-                    raise ValueError(f"rewards.{name}: `world: true` is the micro-world's annotated set; give a `path`")
+                    raise ValueError(f"rewards.{name}: `world: true` is a world's annotated set; give a `path`")
             for key in reward.backbones or []:
                 if key not in self.backbones:
                     raise ValueError(f"rewards.{name}.backbones: unknown backbone {key!r}; {hint(key, self.backbones)}")
@@ -203,7 +203,9 @@ class Experiment(Settings):
             if arm.data == "annotated" and self.world is None and self.data.preferences is None:
                 raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
             if arm.data in ("relabelled", "flawless") and self.world is None:
-                raise ValueError(f"arms.{name}.data: {arm.data} needs the micro-world's oracle; give `world`")
+                raise ValueError(f"arms.{name}.data: {arm.data} needs a world's oracle; give `world`")
+            if arm.data == "flawless" and not isinstance(self.world, MicroWorld):
+                raise ValueError(f"arms.{name}.data: only the micro-world makes faultless answers; leave the arm out")
             if arm.data == "good_original" and self.data.generator_queries:
                 raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
             for key in self.backbones:
@@ -218,21 +220,21 @@ class Experiment(Settings):
             if not _has(known, key):
                 raise ValueError(f"assumed.{key}: this config has no such key")
         if (self.world is None) == (self.data.queries is None):
-            raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+            raise ValueError("give either `world` (one with an oracle) or `data.queries` (a JSON Lines file)")
         for name, backbone in self.backbones.items():
-            if backbone.sft and (self.sft is None or self.sft.data is None):
+            if backbone.sft and (self.sft is None or (self.sft.data is None and self.world is None)):
                 raise ValueError(f"backbones.{name}.sft needs `sft.data`, the dialogues to train on")
         scratch = [name for name, backbone in self.backbones.items() if backbone.architecture]
-        if scratch and (self.world is None or self.sft is None):
-            raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs `world` and `sft`")
+        if scratch and (not isinstance(self.world, MicroWorld) or self.sft is None):
+            raise ValueError(f"backbone {scratch[0]!r} is trained from scratch, which needs a micro-world and `sft`")
         if self.sampling.engine == "endpoint":
             raise ValueError("sampling.engine: an endpoint serves one model, but arms sample from what they trained")
         if self.world is None and self.principles.kind == "procedural":
-            raise ValueError("principles.kind: the procedural writer knows only the micro-world")
+            raise ValueError("principles.kind: the procedural writer knows only a world with an oracle")
         if self.world is not None and self.evaluation.difficulty is not None:
-            raise ValueError("evaluation.difficulty: AlpacaEval's; the micro-world's prompts have none, leave it out")
+            raise ValueError("evaluation.difficulty: AlpacaEval's; a world's prompts have none, leave it out")
         if self.world is None and self.evaluation.judge.kind == "oracle" and self.evaluation.judged:
-            raise ValueError("evaluation.judge.kind: the oracle judges only the micro-world")
+            raise ValueError("evaluation.judge.kind: the oracle judges only its world; give `world`, or another judge")
         return self
 
     def _check_evaluation(self, backbone: str, arm: str) -> None:

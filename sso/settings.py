@@ -248,7 +248,7 @@ def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str
     problems = error.errors()
     # A misspelt key can leave another one missing: it is the cause.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("["))
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "literal_error":
@@ -261,8 +261,12 @@ def sentence(source: str, error: ValidationError, model: type[BaseModel]) -> str
         end = "" if message.endswith((".", "?")) else "."
         return f"{source}: {f'`{key}`: ' if key else ''}{message[0].lower()}{message[1:]}{end}"
     within: type[BaseModel] | None = model
+    either: list[type[BaseModel]] = []
     for part in first["loc"][:-1]:
-        if within and part in within.model_fields:  # else the name of an entry, or its number
-            within = next(iter(models(within.model_fields[str(part)].annotation)), None)
+        if chosen := [one for one in either if part == f"[{one.__name__}]"]:
+            within = chosen[0]
+        elif within and part in within.model_fields:  # else the name of an entry, or its number
+            either = models(within.model_fields[str(part)].annotation)
+            within = next(iter(either), None)
     known = list(within.model_fields) if within else []
     return f"{source}: unknown key `{key}`; {hint(str(first['loc'][-1]), known, 'known keys')}"

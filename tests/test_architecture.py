@@ -12,7 +12,7 @@ from eval.cli import main
 from sso.config import load
 from sso.errors import InputError
 from sso.worlds.micro.data import write_all
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 from tests.conftest import REPOSITORY
 from workflow.experiment import Grid
 
@@ -150,7 +150,7 @@ def test_a_judged_benchmark_is_a_module_and_a_line_of_the_config(another, tiny_c
     (job,) = [job for job in Grid(experiment).of("judge") if job.arm == "base"]
     assert job.reads("data")[0].endswith("eval.jsonl")
     data, answers, judged = tmp_path / "data", tmp_path / "answers", tmp_path / "judged"
-    world = World(train_queries=8, sft_examples=8, eval_queries=8, benchmark_items=4)
+    world = MicroWorld(train_queries=8, sft_examples=8, eval_queries=8, benchmark_items=4)
     write_all(world, data, 1)
     settings = ["--data", str(data), "--settings", experiment.evaluation.model_dump_json()]
     assert main(["answer", "--model", str(tiny_checkpoint), *settings, "--out", str(answers)]) == 0

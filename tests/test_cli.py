@@ -16,10 +16,10 @@ from sso.reference import load
 from sso.sampling.settings import Endpoint, Sampling, Writer
 from sso.settings import ROOT
 from sso.train.settings import Sft, Training
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 from tests.test_training import triple
 
-WORLD = World(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
+WORLD = MicroWorld(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
 
 

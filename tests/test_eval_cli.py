@@ -11,9 +11,9 @@ import pytest
 
 from eval.cli import main
 from sso.records import Answer, read
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
-WORLD = World(entities=20, eval_queries=4, benchmark_items=2)
+WORLD = MicroWorld(entities=20, eval_queries=4, benchmark_items=2)
 SETTINGS = {"tasks": [{"name": "micro_gsm8k"}, {"name": "micro_mmlu"}], "batch_size": 8, "max_new_tokens": 8}
 
 

@@ -14,7 +14,7 @@ from eval.judge import AnswerPair, Grading, OracleJudge, make_judge
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
 from sso.records import Answer, Message, write
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
 
 def user(text: str) -> list[Message]:
@@ -52,7 +52,7 @@ def test_the_oracle_prefers_by_exact_score(judge):
 def test_the_micro_worlds_oracle_fits_the_judge():
     from sso.worlds.micro.world import Writer
 
-    world = World(entities=20)
+    world = MicroWorld(entities=20)
     writer = Writer(world)
     from random import Random
 

@@ -32,7 +32,7 @@ from sso.sampling.settings import Endpoint, Sampling, Writer
 from sso.settings import Backbone
 from sso.train.settings import Training
 from sso.worlds.micro.models import build
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 from tests.conftest import REPOSITORY
 
 CASES = int(os.environ.get("SSO_FUZZ_CASES", "60"))
@@ -226,14 +226,16 @@ def test_any_body_of_an_endpoint_is_a_completion_or_none(body):
         assert all(isinstance(n, int | None) for n in (made.prompt_tokens, made.completion_tokens))
 
 
-FIELDS = sorted({name for kind in (Training, Sampling, Judge, Evaluation, World, Writer) for name in kind.model_fields})
+FIELDS = sorted(
+    {name for kind in (Training, Sampling, Judge, Evaluation, MicroWorld, Writer) for name in kind.model_fields}
+)
 SETTINGS = st.dictionaries(st.one_of(st.sampled_from(FIELDS), TEXT), JSON, max_size=4)
 
 
 @fuzzed
 @given(
     st.one_of(st.text(max_size=100), SETTINGS.map(json.dumps)),
-    st.sampled_from([Training, Sampling, Judge, World, Endpoint]),
+    st.sampled_from([Training, Sampling, Judge, MicroWorld, Endpoint]),
 )
 def test_settings_are_taken_or_refused(text, kind):
     try:

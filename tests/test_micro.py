@@ -15,9 +15,11 @@ from sso.worlds.micro import data, lexicon
 from sso.worlds.micro.models import build, tokenizer
 from sso.worlds.micro.oracle import NEAR, Oracle
 from sso.worlds.micro.world import LAWS, Writer, facts
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
-WORLD = World(entities=60, sft_examples=200, train_queries=40, tune_queries=20, eval_queries=30, benchmark_items=10)
+WORLD = MicroWorld(
+    entities=60, sft_examples=200, train_queries=40, tune_queries=20, eval_queries=30, benchmark_items=10
+)
 FACTS = facts(WORLD)
 NAME = next(iter(FACTS))
 HOME, JOB, LIKES, FRIEND = (FACTS[NAME][a] for a in ("home", "job", "likes", "friend"))
@@ -140,7 +142,7 @@ def test_queries_name_entities_by_the_law_of_the_sft_corpus():
     """Not quite: no prompt stands twice, so what common names can be asked is used up."""
     share = {}
     for law in ("zipf", "uniform"):
-        world = World(queries=law)
+        world = MicroWorld(queries=law)
         writer, common = Writer(world), {*list(facts(world))[:30]}
         named = [
             word.strip(".?") for q in data.queries(writer, "eval", 1200, set()) for word in q.prompt[0].content.split()

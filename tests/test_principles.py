@@ -23,7 +23,7 @@ from sso.principles import (
 from sso.records import Query
 from sso.worlds.micro.data import user
 from sso.worlds.micro.principles import write
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
 QUERIES = [Query(id="a", prompt="How do I boil an egg?"), Query(id="b", prompt="Name a prime.")]
 
@@ -126,7 +126,7 @@ def test_v1_asks_for_what_the_adjectives_say_and_v2_for_one_guideline():
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_procedural_writer_says_so_and_repeats_itself(version):
     queries = [Query(id=str(i), prompt=user(f"Solve x plus {i} is 9.")) for i in range(1, 9)]
-    rows = write(World(), queries, version, 0)
-    assert rows == write(World(), queries, version, 0)
+    rows = write(MicroWorld(), queries, version, 0)
+    assert rows == write(MicroWorld(), queries, version, 0)
     assert all(r.writer == "procedural" and r.good.startswith("Be ") and r.good != r.bad for r in rows)
     assert {len(r.features) for r in rows} <= ({3} if version == "v2" else {2, 3})

@@ -364,12 +364,12 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
     from sso.worlds.micro.data import benchmarks
     from sso.worlds.micro.models import build
     from sso.worlds.micro.world import Writer
-    from sso.worlds.settings import World
+    from sso.worlds.settings import MicroWorld
 
     model, tokenizer = build(Backbone(architecture=architecture), 0)
     model.save_pretrained(tmp_path / "sft")
     tokenizer.save_pretrained(tmp_path / "sft")
-    writer, random, pairs = Writer(World()), Random(0), []
+    writer, random, pairs = Writer(MicroWorld()), Random(0), []
     for i in range(24):
         text = writer.prompt(random)
         prompt = data.Message(role="user", content=text)
@@ -668,9 +668,9 @@ def test_score_command_takes_a_policy_and_a_judge(tiny_checkpoint, tmp_path):
     from rewardbench.cli import main
     from sso.worlds.micro.data import benchmarks
     from sso.worlds.micro.world import Writer
-    from sso.worlds.settings import World
+    from sso.worlds.settings import MicroWorld
 
-    bench = write(tmp_path / "bench.jsonl", *benchmarks(Writer(World()), 2, set())["rewardbench"])
+    bench = write(tmp_path / "bench.jsonl", *benchmarks(Writer(MicroWorld()), 2, set())["rewardbench"])
     policy = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint]
     for who in (policy, ["--judge", '{"kind": "oracle"}', "--world", "{}"]):
         assert main([str(a) for a in ("score", *who, "--data", bench, "--out", tmp_path / "r.json")]) == 0
@@ -708,11 +708,11 @@ def test_best_of_n_command(tiny_checkpoint, tmp_path):
     from sso.records import write as write_records
     from sso.worlds.micro.data import queries
     from sso.worlds.micro.world import Writer
-    from sso.worlds.settings import World
+    from sso.worlds.settings import MicroWorld
 
     for part in start(tiny_checkpoint, 0):
         part.save_pretrained(tmp_path / "reward")
-    write_records(tmp_path / "queries.jsonl", queries(Writer(World()), "q", 3, set()))
+    write_records(tmp_path / "queries.jsonl", queries(Writer(MicroWorld()), "q", 3, set()))
     files = ("--model", tmp_path / "reward", "--policy", tiny_checkpoint, "--queries", tmp_path / "queries.jsonl")
     options = ("--settings", json.dumps({"max_new_tokens": 6, "temperature": 1, "dtype": "float32"}), "--world", "{}")
     for n in (2, 4):

@@ -23,7 +23,7 @@ from sso.sampling.triples import distinct, draw, fitting, pairs_of
 from sso.settings import Backbone, Preferences
 from sso.train.run import save
 from sso.worlds.micro.models import build
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
 PROMPTS = [
     [Message(role="user", content=f"Solve x plus {i} is {i + 5}." + " It is dark." * (i % 4))] for i in range(13)
@@ -240,7 +240,7 @@ def test_annotated_pairs_follow_the_oracle():
     from sso.worlds.micro.data import user
     from sso.worlds.micro.world import Writer
 
-    writer = Writer(World(entities=30))
+    writer = Writer(MicroWorld(entities=30))
     name = writer.names[0]
     home = writer.facts[name]["home"]
     right, wrong = f"{name} lives in {home}.", f"{name} lives in Nowhere."
@@ -252,6 +252,6 @@ def test_annotated_pairs_follow_the_oracle():
             Triple(id="1", original=right, second=right, **base),
         ],
         "annotated",
-        World(entities=30),
+        MicroWorld(entities=30),
     )
     assert [p.id for p in made] == ["0"] and made[0].chosen[0].content == right

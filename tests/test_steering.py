@@ -16,9 +16,9 @@ from sso.errors import InputError
 from sso.records import Answer, Principles, Query, Triple, read, write
 from sso.sampling.triples import pairs_of
 from sso.worlds.micro.data import user, write_all
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
-WORLD = World(
+WORLD = MicroWorld(
     entities=20, sft_examples=1, train_queries=6, tune_queries=1, eval_queries=4, benchmark_items=3, annotated_pairs=1
 )
 ORACLE = OracleJudge(WORLD)

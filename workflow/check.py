@@ -27,7 +27,7 @@ def check(experiment: Experiment) -> None:
             if training and len(training.learning_rates) > 1 and experiment.world is None:
                 raise InputError(
                     f"arms.{name}.{stage}.learning_rates: give one; "
-                    "only in the micro-world can the best of several be chosen."
+                    "only in a world with an oracle can the best of several be chosen."
                 )
     arms = experiment.arms.values()
     annotated = [
@@ -101,7 +101,7 @@ def check_tasks(experiment: Experiment) -> None:
     """Raise InputError for a benchmark (of an arm or backbone, too) that is unknown, named twice, without data, or
     (as far as its files tell) without a figure that is a mean over items."""
     for evaluation in evaluations(experiment):
-        sources.check(evaluation, experiment.world is not None)
+        sources.check(evaluation, experiment.world.BENCHMARKS if experiment.world else ())
         for task in evaluation.tasks:
             if task.kind == "lm_eval":
                 stock.check_files(task)

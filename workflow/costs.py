@@ -63,7 +63,7 @@ class Costs:
     @cached_property
     def hardware(self) -> Hardware:
         """The config's, else a core of this machine: measured when it is asked for, not where a workflow is made."""
-        return self._given or this_machine(self.experiment.world is not None)
+        return self._given or this_machine(self.experiment.world)
 
     @cached_property
     def _work(self) -> Arithmetic:
@@ -97,10 +97,15 @@ class Costs:
 
     def _sft(self, job: Job) -> Cost:
         sft = _as(Sft, job)
+        world = self.experiment.world
+        long = world.DIALOGUE if world and not sft.data else SFT_TOKENS
         if sft.steps > 0:
-            tokens, micro = float(sft.steps * sft.batch_size * (SFT_TOKENS if sft.data else 50)), 4096
+            tokens, micro = float(sft.steps * sft.batch_size * long), 4096
         else:
-            tokens, micro = sft.epochs * (sft.limit or SFT_EXAMPLES) * SFT_TOKENS, sft.micro_batch_size * sft.max_length
+            tokens, micro = (
+                sft.epochs * (sft.limit or (world.sft_examples if world else SFT_EXAMPLES)) * long,
+                sft.micro_batch_size * sft.max_length,
+            )
         return self._work.fit(self._backbone(job), sft, tokens, micro)
 
     def _principles(self, job: Job) -> Cost:
@@ -158,8 +163,9 @@ class Costs:
         if self.experiment.world:
             world = self.experiment.world
             probes = 3 * world.benchmark_items if "steering" in settings.judged else 0
-            rows = 6 * world.benchmark_items + settings.samples * (world.eval_queries + probes)
-            return self._work.decode(size, decoding, rows, 50, device.response_tokens)
+            asked = len(settings.tasks) * world.benchmark_items + settings.samples * (world.eval_queries + probes)
+            prompt = device.prompt_tokens + device.principle_tokens
+            return self._work.decode(size, decoding, asked, prompt, device.response_tokens)
         loads = [load for task in settings.tasks if (load := _load(task))]
         loads += [benchmarks.of_judges()[name].load for name in settings.judged]
         for load in loads:

@@ -66,7 +66,8 @@ def scale(experiment: Experiment) -> str:
         return f"judged by {judge.title}"
     tiny = ", tiny models" if all(backbone.architecture for backbone in experiment.backbones.values()) else ""
     by = "its oracle" if judge.kind == "oracle" else judge.title
-    return f"a simulated world{tiny}, judged by {by}: about the algorithm, never about 7B models"
+    what = f"a simulated world{tiny}" if experiment.world.KIND == "micro" else "real prompts with checkable constraints"
+    return f"{what}, judged by {by}: about the algorithm, never about 7B models"
 
 
 def commands(experiment: Experiment, root: Path, path: str) -> Iterator[str]:

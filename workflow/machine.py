@@ -6,13 +6,14 @@ from functools import cache
 from typing import Any
 
 from sso.config import Hardware
+from sso.worlds.settings import World
 
 
 @cache
-def this_machine(micro: bool) -> Hardware:
+def this_machine(world: World | None) -> Hardware:
     """One core of this machine in float32: two rates, measured in half a second and taken as reached in full, so that
-    what follows is a floor. The model counts bfloat16's 2 bytes a parameter, so half the bandwidth. ``micro``: with the
-    micro-world's mean lengths.
+    what follows is a floor. The model counts bfloat16's 2 bytes a parameter, so half the bandwidth. With the
+    ``world``'s mean lengths.
     """
     import numpy as np
 
@@ -29,5 +30,4 @@ def this_machine(micro: bool) -> Hardware:
     x = rng.normal(size=4096).astype("float32")
     flops, read = rate(lambda: a @ a, 2 * 512**3), rate(lambda: large @ x, 4 * 4096**2)
     own = {"tflops": flops / 1e12, "bandwidth_gbs": read / 2e9, "training_mfu": 1, "decoding_mbu": 1}
-    lengths = {"prompt_tokens": 26, "principle_tokens": 25, "response_tokens": 18} if micro else {}
-    return Hardware(name="one core of this machine", gpus=1, **own, **lengths)
+    return Hardware(name="one core of this machine", gpus=1, **own, **(world.TOKENS if world else {}))

@@ -13,6 +13,7 @@ from eval import benchmarks
 from sso.config import Experiment
 from sso.jobs.job import Job
 from sso.settings import ROOT
+from sso.worlds.settings import RealWorld
 from workflow.paths import Paths
 
 
@@ -86,9 +87,7 @@ class Draft:
             "tune_reference",
             "eval",
             "reference",
-            "mt_bench",
-            "steering",
-            *benchmarks.micro(),
+            *self.experiment.world.BENCHMARKS,
         ]
         files = {name: f"{folder}/{name}.jsonl" for name in (*names, "rewardbench", "annotated")}
         return {**files, "world": f"{folder}/world.json"}
@@ -100,14 +99,15 @@ class Draft:
         return self.add("config", params={"experiment": text(self.experiment)})
 
     def data(self) -> Job:
-        """The micro-world's files, or real queries and benchmarks."""
+        """A world's files, or real queries and benchmarks."""
         world, data, files = self.experiment.world, self.experiment.data, self.judged_files
         own: dict[str, Any] = {"data": data.model_dump(exclude={"generator_queries", "preferences"})}
         own |= {"files": {file_name(name): source for name, source in files.items()}} if files else {}
         settings = {"world": world and world.model_dump(), **own, "iterations": self.iterations}
+        sources = world.sources if isinstance(world, RealWorld) else []
         return self.add(
             "data",
-            {"queries": [f for f in (data.queries, data.tune, *files.values()) if f and Path(f).is_file()]},
+            {"queries": [f for f in (data.queries, data.tune, *files.values(), *sources) if f and Path(f).is_file()]},
             outputs=list(self.data_files.values()),
             params={"settings": text(settings)},
         )

@@ -40,7 +40,7 @@ class Stages:
     @cached_property
     def oracle(self) -> list[str]:
         """Options that name the oracle; sizes of the data sets are not part of it."""
-        return ["--world", text(self.world, "name", "seed", "entities")] if self.world else []
+        return ["--world", text(self.world, *self.world.ORACLE)] if self.world else []
 
     @cached_property
     def start(self) -> Model:
@@ -56,9 +56,10 @@ class Stages:
         settings = text(self.backbone, "path", "revision", "sft", "max_length", *shape)
         source = (self.backbone.path and sft.data) or self.data["sft"]
         sft = sft.model_copy(update={"chat_template": self.backbone.chat_template or sft.chat_template})
+        made = source in self.data.values()
         return self.add(
             "sft",
-            {"data": source} if Path(source).is_file() or not self.backbone.path else {},
+            {"data": source} if made or Path(source).is_file() else {},
             params={"backbone": settings, "settings": text(sft), "data": source},
             settings=sft,
         )

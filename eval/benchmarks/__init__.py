@@ -36,7 +36,10 @@ def micro() -> dict[str, LmEval]:
 @cache
 def tasks() -> list[str]:
     """Every name that a config's task of `kind: benchmark` can have."""
-    return sorted([f"micro_{name}" for name in micro()] + [f"real_{name}" for name in of_lm_eval()])
+    return sorted(
+        [f"micro_{name}" for name in micro()]
+        + [f"real_{name}" for name, record in of_lm_eval().items() if not record.only_world]
+    )
 
 
 @cache

@@ -89,6 +89,8 @@ class LmEval:
     """Whether worked examples are part of the stock task, and none come from the mirror."""
     micro: tuple[str, ...] | None = None
     """What each row of the micro-world's look-alike must have; None: there is none."""
+    only_world: bool = False
+    """Whether it is a world's alone: there is no `real_<name>`."""
     micro_likelihoods: bool = False
     """Whether the look-alike scores options by log-likelihood, which endpoints don't give."""
     prepare: Callable[[Rows | None], None] | None = None

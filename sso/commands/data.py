@@ -16,7 +16,7 @@ from sso.worlds.settings import World
 
 
 class DataSource(Settings):
-    """Where `sso data` takes queries from: the micro-world, or real ones in its place."""
+    """Where `sso data` takes queries from: a world with an oracle, or real ones in its place."""
 
     world: World | None = None
     data: Data = Data()
@@ -28,19 +28,19 @@ class DataSource(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> "DataSource":
         if self.world is None and self.data.queries is None:
-            raise ValueError("give either `world` (the micro-world) or `data.queries` (a JSON Lines file)")
+            raise ValueError("give either `world` (one with an oracle) or `data.queries` (a JSON Lines file)")
         return self
 
 
 def data(args: argparse.Namespace) -> None:
-    """The micro-world's files, or real queries in their place."""
+    """A world's files, or real queries in their place."""
     given: DataSource = args.settings
     count = given.iterations
     with tracking.run(args.out, "data", given.model_dump(exclude_unset=True), {}) as run:
         if given.world:
-            from sso.worlds.micro.data import write_all
+            from sso import worlds
 
-            run.summary.update(write_all(given.world, args.out, count))
+            run.summary.update(worlds.write_all(given.world, args.out, count))
             return
         from sso import hub
 
@@ -85,9 +85,9 @@ def principles(args: argparse.Namespace) -> None:
         nullcontext() if procedural else shards.kept(args, asked, "principles") as engine,
     ):
         if engine is None:
-            from sso.worlds.micro.principles import write as write_procedural
+            from sso import worlds
 
-            rows = write_procedural(args.world, queries, args.version, args.seed)
+            rows = worlds.principles(args.world, queries, args.version, args.seed)
         else:
             ask, asked_for = asking(engine, writer, args.seed, lambda: None if args.shard else progress("principles"))
             name = writer.endpoint.model if writer.endpoint else str(args.model)

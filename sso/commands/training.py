@@ -23,19 +23,21 @@ def sft(args: argparse.Namespace) -> None:
     """A tiny model from scratch, or a base model on dialogues."""
     from sso.jobs import distributed
 
-    if args.settings.data:
+    checkpoint = args.backbone.checkpoint
+    if checkpoint:
+        args.settings = args.settings.model_copy(update={"data": args.settings.data or args.data})
         distributed.launch(args.settings, args.argv)
     record = merge(args.backbone.model_dump(), args.settings.model_dump())
     inputs = {"data": args.data} if Path(args.data).is_file() else {}
     with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 
-        if args.settings.data:
+        if checkpoint:
             from sso.train import fine_tune
 
             end_start_up()
             distributed.start(args.settings)
-            run.summary.update(fine_tune.train(args.backbone.checkpoint, args.settings, args.seed, args.out, run.log))
+            run.summary.update(fine_tune.train(checkpoint, args.settings, args.seed, args.out, run.log))
             distributed.stop()
             return
         from sso.train.sft import train

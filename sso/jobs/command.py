@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from sso.errors import InputError, of_machine, printable
 from sso.jobs import distributed, gpus, lifeline
 from sso.settings import from_yaml, hint, merge, read_yaml, sentence
+from sso.worlds.settings import MicroWorld, RealWorld, kind_of
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -57,6 +58,12 @@ def _checked(values: dict[str, Any], kind: type[SettingsT]) -> SettingsT:
 def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
     """An argparse type: JSON text or the path of a YAML file, checked as ``kind``."""
     return lambda text: _checked(mapping(text), kind)
+
+
+def world(text: str) -> MicroWorld | RealWorld:
+    """An argparse type: the settings of a world."""
+    values = mapping(text)
+    return _checked(values, kind_of(values))
 
 
 def _assignment(text: str) -> dict[str, Any]:

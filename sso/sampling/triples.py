@@ -185,11 +185,11 @@ def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> li
 
 
 def _labelled(triples: list[Triple], kind: str, world: World | None) -> list[Pair]:
-    from sso.worlds.micro.oracle import Oracle
+    from sso import worlds
 
     if world is None:
-        raise InputError(f"{kind} pairs need --world: only the micro-world's oracle annotates.")
-    oracle, rows = Oracle(world), []
+        raise InputError(f"{kind} pairs need --world: only a world's oracle annotates.")
+    oracle, rows = worlds.oracle(world), []
     sides: tuple[Cut, Cut] = ("original", "second") if kind == "annotated" else ("chosen", "rejected")
     for triple in triples:
         if kind == "annotated" and triple.second is None:
@@ -203,13 +203,13 @@ def _labelled(triples: list[Triple], kind: str, world: World | None) -> list[Pai
 def _flawless(triples: list[Triple], world: World | None) -> list[Pair]:
     from random import Random
 
-    from sso.worlds.micro.world import Writer
+    from sso import worlds
 
     if world is None:
         raise InputError("flawless pairs need --world: only the micro-world knows a faultless answer.")
-    writer, rows = Writer(world), []
+    answer, rows = worlds.faultless(world), []
     for triple in triples:
-        best = writer.plan(writer.oracle.read(triple.prompt), Random(f"flawless/{triple.id}")).text()
+        best = answer(triple.prompt, Random(f"flawless/{triple.id}"))
         if best != triple.original:
             cut: list[Cut] = [name for name in triple.cut if name != "chosen"]
             rows.append(_pair(triple.model_copy(update={"chosen": best, "cut": cut}), "chosen", "original", "flawless"))

@@ -127,13 +127,13 @@ def train_best(
 
 def win_rate(model: Any, tokenizer: Any, tuning: Tuning, seed: int) -> float:
     """Share of tuning queries on which the oracle prefers the model's answer to the reference's, ties half."""
+    from sso import worlds
     from sso.sampling.engine import seed_of
     from sso.sampling.transformers_engine import TransformersEngine
-    from sso.worlds.micro.oracle import Oracle
 
     queries = read(tuning.queries, Query)
     references = read(tuning.queries.with_name("tune_reference.jsonl"), Answer)
-    oracle, sampling = Oracle(tuning.world), tuning.sampling
+    oracle, sampling = worlds.oracle(tuning.world), tuning.sampling
     engine = TransformersEngine.of(model.eval(), tokenizer, sampling.batch_size)
     seeds = [seed_of(seed, q.id, "tune") for q in queries]
     made = engine.generate(

@@ -14,7 +14,7 @@ from sso.worlds.micro import lexicon as lex
 from sso.worlds.micro import principles
 from sso.worlds.micro.oracle import Fact
 from sso.worlds.micro.world import FAMILIES, Writer, listed
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
 
 def user(text: str) -> list[Message]:
@@ -200,7 +200,7 @@ def preference_rows(writer: Writer, fresh: Callable[[str], str], random: Random,
     ]
 
 
-def write_all(world: World, out: Path, query_sets: int = 3) -> dict[str, int]:
+def write_all(world: MicroWorld, out: Path, query_sets: int = 3) -> dict[str, int]:
     """Write every file of the world below ``out``; returns rows by file name."""
     writer = Writer(world)
     taken: set[str] = set()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from sso.errors import InputError
 from sso.records import Message
 from sso.worlds.micro import lexicon as lex
-from sso.worlds.settings import World
+from sso.worlds.oracle import Verdict
+from sso.worlds.settings import MicroWorld
 
 NEAR = 0.4
 """What a feature is worth when it is missing, as against violated outright (0)."""
@@ -118,14 +119,6 @@ class Task:
     """How many of the slots are asked for; None: all."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """``total`` is the weighted mean of the seven ``features``, each in [0, 1]."""
-
-    total: float
-    features: dict[str, float]
-
-
 def _compute(a: int, operator: str, b: int) -> int | None:
     """The result; None for a division that leaves a remainder."""
     if operator == "over":
@@ -143,7 +136,7 @@ def _kind(slot: Slot) -> tuple[type[Slot], str | None]:
 class Oracle:
     """Knows every fact of one world. ``score`` is pure: same prompt and response, same verdict."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: MicroWorld):
         from sso.worlds.micro.world import facts
 
         self.facts = facts(world)
@@ -208,7 +201,7 @@ class Oracle:
         return None
 
     def score(self, prompt: list[Message], response: str) -> Verdict:
-        """Verdict on the text of one assistant turn."""
+        """Verdict on the text of one assistant turn: the weighted mean of seven features."""
         task = self.read(prompt)
         units = [u.strip() for u in _UNITS.findall(response) if u.strip()]
         roles: dict[str, int] = {}

@@ -4,10 +4,10 @@ from random import Random
 
 from sso.records import Principles, Query
 from sso.worlds.micro.world import Writer
-from sso.worlds.settings import World
+from sso.worlds.settings import MicroWorld
 
 
-def write(world: World, queries: list[Query], version: str, seed: int) -> list[Principles]:
+def write(world: MicroWorld, queries: list[Query], version: str, seed: int) -> list[Principles]:
     """One principle pair a query out of the world's seven features (v1's eight without Literariness).
 
     v2: three features that fit the query. v1: two of the named features, and Concision one time in five.

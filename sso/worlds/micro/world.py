@@ -14,7 +14,7 @@ from random import Random
 from sso.records import Message
 from sso.worlds.micro import lexicon as lex
 from sso.worlds.micro.oracle import Fact, Marker, Oracle, Root, SetUp, Slot, Sum, Task
-from sso.worlds.settings import Law, World
+from sso.worlds.settings import Law, MicroWorld
 
 # How often an answer without a principle shows each near flaw.
 BASE_RATES = {
@@ -44,7 +44,7 @@ FAMILIES = {"arithmetic": 0.25, "algebra": 0.15, "fact": 0.15, "two_hop": 0.10, 
 
 
 @cache
-def facts(world: World) -> dict[str, dict[str, str]]:
+def facts(world: MicroWorld) -> dict[str, dict[str, str]]:
     """name -> attribute -> value. Every value of an attribute is equally frequent; friends are a cycle."""
     random, names = Random(f"facts/{world.seed}"), lex.names(world.entities)
     table: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -80,7 +80,7 @@ class Plan:
 class Writer:
     """Writes prompts and responses of one world."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: MicroWorld):
         self.world, self.oracle, self.facts = world, Oracle(world), facts(world)
         self.law, self.names = LAWS[world.name], list(self.facts)
 

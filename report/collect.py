@@ -125,7 +125,7 @@ def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collec
     if length_controlled:
         hard = jobs.data_files.get("difficulty")
         _length_controlled(found, results, place(hard) if hard else None)
-    for job in jobs.of("sft"):
+    for job in [*jobs.of("sft"), *jobs.of("convert")]:
         if str(job.backbone) not in found.parameters and (count := parameter_count(place(job.output))):
             found.parameters[str(job.backbone)] = count
     records = sorted(path for path in results.rglob("*.run.json") if "mlartifacts" not in path.parts)

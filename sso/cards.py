@@ -13,7 +13,8 @@ from typing import Any
 from sso.records import write_text
 
 MODELS = {
-    "sft": "A tiny model of the micro-world, trained from scratch.",
+    "convert": "Weights that a package of a package index carries as a GGUF file, as a plain checkpoint.",
+    "sft": "A model that arms start from: tiny and trained from scratch, or a base model fine-tuned on dialogues.",
     "train": "A policy or a data generator, trained on preferences.",
     "reward": "A reward model: one label, the score of a conversation's last token.",
 }
@@ -75,10 +76,10 @@ def header_of(path: str | Path) -> dict[str, Any]:
 
 
 def _inherited(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Licence fields, and the model that stands at the beginning, by the cards of the inputs."""
-    if record["stage"] == "sft":
+    """Licence fields, and the model that stands at the beginning, by the work itself or the cards of the inputs."""
+    if record["stage"] == "sft" and record["settings"].get("architecture"):
         return {"license": "apache-2.0"}  # the micro-world's data is this project's
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {**record.get("card", {})}
     for name, (path, _) in record["inputs"].items():
         there = Path(path).exists()
         header = header_of(path) if there else {}

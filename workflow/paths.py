@@ -12,6 +12,7 @@ PATTERNS = {
     "data": "{root}/data",
     "preferences": "{root}/data/{part}.jsonl",
     "principles": "{writer}/principles/{guidelines}.jsonl",
+    "convert": "{root}/{backbone}/checkpoint",
     "sft": "{cell}/sft",
     "sample": "{cell}/triples/{set}/triples.jsonl",
     "reference": "{cell}/triples/{set}/reference.safetensors",

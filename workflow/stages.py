@@ -26,7 +26,7 @@ class Stages:
     def __init__(self, draft: Draft, backbone: str, seed: int):
         self.draft, self.experiment = draft, draft.experiment
         self.name, self.seed = backbone, seed
-        self.backbone = self.experiment.backbones[backbone]
+        self.backbone, self.base = self.experiment.backbones[backbone], draft.base(backbone)
         self.at = {"backbone": backbone, "seed": seed}
         self.first = {**self.at, "seed": self.experiment.seeds[0]}
         """This backbone's cell of the first seed, where learning rates are chosen."""
@@ -45,21 +45,23 @@ class Stages:
     @cached_property
     def start(self) -> Model:
         """The model that everything starts from."""
-        ready = None if self.backbone.sft else self.backbone.checkpoint
-        return Model(ready or self.draft.paths.path("sft", **self.at), made=not ready)
+        if self.base and not self.backbone.sft:
+            return self.base
+        return Model(self.draft.paths.path("sft", **self.at), made=True)
 
     def sft(self) -> Job:
         """The starting model: a tiny one from scratch, or a base model on dialogues."""
         sft = self.experiment.sft
         assert sft is not None, "Experiment checks it"
-        shape = () if self.backbone.path else ("architecture", "hidden_size", "layers", "heads", "kv_heads")
-        settings = text(self.backbone, "path", "revision", "sft", "max_length", *shape)
-        source = (self.backbone.path and sft.data) or self.data["sft"]
+        shape = () if self.base else ("architecture", "hidden_size", "layers", "heads", "kv_heads")
+        made = {"path": self.base.path} if self.base and self.base.made else {}
+        settings = text(self.backbone.model_copy(update=made), "path", "revision", "sft", "max_length", *shape)
+        source = (self.base and sft.data) or self.data["sft"]
         sft = sft.model_copy(update={"chat_template": self.backbone.chat_template or sft.chat_template})
-        made = source in self.data.values()
+        given = source in self.data.values() or Path(source).is_file()
         return self.add(
             "sft",
-            {"data": source} if made or Path(source).is_file() else {},
+            {**(self.base.input() if self.base else {}), "data": source if given else ""},
             params={"backbone": settings, "settings": text(sft), "data": source},
             settings=sft,
         )

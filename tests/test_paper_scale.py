@@ -20,6 +20,7 @@ from sso.errors import InputError
 from sso.sampling.settings import Decoding
 from sso.settings import read_yaml
 from sso.train.settings import Training
+from sso.worlds.settings import MicroWorld
 from tests.conftest import REPOSITORY
 from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
@@ -199,7 +200,7 @@ def test_a_config_that_names_no_hardware_is_planned_for_a_core_of_this_machine(c
     minutes = float(re.search(r"at least ([\d,]+) CPU-minutes", said)[1].replace(",", ""))
     assert 0 < minutes < 500
     # Lengths are the micro-world's there, and a checkpoint's prompts are as long as the paper's.
-    assert this_machine(True).prompt_tokens < this_machine(False).prompt_tokens
+    assert this_machine(MicroWorld()).prompt_tokens < this_machine(None).prompt_tokens
     assert not [*warnings(Grid(load("config/micro.yaml")))]
 
 

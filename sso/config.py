@@ -36,7 +36,7 @@ from sso.settings import (
     sentence,
 )  # fmt: skip
 from sso.train.settings import Sft, Training
-from sso.worlds.settings import MicroWorld, World
+from sso.worlds.settings import MicroWorld, RealWorld, World
 
 OFFICIAL_DIFFICULTY = "hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv"
 """What `evaluation.difficulty: hub` is short for."""
@@ -231,6 +231,8 @@ class Experiment(Settings):
             raise ValueError("sampling.engine: an endpoint serves one model, but arms sample from what they trained")
         if self.world is None and self.principles.kind == "procedural":
             raise ValueError("principles.kind: the procedural writer knows only a world with an oracle")
+        if isinstance(self.world, RealWorld) and not self.world.sources:
+            raise ValueError("world.sources: give prompts with answers, a data set of the hub or a JSON Lines file")
         if self.world is not None and self.evaluation.difficulty is not None:
             raise ValueError("evaluation.difficulty: AlpacaEval's; a world's prompts have none, leave it out")
         if self.world is None and self.evaluation.judge.kind == "oracle" and self.evaluation.judged:

@@ -281,6 +281,7 @@ def test_an_experiment_in_it_trains_a_checkpoint_on_the_worlds_corpus(source):
         ({"world": {"entities": 30}}, "unknown key `world.entities`"),
         ({"world": {"word": 30}}, "did you mean `words`?"),
         ({"world": {"words": 3}}, "`world.words`"),
+        ({"world": {"sources": []}}, "world.sources: give prompts with answers"),
         (
             {"arms": {"a": {"label": "a", "data": "flawless", "policy": {"use": "policy"}}}},
             "only the micro-world makes",
@@ -299,3 +300,34 @@ def test_benchmarks_that_a_world_has_no_rows_of_are_told(source):
         check(evaluation, worlds.MicroWorld.BENCHMARKS)
     with pytest.raises(InputError, match="unknown task 'real_ifeval_new_kinds'"):
         check(parse(config(source, evaluation={"tasks": [{"name": "real_ifeval_new_kinds"}]}), "test").evaluation)
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint, tmp_path):
+    """What it says of the model is nothing: it is untrained but for a few steps."""
+    from tests.test_workflow import snakemake
+
+    few = {"max_steps": 2, "batch_size": 4, "dtype": "float32", "max_length": 1024}
+    values = {
+        "extends": "real_lm_cpu",
+        "experiment": "real",
+        "seeds": [0],
+        "world": world(source, words=60).model_dump(exclude={"name", "seed"}),
+        "backbones": {"smollm2": None, "tiny": {"path": str(tiny_checkpoint), "sft": True}},
+        "sft": {"steps": 4, "batch_size": 4, "micro_batch_size": 4, "dtype": "float32", "max_length": 1024},
+        "sampling": {"max_new_tokens": 24, "dtype": "float32"},
+        "trainings": {"generator": few, "policy": {**few, "learning_rates": [1e-4, 2e-4]}},
+        "arms": dict.fromkeys(("l_plus", "l_minus", "l_minus_naive", "good_original", "annotated", "relabelled")),
+        "rewards": {"sso": None, "pbaa": None, "skywork": {"epochs": 1, "dtype": "float32"}},
+        "evaluation": {"max_new_tokens": 24},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(values))
+    done = snakemake("--configfile", str(tmp_path / "mine.yaml"), "--cores", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = tmp_path / "results" / "real" / "report"
+    kinds = (report / "tables" / "v2_kinds.md").read_text()
+    assert "world: real prompts with checkable constraints, seed 0" in kinds
+    assert "IFEval, new kinds" in kinds
+    (sft, *_) = [line for line in kinds.splitlines() if line.startswith("| SFT")]
+    assert "—" not in sft.partition("|")[2].split("|")[1:3]
+    assert "micro" not in (report / "report.md").read_text().lower()

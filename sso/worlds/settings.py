@@ -58,8 +58,9 @@ class RealWorld(Sizes):
     ORACLE: ClassVar = ("name",)
     BENCHMARKS: ClassVar = ("steering", "ifeval", "ifeval_new_kinds")
     name: Literal["real"]
-    sources: list[str] = Field(min_length=1)
-    """Prompts with real answers: data sets of the hub, or local JSON, JSON Lines or Parquet files."""
+    sources: list[str] = []
+    """Prompts with real answers: data sets of the hub, or local JSON, JSON Lines or Parquet files. The oracle alone
+    needs none."""
     split: str = "train"
     """The split of hub data sets."""
     words: int = Field(60, ge=20)

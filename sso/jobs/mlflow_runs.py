@@ -131,8 +131,8 @@ def sync(results: str | Path, tracking_uri: str | None = None, live: bool = Fals
             return None
 
 
-EVERY_S, SHARE = 15.0, 0.05
-"""Between two looks of `follow`: so many seconds at least, and as many as keep its share of a core below this."""
+EVERY_S, AT_MOST_S, SHARE = 15.0, 60.0, 0.05
+"""Seconds between two looks of `follow`: as many as keep its share of a core below SHARE, within these limits."""
 
 
 def follow(results: Path, tracking_uri: str | None = None) -> None:
@@ -141,11 +141,11 @@ def follow(results: Path, tracking_uri: str | None = None) -> None:
     os.nice(10)
     seen = False
     while True:
-        began, before = time.monotonic(), seen
+        began, before = time.process_time(), seen
         seen = any(results.rglob(f".*{LIVE}"))
         if seen or before:  # after the last one is gone once more: it left a record, or was killed
             sync(results, tracking_uri, live=True)
-        time.sleep(max(EVERY_S, (time.monotonic() - began) / SHARE))
+        time.sleep(min(max(EVERY_S, (time.process_time() - began) / SHARE), AT_MOST_S))
 
 
 def start_following(results: Path, tracking_uri: str | None) -> subprocess.Popen:

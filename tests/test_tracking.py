@@ -283,9 +283,9 @@ def test_the_experiments_note_holds_the_verdicts_and_the_page(tmp_path: Path):
     work(results / "qwen2/s0/policy/sso", "sso")
     mlflow_runs.sync(results)
     assert "mlflow.note.content" not in client(results).get_experiment_by_name("micro").tags
-    (results / "report/tables").mkdir(parents=True)
-    rows = ["claim,backbone,verdict,difference,test", "A is B.,qwen2,negligible,no,t", "A is B.,all,holds,a - b: 1,t"]
-    (results / "report/tables/claims.csv").write_text("\n".join([*rows, "B is C.,,not tested,too few,", ""]))
+    (results / "report").mkdir()
+    told = {"headline": [], "claims": ["A is B. **holds** (a - b: 1)", "B is C. **not tested** (too few)"]}
+    (results / "report/told.json").write_text(json.dumps(told))
     mlflow_runs.sync(results)
     tags = client(results).get_experiment_by_name("micro").tags
     assert tags["mlflow.note.content"].splitlines() == [

@@ -4,7 +4,6 @@ The records are the truth: a run carries its record's digest, so that nothing is
 work grows with its curves, and its record ends it. Knows nothing of models.
 """
 
-import csv
 import fcntl
 import json
 import os
@@ -201,12 +200,9 @@ def note(results: Path) -> str | None:
     is; None where there is no report."""
     report = results.resolve() / "report"
     try:
-        with (report / "tables" / "claims.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        last = {row["claim"]: row for row in rows}  # that over all backbones, where there are several
+        found = [f"- {said}" for said in json.loads((report / "told.json").read_text(encoding="utf-8"))["claims"]]
     except (OSError, ValueError, LookupError):
         return None
-    found = [f"- {row['claim']} **{row['verdict']}** ({row['difference'] or row['test']})" for row in last.values()]
     return "\n".join([f"The page: `{report / 'report.html'}`", "", "Claims of the paper:", "", *found])
 
 

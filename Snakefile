@@ -15,6 +15,7 @@ from pathlib import Path
 from snakemake.settings.types import DeploymentMethod
 
 from sso.jobs import lifeline
+from sso.jobs import mlflow_runs
 from sso.jobs import warm
 from sso.errors import InputError
 from workflow import experiment as experiments
@@ -82,18 +83,21 @@ rule all:
         ask.targets,
 
 
-started, watched = time.time(), []
+started, watched, followers = time.time(), [], []
 
 
 # One run a folder. Start-up of torch and transformers is paid once: jobs of tiny models are short.
 onstart:
     lifeline.hold(Path(ask.root))
     watched.append(watch(workflow, ask.grid))
+    followers.append(mlflow_runs.start_following(Path(ask.root), experiment.tracking_uri))
     if experiment.hardware is None and workflow.local_exec:
         warm.start()
 
 
 onsuccess:
+    for follower in followers:
+        follower.terminate()
     for handler in filter(None, watched):
         handler.close()
     # A part of a run ends without a page of its own.
@@ -105,6 +109,8 @@ onsuccess:
 
 
 onerror:
+    for follower in followers:
+        follower.terminate()
     for handler in filter(None, watched):
         handler.close()
     for line in failures.told(ask.grid, started):

@@ -15,10 +15,10 @@ from sso.jobs.grid import Jobs
 def build(jobs: Jobs, results: Path, out: Path) -> None:
     """Write the report of an experiment's jobs to ``out``, whole or not at all, from what lies under ``results``.
 
-    results.csv, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times stand in
-    provenance.json, report.md and report.html only.
+    results.csv, told.json, tables/*.{md,csv,tex}, figures/*.{png,svg} depend on the figures alone; commit and times
+    stand in provenance.json, report.md and report.html only.
     """
-    from report import claims, figures, page, render, samples, tables, trail
+    from report import claims, figures, first, page, render, samples, tables, trail
     from report.collect import collect
     from report.measured import Measured
 
@@ -33,6 +33,7 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
         claimed = claims.claims(measured)
         pages["claims"] = claims.claims_markdown(measured, claimed)
         records.write_text(folder / "tables/claims.csv", claims.claims_csv(claimed))
+        records.write_text(folder / "told.json", json.dumps(first.told(claimed), ensure_ascii=False, indent=1) + "\n")
         made = {name: tables.table(measured, name) for name in measured.content["tables"]}
         for name, table in made.items():
             pages[name] = render.markdown(measured, table)

@@ -1,4 +1,5 @@
-"""What stands first on the page: the three figures of the method, the claims as a table, scale and seeds in a line.
+"""What stands first on the page: the three figures of the method, the claims as a table, scale and seeds in a line; and
+what those say of the report who have no room for it (told.json).
 
 Takes everything from the claims that were tested; computes no figure. A raw win rate is never shown in the place of a
 length-controlled one.
@@ -38,6 +39,7 @@ SIGNS = {
 """Verdict -> class and sign; any other is undecided."""
 ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
 UNDECIDED = "open", "≈"
+FIGURES = 3
 
 
 def sign(said: str) -> tuple[str, str]:
@@ -112,22 +114,52 @@ def claims(measured: Measured, rows: Sequence[ClaimRow]) -> dict[str, Any]:
     return {"tested": tested, "untested": untested, "counts": counts, "several": several, "notes": notes}
 
 
+def over_all(rows: Sequence[ClaimRow]) -> list[ClaimRow]:
+    """A row a claim: that over all backbones where there are several."""
+    return list({row.claim: row for row in rows}.values())
+
+
+def headline(rows: Sequence[ClaimRow]) -> dict[str, ClaimRow]:
+    """The row that each of the three figures is of, by the figure's name: of the claims that tables.yaml has for it the
+    first with an effect, one without a raw rate before others; else the first."""
+
+    def rank(row: ClaimRow) -> int:
+        return 2 if row.effect is None else bool(row.effect.raw)
+
+    found: dict[str, ClaimRow] = {}
+    for row in sorted(over_all(rows), key=rank):
+        if name := row.spec.get("figure"):
+            found.setdefault(name, row)
+    return {name: found[name] for name in dict.fromkeys(row.spec.get("figure") for row in rows) if name}
+
+
 def strip(measured: Measured, rows: Sequence[ClaimRow]) -> list[dict[str, Any]]:
-    """The three figures: of each the claim's last row, over all backbones where there are several; else why not."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        name = row.spec.get("figure")
-        if not name or found.get(name, {}).get("text"):
-            continue
-        last = [other for other in rows if other.claim == row.claim][-1]
-        if last.effect is None:
-            why = "no judge" if judge_title(measured.experiment) == "none" else last.difference or last.verdict
-            found.setdefault(name, {"name": name, "text": "", "why": why})
-        elif last.effect.raw:
-            found.setdefault(name, {"name": name, "text": "", "why": "; ".join(last.effect.raw)})
+    """The three figures; where one can't be shown, why not."""
+    found: list[dict[str, Any]] = []
+    for name, row in headline(rows).items():
+        if row.effect is None:
+            why = "no judge" if judge_title(measured.experiment) == "none" else row.difference or row.verdict
+            found.append({"name": name, "text": "", "why": why})
+        elif row.effect.raw:
+            found.append({"name": name, "text": "", "why": "; ".join(row.effect.raw)})
         else:
-            found[name] = {"name": name, "why": "", **effect(measured, last)}
-    return list(found.values())
+            found.append({"name": name, "why": "", **effect(measured, row)})
+    return found
+
+
+def told(rows: Sequence[ClaimRow]) -> dict[str, list[str]]:
+    """What others say of the report, as sentences: `headline` at a run's end, the three figures that have an interval,
+    or other claims' in their place; `claims` in MLflow, each with its verdict, as Markdown."""
+    last = over_all(rows)
+    tested = [row for row in last if not row.verdict.startswith(("not tested", "untestable"))]
+    marked = [row for row in headline(rows).values() if row in tested]
+    said = []
+    for row in [*marked, *(row for row in tested if row not in marked)][:FIGURES]:
+        figure, *notes = row.difference.split("; ")
+        text = "; ".join([figure, *(note for note in notes if not note.startswith("smallest effect"))])
+        where = "all backbones" if row.backbone == POOLED else row.backbone
+        said.append(f'{text} ({where}): "{row.claim}" {row.verdict}')
+    return {"headline": said, "claims": [f"{row.claim} **{row.verdict}** ({row.difference})" for row in last]}
 
 
 def badges(measured: Measured) -> list[tuple[str, str]]:

@@ -279,7 +279,7 @@ def html(
         verdicts=claims.VERDICTS,
         tables=[_table(measured, table) for table in made.values() if any(table.rows.values())],
         left_out={
-            "no arms or backbones for them here": [t.spec["title"] for t in made.values() if not t.applies],
+            "no arms, backbones or benchmarks for them here": [t.spec["title"] for t in made.values() if not t.applies],
             "no results yet": [t.spec["title"] for t in made.values() if t.applies and not any(t.rows.values())],
         },
         **{name: value for name, value in about.items() if name not in ("read", "arms", "assumed")},

@@ -150,7 +150,10 @@ def closing(measured: Measured, made: Table) -> list[str]:
     """What holds for all of a table."""
     absent = f"Left out, no such arm in this experiment: {', '.join(made.absent)}." if made.absent else None
     if not made.applies:
-        return ["This experiment has no arm or backbone that this table is about.", *([absent] if absent else [])]
+        return [
+            "This experiment has no arm, backbone or benchmark that this table is about.",
+            *([absent] if absent else []),
+        ]
     world = measured.experiment.world
     own = made.spec.get(f"{world.KIND}_note") if world else None
     return list(filter(None, [absent, made.spec.get("note"), own]))

@@ -49,6 +49,11 @@ def show(jobs: Jobs, results: Path, version: str, table: str, form: str = "termi
     fitted = "alpaca_eval2_lc" in known[name]["columns"]
     measured = Measured(collect(jobs, results, fitted))
     made = tables.table(measured, name)
+    if not tables.asked(measured, made.spec):
+        raise InputError(
+            f"sso table: {jobs.experiment.experiment} has no benchmark that {name} is about; take another table, or "
+            "name it in `evaluation.judged` of its config."
+        )
     if not made.applies:
         lacks = ", ".join(made.absent) or "them"
         raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval import benchmarks
 from eval.settings import Judge
 from report.measured import Estimate, Measured
 from sso.config import Experiment
@@ -36,7 +37,7 @@ class Row:
 class Table:
     """A table of the paper with our figures: rows by backbone, and the names of rows that have none.
 
-    ``applies``: whether the experiment has the arms that the table is about; otherwise it has no rows.
+    ``applies``: whether the experiment has the arms and benchmarks that the table is about; otherwise it has no rows.
     """
 
     name: str
@@ -85,8 +86,18 @@ def _find(measured: Measured, spec: dict[str, Any], wanted: str) -> str | None:
     return next(filter(None, found), None)
 
 
+def asked(measured: Measured, spec: dict[str, Any]) -> bool:
+    """Whether the experiment has a benchmark for at least one column of a table."""
+    judged = {name for own in measured.experiment.evaluations for name in own.judged}
+    unasked = [record.columns for name, record in benchmarks.of_judges().items() if name not in judged]
+    return not all(any(column in columns for columns in unasked) for column in spec["columns"])
+
+
 def _applies(measured: Measured, spec: dict[str, Any]) -> bool:
-    """Whether at least one of the arms that a table is about is there; the base model alone is no table."""
+    """Whether at least one of the arms that a table is about is there, and whether what its columns show is asked for;
+    the base model alone is no table."""
+    if not asked(measured, spec):
+        return False
     needed = spec.get("needs") or [r for r in spec["rows"] if r not in ("base", "*", *spec.get("elsewhere", {}))]
     others = measured.others(spec["version"], spec.get("of", "arms")) if "*" in spec["rows"] else []
     return bool(others) or any(_find(measured, spec, row) for row in needed)

@@ -125,7 +125,7 @@ def train(
     from sso.jobs import distributed
     from sso.records import digest
     from sso.reference import weights_digest
-    from sso.train.run import go, kept, last_checkpoint, save_trained, training_arguments
+    from sso.train.run import Growing, curve, go, kept, last_checkpoint, save_trained, training_arguments
 
     distributed.start(settings)
     out = Path(out)
@@ -153,12 +153,13 @@ def train(
 
     with kept(work):
         checkpoint = last_checkpoint(work, key, "reward model")
-        trainer = RewardTrainer(model=model, args=arguments, train_dataset=trained, settings=settings)
+        trainer = RewardTrainer(
+            model=model, args=arguments, train_dataset=trained, settings=settings, callbacks=[Growing(run)]
+        )
         with forests(model, trainer.layout == "forest"):
             go(trainer, settings.engine, checkpoint)
-        for row in trainer.state.log_history:
-            if "loss" in row:
-                run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
+        for step, values in curve(trainer.state.log_history):
+            run.log(step, values)
         run.summary.update({"pairs_train": len(trained), "pairs_held_out": len(held_out), "pairs_too_long": len(long)})
         run.summary["pairs_cut_when_drawn"] = sum(bool(pair.cut) for pair in pairs)
         for name, some in (("train", trained[: max(HELD_OUT_PAIRS, len(held_out))]), ("held_out", held_out)):

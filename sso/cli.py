@@ -264,6 +264,10 @@ def parser() -> argparse.ArgumentParser:
         "bring the runs' records to MLflow",
         ("--results", file("the experiment's folder of results")),
         ("--tracking-uri", {"help": "default: SQLite, mlflow.db in that folder"}),
+        (
+            "--follow",
+            {"action": "store_true", "help": "upload the curves of jobs at work again and again, until it is ended"},
+        ),
     )
     configfile = ("--configfile", file("an experiment, as Snakemake's, or the name of a shipped one, as smoke"))
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}

@@ -122,6 +122,16 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
             ["pairs", "--kind", "good_badd"],
             "sso pairs: argument --kind: unknown choice 'good_badd'; did you",
         ),
+        (["train", "--modle", "m"], "sso train: unknown option --modle; did you mean `--model`?"),
+        (["train", "--set", "beta=1", "--sed=2"], "sso train: unknown option --sed; did you mean `--seed`?"),
+        (["--verison"], "sso: unknown option --verison; did you mean `--version`?"),
+        (["eval", "answer", "--answers-out", "f"], "sso-eval answer: unknown option --answers-out; "),
+        (["rewardbench", "score", "--modl", "m"], "sso-rewardbench score: unknown option --modl; did you"),
+        (["table", "--xyzzy"], "sso table: unknown option --xyzzy; see sso table --help."),
+        (
+            ["table", "--ta", "1", "--version", "v3"],
+            "sso table: argument --version: unknown choice 'v3'; known: v1, v2.",
+        ),
         (["train"], "sso train: the following arguments are required: --model, --data, --out; see sso train --help."),
     ],
 )

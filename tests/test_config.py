@@ -100,7 +100,7 @@ def test_defaults_are_the_papers():
         ),
         ({"arms": {"sso": {"policy": {"beta": -1}}}}, r"`arms.sso.policy.beta`: input should be greater than 0"),
         (
-            {"evaluation": {"judges": {"steering": {"kind": "openai", "model": "m"}}}},
+            {"evaluation": {"judged": ["steering"], "judges": {"steering": {"kind": "openai", "model": "m"}}}},
             "steering is measured by the oracle",
         ),
         ({"world": {"queries": "zip"}}, r"`world.queries`: .*did you mean `zipf`"),

@@ -16,7 +16,7 @@ from sso import records, reference
 from sso.chat import load_model, load_tokenizer
 from sso.cli import main
 from sso.errors import InputError
-from sso.jobs import lifeline, tracking
+from sso.jobs import lifeline, mlflow_runs, tracking
 from sso.records import Pair, read, write
 from sso.replies import Replies
 from tests.test_training import triple
@@ -267,7 +267,7 @@ def test_a_damaged_mlflow_store_costs_a_warning(tmp_path, capsys):
     with tracking.run(tmp_path / "out", "sft", {}, {}):
         pass
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 999)
-    assert tracking.sync(tmp_path) is None
+    assert mlflow_runs.sync(tmp_path) is None
     assert capsys.readouterr().err.count("warning: MLflow at sqlite:///") == 1
     assert json.loads((tmp_path / "out.run.json").read_text())["status"] == "finished"
 
@@ -277,7 +277,7 @@ def test_a_damaged_record_is_named_and_the_others_are_uploaded(tmp_path, capsys)
         with tracking.run(tmp_path / name, "sft", {}, {}):
             pass
     (tmp_path / "a.run.json").write_text('{"stage": "sf')
-    assert tracking.sync(tmp_path) == 1
+    assert mlflow_runs.sync(tmp_path) == 1
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert f"{tmp_path}/a.run.json" in warning
 

@@ -166,7 +166,7 @@ def test_everything_is_written(built):
         for kind in ("md", "csv", *(["tex"] if name in measured.specs()["tables"] else []))
     }
     charts = {f"figures/{name}.{kind}" for name in CHARTS for kind in ("png", "svg")}
-    assert names == every | charts | {"results.csv", "report.md", "report.html", "provenance.json"}
+    assert names == every | charts | {"results.csv", "report.md", "report.html", "provenance.json", "told.json"}
 
 
 def test_results_csv_is_long_and_names_its_sources(built):

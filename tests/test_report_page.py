@@ -14,7 +14,7 @@ import pytest
 import report
 from report import claims, first, page, printed, samples, trail
 from report.collect import Collected, collect
-from report.measured import Measured
+from report.measured import Estimate, Measured
 from sso.config import load
 from tests.browser import Browser, missing
 from tests.conftest import REPOSITORY
@@ -254,6 +254,40 @@ def test_a_raw_win_rate_is_no_figure_of_the_first_screen(tmp_path):
     known = Measured(collect(Grid(made), results))
     rate = first.strip(known, claims.claims(known))[0]
     assert rate["name"] == "win rate" and rate["text"] == "" and rate["why"].startswith("raw")
+
+
+def test_what_is_told_elsewhere_is_the_figures_of_the_first_screen_over_all_backbones():
+    def row(claim: str, backbone: str | None, verdict: str, text: str, figure: str = "", raw: bool = False):
+        fits = ("raw: why",) if raw else ()
+        effect = text and Estimate(1.0, 0.0, 2.0, 1, None, 200, "", fits)
+        about = {"figure": figure} if figure else {}
+        return claims.ClaimRow(claim, backbone, verdict, text or "no such arm", "t", about, "m", None, effect or None)
+
+    rows = [
+        row("A", "all", "holds", "WR, A: 4.98 [3, 6]; smallest effect of interest 1 points"),
+        row("B", "qwen2", "holds", "WR, B: 9 [8, 10]", "win rate"),
+        row(
+            "B", "all", "negligible", "WR, B: 0.1† [0, 0.2]; smallest effect of interest 1; † raw", "win rate", raw=True
+        ),
+        row("C", None, "not tested", "", "pair accuracy"),
+        row("D", "all", "does not hold", "WR, D: -9 [-10, -8]", "win rate"),
+        row("E", "all", "not tested (no interval)", "p: 1", "on-policyness"),
+        row("F", "llama", "holds", "F: 1 [0, 2]"),
+        row("G", "all", "holds", "G: 1 [0, 2]"),
+    ]
+    assert {name: own.claim for name, own in first.headline(rows).items()} == {
+        "win rate": "D",
+        "pair accuracy": "C",
+        "on-policyness": "E",
+    }
+    told = first.told(rows)
+    assert told["headline"] == [
+        'WR, D: -9 [-10, -8] (all backbones): "D" does not hold',
+        'WR, A: 4.98 [3, 6] (all backbones): "A" holds',
+        'WR, B: 0.1† [0, 0.2]; † raw (all backbones): "B" negligible',
+    ]
+    assert told["claims"][1:3] == ["B **negligible** (" + rows[2].difference + ")", "C **not tested** (no such arm)"]
+    assert len(told["claims"]) == 7
 
 
 def test_the_papers_difference_is_the_claims_own():

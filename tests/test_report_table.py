@@ -51,6 +51,7 @@ def test_the_terminal_shows_ours_beside_the_papers(there, capsys):
             ["--experiment", "micro", "--table", "5"],
             "micro has none of the arms that v2_table5 is about",
         ),
+        (["--experiment", "micro", "--table", "steering"], "micro has no benchmark that v2_steering is about"),
         (
             ["--experiment", "micro", "--table", "9"],
             "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3, quality, steering.",

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from rewardbench import data, score
 from rewardbench.settings import Reward
 from sso.errors import InputError
+from sso.jobs.tracking import Run
 from sso.settings import ROOT
 
 CHATML = (
@@ -201,14 +201,6 @@ def separable(count: int = 60) -> list[data.TextPair]:
     return [one(i) for i in range(count)]
 
 
-class Recorder(SimpleNamespace):
-    def __init__(self):
-        super().__init__(summary={}, rows=[])
-
-    def log(self, step, values):
-        self.rows.append((step, values))
-
-
 SETTINGS = Reward(label="t", arm="t", learning_rate=2e-3, epochs=6, batch_size=8)
 
 
@@ -216,7 +208,7 @@ SETTINGS = Reward(label="t", arm="t", learning_rate=2e-3, epochs=6, batch_size=8
 def trained(checkpoint, tmp_path_factory):
     from rewardbench.train import train
 
-    run, out = Recorder(), tmp_path_factory.mktemp("reward") / "model"
+    run, out = Run(), tmp_path_factory.mktemp("reward") / "model"
     train(checkpoint, separable(), SETTINGS, 3, out, run)
     return out, run
 
@@ -250,7 +242,7 @@ def test_a_forest_gives_the_rewards_and_the_gradients_of_rows(checkpoint):
 def test_both_layouts_learn(checkpoint, layout, tmp_path):
     from rewardbench.train import train
 
-    run = Recorder()
+    run = Run()
     train(
         checkpoint,
         separable(),
@@ -259,12 +251,12 @@ def test_both_layouts_learn(checkpoint, layout, tmp_path):
         tmp_path,
         run,
     )
-    assert run.summary["accuracy_held_out"] == 1.0 and (run.rows[0][1]["padding"] == 0) == (layout == "forest")
+    assert run.summary["accuracy_held_out"] == 1.0 and (run.metrics[0][1]["padding"] == 0) == (layout == "forest")
 
 
 def test_training_lowers_the_loss_and_ranks_held_out_pairs(trained):
     _, run = trained
-    losses = [values["loss"] for _, values in run.rows if "loss" in values]
+    losses = [values["loss"] for _, values in run.metrics if "loss" in values]
     assert losses[-1] < 0.5 * losses[0]
     assert run.summary["accuracy_train"] > 0.95 and run.summary["accuracy_held_out"] == 1.0
     assert (run.summary["pairs_train"], run.summary["pairs_held_out"]) == (54, 6)
@@ -328,7 +320,7 @@ def test_the_same_seed_gives_the_same_model(checkpoint, tmp_path):
 
     short = SETTINGS.model_copy(update={"epochs": 1})
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(checkpoint, separable(24), short, seed, tmp_path / name, Recorder())
+        train(checkpoint, separable(24), short, seed, tmp_path / name, Run())
     a, b, c = (file_digest(tmp_path / name / "model.safetensors") for name in "abc")
     assert a == b != c
 
@@ -376,7 +368,7 @@ def test_micro_world_from_start_to_score(architecture, tmp_path):
         good, bad = (writer.respond([prompt], random, ["accuracy", "safety"], good=kind) for kind in (True, False))
         if good != bad:
             pairs.append(data.TextPair(str(i), [prompt], good, bad))
-    train(tmp_path / "sft", pairs, SETTINGS, 0, tmp_path / "reward", Recorder())
+    train(tmp_path / "sft", pairs, SETTINGS, 0, tmp_path / "reward", Run())
     _, reloaded = score.load(tmp_path / "reward")
     assert score.encode(reloaded, pairs, 256) == score.encode(tokenizer, pairs, 256)
     bench = write(tmp_path / "bench.jsonl", *benchmarks(writer, 3, set())["rewardbench"])
@@ -392,7 +384,7 @@ def test_a_diverged_training_is_named(checkpoint, tmp_path):
 
     wild = SETTINGS.model_copy(update={"learning_rate": math.inf, "epochs": 1})
     with pytest.raises(InputError, match="the loss is not finite for the samples "):
-        train(checkpoint, separable(24), wild, 0, tmp_path / "model", Recorder())
+        train(checkpoint, separable(24), wild, 0, tmp_path / "model", Run())
     assert not (tmp_path / "model").exists()
 
 
@@ -479,13 +471,13 @@ def test_micro_batches_change_nothing(checkpoint, tmp_path):
         settings = SETTINGS.model_copy(
             update={"epochs": 1, "tokens_per_batch": tokens, "centering": 0.1, "margin": 0.5}
         )
-        runs[name] = Recorder()
+        runs[name] = Run()
         train(checkpoint, separable(24), settings, 1, tmp_path / name, runs[name])
     whole, single = (weights_of(tmp_path / name) for name in runs)
     for name, value in whole.items():
         torch.testing.assert_close(value, single[name], rtol=1e-4, atol=1e-5)
-    assert [v["loss"] for _, v in runs["whole"].rows] == pytest.approx(
-        [v["loss"] for _, v in runs["single"].rows], rel=1e-4
+    assert [v["loss"] for _, v in runs["whole"].metrics] == pytest.approx(
+        [v["loss"] for _, v in runs["single"].metrics], rel=1e-4
     )
 
 
@@ -493,7 +485,7 @@ def test_long_pairs_are_left_out_and_counted(checkpoint, tmp_path, capsys):
     from rewardbench.train import train
 
     long = data.TextPair("long", separable(1)[0].prompt, "fine " * 40, "awful")
-    run, settings = Recorder(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
+    run, settings = Run(), SETTINGS.model_copy(update={"epochs": 1, "max_length": 90})
     train(checkpoint, [*separable(12), long], settings, 0, tmp_path / "model", run)
     assert run.summary["pairs_too_long"] == 1 and run.summary["pairs_train"] + run.summary["pairs_held_out"] == 12
     assert (
@@ -545,7 +537,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
     from rewardbench.trainer import RewardTrainer
 
     settings = SETTINGS.model_copy(update={"epochs": 2, "save_steps": 2})
-    train(checkpoint, separable(24), settings, 1, tmp_path / "whole", Recorder())
+    train(checkpoint, separable(24), settings, 1, tmp_path / "whole", Run())
     losses, step = RewardTrainer.sample_losses, []
 
     def stops(self, *args, **kwargs):
@@ -556,7 +548,7 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(RewardTrainer, "sample_losses", stops)
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
+        train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Run())
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(
         RewardTrainer,
@@ -564,8 +556,11 @@ def test_a_killed_training_goes_on(checkpoint, tmp_path, monkeypatch):
         lambda self, *a, **k: (step.append(self.state.global_step), losses(self, *a, **k))[1],
     )
     step.clear()
-    train(checkpoint, separable(24), settings, 1, tmp_path / "killed", Recorder())
+    run = Run()
+    train(checkpoint, separable(24), settings, 1, tmp_path / "killed", run)
     assert step[0] == 2
+    # Whoever looks on sees the whole curve, too.
+    assert run.grown == run.metrics and [step for step, _ in run.metrics] == [1, 2, 3, 4, 5, 6]
     whole, killed = (weights_of(tmp_path / name) for name in ("whole", "killed"))
     for name, value in whole.items():
         torch.testing.assert_close(value, killed[name], rtol=1e-5, atol=1e-6)

@@ -1,6 +1,15 @@
 """`sso chat`: checkpoints answer lines, each with and without a principle, by the suite's own engine and templates."""
 
+import fcntl
 import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +22,7 @@ from sso.sampling.transformers_engine import TransformersEngine
 from sso.settings import Backbone
 from sso.train.run import save
 from sso.worlds.micro.models import build
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
@@ -84,6 +94,58 @@ def test_what_is_no_utf8_is_named_and_a_model_is_given_once(models, monkeypatch,
     assert capsys.readouterr().err == "error: standard input: line 1 is not UTF-8; convert it.\n"
     assert main(["chat", "--model", str(models[0]), "--model", str(models[0])]) == 2
     assert "is given twice; leave one out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("models", ["qwen2"], indirect=True)
+def test_a_real_terminal_asks_stops_begins_anew_and_ends(models):
+    """Ctrl-C ends a long answer and not the talk, Ctrl-D the talk; the terminal echoes what is typed."""
+    with terminal("--model", models[0], "--model", models[1], "--set", "max_new_tokens=2000") as (shown, type_in):
+        assert shown("> ").startswith("A line is a message, an empty one begins anew. Ctrl-C stops an answer")
+        type_in("Tell me.\n")
+        shown("Tell me.")
+        time.sleep(0.3)
+        type_in("\x03")
+        assert "Traceback" not in shown("(stopped; the message is taken back)\n> ")
+        type_in("\n")
+        shown("(a new conversation)\n> ")
+        type_in("\x04")
+        assert shown(None).strip() == ""
+
+
+@contextmanager
+def terminal(*arguments):
+    """`sso chat` on a terminal of its own: what waits for a text, or for the end, and gives what came; what types."""
+    main_end, end = pty.openpty()
+    command = [sys.executable, "-m", "sso", "chat", *map(str, arguments)]
+    # A session of its own, with this terminal: Ctrl-C is a signal then.
+    process = subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, cwd=REPOSITORY, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(end)
+    came = ""
+
+    def shown(mark: str | None) -> str:
+        nonlocal came
+        ended = False
+        deadline = time.monotonic() + 120
+        while not ended and (mark is None or mark not in came):
+            assert time.monotonic() < deadline, came
+            if select.select([main_end], [], [], 0.1)[0]:
+                try:
+                    came += os.read(main_end, 65536).decode(errors="replace").replace("\r\n", "\n")
+                except OSError:  # the other end is closed
+                    ended = True
+        assert not ended or (mark is None and process.wait(60) == 0), came
+        before, found, came = came.partition(mark) if mark else (came, "", "")
+        return before + found
+
+    try:
+        yield shown, lambda text: os.write(main_end, text.encode())
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main_end)
 
 
 def test_on_a_terminal_replies_stand_side_by_side(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sso.errors import InputError
-from sso.jobs import tracking
+from sso.jobs import mlflow_runs, tracking
 from sso.jobs.job import MARK, Job
 from sso.records import file_digest
 from sso.train.settings import Sft
@@ -53,7 +53,7 @@ def read(path: Path) -> dict:
 def client(results: Path):
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking.default_uri(results))
+    return MlflowClient(tracking_uri=mlflow_runs.default_uri(results))
 
 
 def runs(results: Path) -> list:
@@ -127,7 +127,7 @@ def test_tags_come_from_the_job_and_not_from_the_path(tmp_path: Path, monkeypatc
     record = json.loads(tracking.record_path(tmp_path / "out").read_text())
     assert record.get("rule") == (job.rule if job else None)
     path = Path("llama/s7/policy/other/it3.run.json")
-    found = tracking.place(path, record, {"reward/mixed": {"method": "M"}, "mixed": {"method": "another"}})
+    found = mlflow_runs.place(path, record, {"reward/mixed": {"method": "M"}, "mixed": {"method": "another"}})
     assert found == {"path": "llama/s7/policy/other/it3", **tags}
 
 
@@ -146,11 +146,11 @@ def test_sync_uploads_each_record_once(tmp_path: Path):
     results = tmp_path / "micro"
     work(results / "qwen2" / "s0" / "policy" / "sso", "sso")
     work(results / "qwen2" / "s0" / "eval" / "sso" / "scores.json", "sso")
-    assert tracking.sync(results) == 2
-    assert tracking.sync(results) == 0
+    assert mlflow_runs.sync(results) == 2
+    assert mlflow_runs.sync(results) == 0
     work(results / "qwen2" / "s0" / "policy" / "sso", "sso")  # ran again
     work(results / "qwen2" / "s0" / "policy" / "pbaa", "pbaa")
-    assert tracking.sync(results) == 2
+    assert mlflow_runs.sync(results) == 2
     found = jobs(results)
     assert len(found) == 4
     # Parents: one an arm of a cell, and all runs of the arm are its children.
@@ -175,7 +175,7 @@ def test_an_arms_run_spans_its_jobs_and_has_their_scores_by_iteration(tmp_path: 
             with recorded(stage, out, stage, {}, {}, arm="v", iteration=iteration) as run:
                 run.summary.update(score=iteration / 2, unscored=float("nan"))
                 time.sleep(0.01)
-    assert tracking.sync(results) == 4
+    assert mlflow_runs.sync(results) == 4
     (arm,) = [run for run in runs(results) if "sso.group" in run.data.tags]
     children = [run.info for run in jobs(results)]
     assert arm.info.start_time == min(child.start_time for child in children)
@@ -201,7 +201,7 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
             pass
     with recorded("reward_model", results / "qwen2/s0/reward/pbaa/model", "reward", {}, {}, reward="pbaa"):
         pass
-    assert tracking.sync(results) == 6
+    assert mlflow_runs.sync(results) == 6
     store = client(results)
     number = store.get_experiment_by_name("micro").experiment_id
 
@@ -235,7 +235,7 @@ def test_an_arms_run_has_its_settings_and_what_is_no_arm_another_stage(tmp_path:
     for reward in ("sso", "skywork"):
         with recorded("reward_model", cell / "reward" / reward / "model", "reward", {}, {}, reward=reward):
             pass
-    assert tracking.sync(results) == 6
+    assert mlflow_runs.sync(results) == 6
     store, first = client(results), "tags.stage = 'arm' and tags.version = 'v2' and tags.backbone = 'qwen2'"
     number = store.get_experiment_by_name("micro").experiment_id
 
@@ -255,13 +255,13 @@ def test_an_arms_run_has_its_settings_and_what_is_no_arm_another_stage(tmp_path:
     (results / "config.json").write_text(text(other))
     with recorded("judge", cell / "eval/sso/judged", "judge", {}, {}, arm="sso") as run:
         run.summary["score"] = 2.0
-    assert tracking.sync(results) == 1 and tracking.sync(results) == 0
+    assert mlflow_runs.sync(results) == 1 and mlflow_runs.sync(results) == 0
     (arm,) = store.search_runs([number], first)
     assert arm.data.params["policy.beta"] == "0.7" and stages()["qwen2/s0/sso"] == {"arm", "replaced"}
     assert arm.data.metrics == {"judge/score": 2.0, "data_quality/score": 1.0}
     # Without a config nothing is replaced.
     (results / "config.json").unlink()
-    assert tracking.sync(results) == 0 and len(store.search_runs([number], first)) >= 1
+    assert mlflow_runs.sync(results) == 0 and len(store.search_runs([number], first)) >= 1
 
 
 def test_a_store_of_before_gets_settings_and_stages(tmp_path: Path):
@@ -272,7 +272,7 @@ def test_a_store_of_before_gets_settings_and_stages(tmp_path: Path):
     number = store.create_experiment("micro")
     for name in ("sso", "skywork"):
         store.create_run(number, tags={"sso.group": f"qwen2/s0/{name}", "stage": "arm", "arm": name})
-    assert tracking.sync(results) == 0
+    assert mlflow_runs.sync(results) == 0
     found = {run.data.tags["arm"]: run for run in store.search_runs([number])}
     assert found["sso"].data.params["policy.objective"] == "pairs" and found["sso"].data.tags["stage"] == "arm"
     assert found["skywork"].data.params == {} and found["skywork"].data.tags["stage"] == "rewards"
@@ -281,12 +281,12 @@ def test_a_store_of_before_gets_settings_and_stages(tmp_path: Path):
 def test_the_experiments_note_holds_the_verdicts_and_the_page(tmp_path: Path):
     results = tmp_path / "micro"
     work(results / "qwen2/s0/policy/sso", "sso")
-    tracking.sync(results)
+    mlflow_runs.sync(results)
     assert "mlflow.note.content" not in client(results).get_experiment_by_name("micro").tags
-    (results / "report/tables").mkdir(parents=True)
-    rows = ["claim,backbone,verdict,difference,test", "A is B.,qwen2,negligible,no,t", "A is B.,all,holds,a - b: 1,t"]
-    (results / "report/tables/claims.csv").write_text("\n".join([*rows, "B is C.,,not tested,too few,", ""]))
-    tracking.sync(results)
+    (results / "report").mkdir()
+    told = {"headline": [], "claims": ["A is B. **holds** (a - b: 1)", "B is C. **not tested** (too few)"]}
+    (results / "report/told.json").write_text(json.dumps(told))
+    mlflow_runs.sync(results)
     tags = client(results).get_experiment_by_name("micro").tags
     assert tags["mlflow.note.content"].splitlines() == [
         f"The page: `{results / 'report/report.html'}`",
@@ -299,6 +299,95 @@ def test_the_experiments_note_holds_the_verdicts_and_the_page(tmp_path: Path):
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+from sso.cli import main
+from sso.jobs import tracking
+
+tracking.FLUSH_S, grow, go = 0, tracking.Run.grow, Path(sys.argv[1])
+
+def held(run, step, values):
+    grow(run, step, values)
+    while step == 7 and not go.exists():
+        time.sleep(0.02)
+
+tracking.Run.grow = held
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_mlflow_shows_a_trainings_curves_while_it_runs_once_and_that_it_was_killed(tmp_path: Path):
+    results = tmp_path / "micro"
+    out, go, record = results / "qwen2/s0/sft", tmp_path / "go", results / "qwen2/s0/sft.run.json"
+    out.parent.mkdir(parents=True)
+    turns = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "me ."}]
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    settings = json.dumps({"steps": 12, "batch_size": 1})
+    command = [sys.executable, "-c", HELD, str(go), "sft", "--data", str(tmp_path / "sft.jsonl"), "--out", str(out)]
+    command += ["--backbone", '{"architecture": "llama", "layers": 1}', "--settings", settings]
+    job = Job("sft", {"backbone": "qwen2", "seed": "0"}, str(out), (str(out),))
+    environment = {**os.environ, MARK: job.mark}
+
+    def points(run) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client(results).get_metric_history(run.info.run_id, "loss")]
+
+    def told() -> list:
+        """The runs of jobs after another look, the newest first."""
+        assert mlflow_runs.sync(results, live=True) is not None
+        return [run for run in runs(results) if "sso.live" in run.data.tags]
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=-2)
+
+        def shown() -> bool:
+            text = tracking.live_path(out).read_text() if tracking.live_path(out).exists() else ""
+            return f"/{process.pid}/" in text and text.count("\n") == 8
+
+        until(lambda: process.poll() or shown(), 120)
+        assert process.poll() is None, process.stdout.read()
+        return process
+
+    killed = start()
+    try:
+        (run,) = told()
+        assert (run.info.status, run.data.tags["path"], run.data.params["steps"]) == ("RUNNING", "qwen2/s0/sft", "12")
+        assert [step for step, _ in points(run)] == [*range(1, 8)] and not record.exists()
+    finally:
+        killed.kill()
+        killed.communicate()
+    (run,) = told()
+    assert run.info.status == "KILLED" and run.data.tags["error"] == "killed: it ended without a record"
+    again = start()
+    try:
+        told()
+        run, other = told()
+        assert (run.info.status, other.info.status) == ("RUNNING", "KILLED")
+        go.touch()
+        assert again.wait(120) == 0
+    finally:
+        again.kill()
+        again.communicate()
+    done, other = told()
+    assert (done.info.run_id, done.info.status, other.info.status) == (run.info.run_id, "FINISHED", "KILLED")
+    whole = json.loads(record.read_text())["metrics"]
+    assert points(done) == [(step, row["loss"]) for step, row in whole] and len(whole) == 12
+    assert len(points(other)) == 7 and not tracking.live_path(out).exists()
+    # The record adds nothing to what was seen, and so does another look.
+    assert mlflow_runs.sync(results) == 0 and len(told()) == 2 and points(done) == points(told()[0])
+    assert done.data.tags["sso.record"] and done.data.tags["output.digest"] == file_digest(out)
+    arm = next(run for run in runs(results) if run.data.tags.get("sso.group") == "qwen2/s0")
+    assert {run.data.tags["mlflow.parentRunId"] for run in told()} == {arm.info.run_id}
+    assert arm.info.status == "FINISHED" and "sso.fresh" not in arm.data.tags
+
+
+def test_a_failed_jobs_record_keeps_the_curve_that_it_had(tmp_path: Path):
+    with pytest.raises(ValueError), tracking.run(tmp_path / "sft", "sft", {}, {}) as run:
+        run.grow(1, {"loss": math.inf})
+        raise ValueError("diverged")
+    assert read(tmp_path / "sft")["metrics"] == [[1, {"loss": None}]]
+
+
 @pytest.mark.slow
 def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
     with socket.socket() as free:
@@ -307,15 +396,15 @@ def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
     uri = f"http://127.0.0.1:{port}"
     for arm in ("sso", "pbaa"):
         work(tmp_path / "micro" / "qwen2" / "s0" / "policy" / arm, arm)
-    assert tracking.sync(tmp_path / "micro", uri) is None
+    assert mlflow_runs.sync(tmp_path / "micro", uri) is None
     assert "`sso mlflow-sync" in capsys.readouterr().err
     command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path)]
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: tracking.sync(tmp_path / "micro", uri) == 2, 180)
-        assert tracking.sync(tmp_path / "micro", uri) == 0
+        until(lambda: mlflow_runs.sync(tmp_path / "micro", uri) == 2, 180)
+        assert mlflow_runs.sync(tmp_path / "micro", uri) == 0
         from mlflow.tracking import MlflowClient
 
         there = MlflowClient(tracking_uri=uri)
@@ -329,7 +418,7 @@ def test_a_server_that_comes_later_gets_everything_once(tmp_path: Path, capsys):
 def test_a_failed_job_is_a_failed_run(tmp_path: Path):
     with pytest.raises(ValueError), tracking.run(tmp_path / "sft", "sft", {}, {}):
         raise ValueError("diverged")
-    tracking.sync(tmp_path)
+    mlflow_runs.sync(tmp_path)
     (run,) = jobs(tmp_path)
     assert run.info.status == "FAILED" and "diverged" in run.data.tags["error"]
 
@@ -341,9 +430,9 @@ def test_a_killed_upload_leaves_no_second_run(tmp_path: Path, monkeypatch: pytes
             "mlflow.tracking.MlflowClient.log_batch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            tracking.sync(tmp_path)
+            mlflow_runs.sync(tmp_path)
     assert jobs(tmp_path) == []
-    assert tracking.sync(tmp_path) == 1
+    assert mlflow_runs.sync(tmp_path) == 1
     assert len(runs(tmp_path)) == 2  # the job and its parent
 
 
@@ -353,7 +442,7 @@ def _work_in(folder: str) -> None:
 
 
 def _sync_in(folder: str) -> int:
-    return tracking.sync(folder)
+    return mlflow_runs.sync(folder)
 
 
 def test_eight_processes_record_and_upload_at_once(tmp_path: Path):
@@ -379,7 +468,7 @@ def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
     with socket.socket() as taken:  # a port on which nobody answers
         taken.bind(("127.0.0.1", 0))
         uri = f"http://user:hunter2@127.0.0.1:{taken.getsockname()[1]}"
-        assert tracking.sync(tmp_path, uri) is None
+        assert mlflow_runs.sync(tmp_path, uri) is None
     warning = capsys.readouterr().err.strip().splitlines()
     assert sum(line.startswith("warning: MLflow") for line in warning) == 1
     assert "hunter2" not in "".join(line for line in warning if line.startswith("warning: MLflow"))
@@ -387,12 +476,12 @@ def test_an_absent_server_costs_a_warning(tmp_path: Path, capsys):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"nowhere: no such folder; give that of a run"):
-        tracking.sync(tmp_path / "nowhere")
+        mlflow_runs.sync(tmp_path / "nowhere")
 
 
 def test_the_environments_address_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other = f"sqlite:///{tmp_path}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     work(tmp_path / "micro" / "sft", "sso")
-    assert tracking.sync(tmp_path / "micro") == 1
+    assert mlflow_runs.sync(tmp_path / "micro") == 1
     assert (tmp_path / "other.db").is_file() and not (tmp_path / "micro" / "mlflow.db").exists()

@@ -172,8 +172,8 @@ class Costs:
             world = self.experiment.world
             probes = 3 * world.benchmark_items if "steering" in settings.judged else 0
             asked = len(settings.tasks) * world.benchmark_items + settings.samples * (world.eval_queries + probes)
-            prompt = device.prompt_tokens + device.principle_tokens
-            return self._work.decode(size, decoding, asked, prompt, device.response_tokens)
+            context = device.prompt_tokens + device.principle_tokens
+            return self._work.decode(size, decoding, asked, context, device.response_tokens)
         loads = [load for task in settings.tasks if (load := _load(task))]
         loads += [benchmarks.of_judges()[name].load for name in settings.judged]
         for load in loads:

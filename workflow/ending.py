@@ -1,19 +1,16 @@
 """What a person reads when a run is done: its first figures, where its page is, what to type next.
 
-Figures are the report's own words (tables/claims.csv), never computed again.
+Figures are the report's own words (told.json), never chosen or computed again.
 """
 
-import csv
+import json
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from report.measured import specs
 from sso.config import Experiment
-
-FIGURES = 3
 
 
 def told(experiment: Experiment, root: Path, path: str, brief: bool = False) -> Iterator[str]:
@@ -30,7 +27,10 @@ def told(experiment: Experiment, root: Path, path: str, brief: bool = False) -> 
     yield f"done: {page}"
     if brief:
         return
-    figures = list(headline(root / "report" / "tables" / "claims.csv"))
+    try:
+        figures = json.loads((page.parent / "told.json").read_text(encoding="utf-8"))["headline"]
+    except FileNotFoundError:  # a page of before
+        figures = []
     if figures:
         yield f"{scale(experiment)}; 95% intervals:"
         yield from (f"  {figure}" for figure in figures)
@@ -38,25 +38,6 @@ def told(experiment: Experiment, root: Path, path: str, brief: bool = False) -> 
         yield "no headline figure has an interval here; the page says why, claim by claim."
     yield "next:"
     yield from (f"  {command}" for command in commands(experiment, root, path))
-
-
-def headline(claims: Path) -> Iterator[str]:
-    """Figures with intervals and their claims' verdicts: those that tables.yaml has on top, over all backbones."""
-    if not claims.is_file():
-        return
-    with claims.open(encoding="utf-8", newline="") as file:
-        rows = {row["claim"]: row for row in csv.DictReader(file)}  # the last row of a claim is that of all backbones
-    tested = {claim: row for claim, row in rows.items() if not row["verdict"].startswith(("not tested", "untestable"))}
-    first: dict[str, dict[str, str]] = {}
-    for spec in specs()["claims"]:
-        if "figure" in spec and spec["claim"] in tested:
-            first.setdefault(spec["figure"], tested[spec["claim"]])
-    marked = list(first.values())
-    for row in [*marked, *(row for row in tested.values() if row not in marked)][:FIGURES]:
-        figure, *notes = row["difference"].split("; ")
-        said = "; ".join([figure, *(note for note in notes if not note.startswith("smallest effect"))])
-        where = "all backbones" if row["backbone"] == "all" else row["backbone"]
-        yield f'{said} ({where}): "{row["claim"]}" {row["verdict"]}'
 
 
 def scale(experiment: Experiment) -> str:

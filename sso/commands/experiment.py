@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sso.config import load, schema
-from sso.jobs import tracking
+from sso.jobs import mlflow_runs, tracking
 from sso.jobs.command import end_start_up
 from sso.records import write_text
 from sso.settings import config_file, read_yaml
@@ -95,8 +95,8 @@ def table(args: argparse.Namespace) -> None:
 
 
 def sync(args: argparse.Namespace) -> None:
-    """Records to MLflow."""
-    tracking.sync(args.results, args.tracking_uri)
+    """Records to MLflow, or curves as they grow."""
+    (mlflow_runs.follow if args.follow else mlflow_runs.sync)(args.results, args.tracking_uri)
 
 
 def print_schema(args: argparse.Namespace) -> None:

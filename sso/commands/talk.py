@@ -46,20 +46,29 @@ def chat(args: argparse.Namespace) -> None:
     for turn, line in enumerate(_lines()):
         if not line.strip():
             said = {name: list(own) for name, (_, own) in starts.items()}
+            if sys.stdin.isatty():
+                print("(a new conversation)", file=sys.stderr)
             continue
-        replies = {}
-        for name, (model, _) in starts.items():
-            asked = [*said[name], Message(role="user", content=line)]
-            # One seed for all: what differs is the model's and the principle's doing.
-            seed = seed_of(args.seed, str(turn), "chat")
-            (made,) = engines[model].generate(
-                [asked], [seed], settings.temperature, settings.top_p, settings.max_new_tokens
-            )
-            if made.missing:
-                print(f"{name}: {made.why}", file=sys.stderr)
-                continue
-            replies[name] = printable(made.text) if sys.stdout.isatty() else made.text
-            said[name] = [*asked, Message(role="assistant", content=made.text)]
+        replies, goes_on = {}, dict(said)
+        try:
+            for name, (model, _) in starts.items():
+                asked = [*said[name], Message(role="user", content=line)]
+                # One seed for all: what differs is the model's and the principle's doing.
+                seed = seed_of(args.seed, str(turn), "chat")
+                (made,) = engines[model].generate(
+                    [asked], [seed], settings.temperature, settings.top_p, settings.max_new_tokens
+                )
+                if made.missing:
+                    print(f"{name}: {made.why}", file=sys.stderr)
+                    continue
+                replies[name] = printable(made.text) if sys.stdout.isatty() else made.text
+                goes_on[name] = [*asked, Message(role="assistant", content=made.text)]
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("\n(stopped; the message is taken back)", file=sys.stderr)
+            continue
+        said = goes_on
         _show(replies, len(starts) > 1)
 
 
@@ -79,9 +88,15 @@ def _lines() -> Iterator[str]:
         if sys.stdin.isatty():
             import readline  # noqa: F401  # input() then edits and remembers lines
 
-            print("A line is a message, an empty one begins anew, Ctrl-D ends.", file=sys.stderr)
+            print(
+                "A line is a message, an empty one begins anew. Ctrl-C stops an answer, Ctrl-D ends.", file=sys.stderr
+            )
             while True:
-                yield input("> ")
+                if sys.stdout.isatty():
+                    yield input("> ")
+                else:  # where replies go to a file or pipe the prompt does not
+                    print("> ", end="", file=sys.stderr, flush=True)
+                    yield input()
         for line in sys.stdin:
             number += 1
             line.encode()  # in a C locale bytes that are no UTF-8 come as lone surrogates

@@ -51,13 +51,13 @@ def sft(args: argparse.Namespace) -> None:
 
             end_start_up()
             distributed.start(args.settings)
-            run.summary.update(fine_tune.train(checkpoint, args.settings, args.seed, args.out, run.log))
+            run.summary.update(fine_tune.train(checkpoint, args.settings, args.seed, args.out, run))
             distributed.stop()
             return
         from sso.train.sft import train
 
         end_start_up()
-        run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run.log))
+        run.summary.update(train(args.backbone, args.settings, Path(args.data), args.seed, args.out, run))
 
 
 def read_records(path: Path, summary: dict[str, Any] | None = None) -> list[Triple] | list[Pair]:

@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from sso.errors import InputError, of_machine, printable
 from sso.jobs import distributed, gpus, lifeline
-from sso.settings import from_yaml, hint, merge, read_yaml, sentence
+from sso.settings import from_yaml, hint, merge, nearest, read_yaml, sentence
 from sso.worlds.settings import MicroWorld, RealWorld, kind_of
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -20,6 +21,21 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one sentence each, with the nearest known name."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        given = sys.argv[1:] if args is None else list(args)
+        self._check_options(given)
+        return super().parse_known_args(given, namespace)
+
+    def _check_options(self, given: Sequence[str]) -> None:
+        """Exit with what an unknown option may mean: argparse would first tell which others are missing."""
+        known = self._option_string_actions
+        for argument in given:
+            name = argument.partition("=")[0]
+            if argument == "--" or (self._subparsers and not argument.startswith("-")):
+                return  # what follows are values, or another parser's
+            if re.fullmatch(r"--[\w-]+", name) and not any(option.startswith(name) for option in known):
+                self.error(f"unknown option {name}; {nearest(name, known) or f'see {self.prog} --help.'}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

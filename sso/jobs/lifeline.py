@@ -37,6 +37,13 @@ def identity(pid: int) -> str | None:
         return None
 
 
+def lives(name: str) -> bool | None:
+    """Whether the process of an `identity` lives; None: it is on another machine, or this is no such name."""
+    machine, _, process = name.rpartition("/")[0].rpartition("/")
+    here = (identity(os.getpid()) or "").rpartition("/")[0].rpartition("/")[0]
+    return identity(int(process)) == name if machine == here and process.isdecimal() else None
+
+
 def name_workflow() -> None:
     """Let commands started from here end with this process."""
     me = identity(os.getpid())

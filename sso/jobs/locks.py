@@ -17,7 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sso.errors import InputError
-from sso.jobs.lifeline import identity
+from sso.jobs.lifeline import identity, lives
 
 BEAT_S, STALE_S = 10.0, 120.0
 """Seconds between heartbeats, and after how many without one an owner on another machine is taken for dead."""
@@ -78,10 +78,7 @@ def _create(lock: Path, text: str) -> bool:
 def _alive(owner: str) -> bool | None:
     """Whether a lock's owner lives; None: it is on another machine, or the lock does not tell."""
     try:
-        name = json.loads(owner)["process"]
-        machine, _, pid_start = name.rpartition("/")[0].rpartition("/")
-        here = (identity(os.getpid()) or "").rpartition("/")[0].rpartition("/")[0]
-        return identity(int(pid_start)) == name if machine == here else None
+        return lives(json.loads(owner)["process"])
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -19,7 +19,7 @@ from sso.hub import checkpoint, rows
 from sso.jobs import distributed
 from sso.preferences import file_rows
 from sso.records import file_digest
-from sso.train.run import MarkingTrainer, arguments, go, kept, last_checkpoint, order, save_trained
+from sso.train.run import Growing, MarkingTrainer, arguments, curve, go, kept, last_checkpoint, order, save_trained
 from sso.train.settings import Sft
 from sso.train.sft import answers, labels
 
@@ -174,8 +174,11 @@ class ResumingTrainer(MarkingTrainer):
         return ByLength(batch, lengths, self)
 
 
-def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> dict[str, float]:
-    """Fine-tune the checkpoint ``start`` and save model and tokenizer to ``out``; goes on from its last checkpoint."""
+def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> dict[str, float]:
+    """Fine-tune the checkpoint ``start`` and save model and tokenizer to ``out``; goes on from its last checkpoint.
+
+    ``run`` is a `sso.jobs.tracking.Run`, which gets the loss by step.
+    """
     engine = distributed.engine_arguments(settings) | {"per_device_train_batch_size": settings.micro_batch_size}
     steps = settings.batch_size / (settings.micro_batch_size * distributed.world_size())
     if steps != int(steps) or steps < 1:
@@ -219,10 +222,10 @@ def train(start: str, settings: Sft, seed: int, out: Path, log: Any = None) -> d
             args=trainer_arguments,
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+            callbacks=[Growing(run)] if run else [],
         )
         result = go(trainer, settings.engine, last, "sft")
-        for row in trainer.state.log_history:
-            if log is not None and "loss" in row:
-                log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
+        for step, values in curve(trainer.state.log_history) if run else ():
+            run.log(step, values)
         save_trained(trainer, settings, tokenizer, out)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

@@ -4,14 +4,14 @@ A training keeps whole checkpoints beside its output (checkpoints.py) and goes o
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sso.chat import save_tokenizer, stop_ids
 from sso.errors import InputError
@@ -25,6 +25,30 @@ from sso.train.settings import Optimization, Spread
 def order(seed: int, epoch: int) -> torch.Generator:
     """What an epoch's order is drawn from: seed and epoch alone."""
     return torch.Generator().manual_seed((seed << 20) + epoch)
+
+
+def curve(history: Iterable[Mapping[str, Any]], before: str = "") -> Iterator[tuple[int, dict[str, float]]]:
+    """Of a Trainer's log history the steps that have a loss, with all their figures; ``before`` each name."""
+    for row in history:
+        if "loss" in row:
+            yield row["step"], {before + k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+
+
+class Growing(TrainerCallback):
+    """Shows a run's curves as they grow (`sso.jobs.tracking.Run`): what a checkpoint has of them, then each log."""
+
+    def __init__(self, run: Any, before: str = ""):
+        self.run, self.before = run, before
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._grow(state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._grow(state.log_history[-1:])
+
+    def _grow(self, history: Iterable[Mapping[str, Any]]) -> None:
+        for step, values in curve(history, self.before):
+            self.run.grow(step, values)
 
 
 class MarkingTrainer(Trainer):

@@ -50,12 +50,15 @@ def answers(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[tu
     return ids, [*spans, (len(prompt), len(ids))]
 
 
-def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, log: Any = None) -> dict[str, float]:
-    """Train from scratch and save model and tokenizer to ``out``. Returns final loss and tokens seen."""
+def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, run: Any = None) -> dict[str, float]:
+    """Train from scratch and save model and tokenizer to ``out``. Returns final loss and tokens seen.
+
+    ``run`` is a `sso.jobs.tracking.Run`, which gets the loss by step.
+    """
     import torch
     from transformers import DataCollatorForSeq2Seq, Trainer
 
-    from sso.train.run import arguments, save
+    from sso.train.run import Growing, arguments, curve, save
     from sso.worlds.micro.models import build
 
     model, tokenizer = build(backbone, seed)
@@ -96,12 +99,12 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, l
         ),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        callbacks=[Growing(run)] if run else [],
     )
     show_steps(trainer, "sft")
     result = trainer.train()
-    for row in trainer.state.log_history:
-        if log is not None and "loss" in row:
-            log(row["step"], {"loss": row["loss"], "learning_rate": row["learning_rate"]})
+    for step, values in curve(trainer.state.log_history) if run else ():
+        run.log(step, values)
     save(model, tokenizer, out)
     counts = {"examples": len(rows), **dialogues.counts(found.left_out)}
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

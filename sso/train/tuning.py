@@ -72,7 +72,7 @@ def train_best(
     from sso.objective import build
     from sso.packing import check_nodes, tokenize
     from sso.train.preference import fit, what_ran, with_adapters
-    from sso.train.run import kept, last_checkpoint, save_trained, training_arguments
+    from sso.train.run import Growing, curve, kept, last_checkpoint, save_trained, training_arguments
 
     tries = rates(training, rate_from, tuning)
     objective, tokenizer, main = build(training), load_tokenizer(model_path), distributed.is_main()
@@ -105,9 +105,10 @@ def train_best(
             checkpoint = last_checkpoint(folder, lambda: key, "train")
             arguments = training_arguments(training, rate, seed, folder)
             model = with_adapters(load_model(model_path), training, seed)
-            trainer = fit(model, tokenizer, made.samples, scores, objective, arguments, checkpoint)
-            steps = [row for row in trainer.state.log_history if "loss" in row]
-            result = {"learning_rate": rate, "final_loss": steps[-1]["loss"] if steps else None}
+            growing = Growing(run, f"rate {rate:g}/" if len(tries) > 1 else "")
+            trainer = fit(model, tokenizer, made.samples, scores, objective, arguments, checkpoint, [growing])
+            steps = list(curve(trainer.state.log_history))
+            result = {"learning_rate": rate, "final_loss": steps[-1][1]["loss"] if steps else None}
             if judged_by:
                 result["win_rate"] = win_rate(model, tokenizer, judged_by, seed)
             results.append(result)
@@ -119,8 +120,8 @@ def train_best(
         if main:
             choice = {"learning_rate": tries[best], "tries": results, "template": describe(tokenizer)}
             write_text(out / "tuning.json", json.dumps(choice, indent=1) + "\n")
-    for row in log:
-        run.log(row["step"], {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
+    for step, values in log:
+        run.log(step, values)
     run.summary.update({"learning_rate": tries[best], **made.counts, "final_loss": results[best]["final_loss"]})
     distributed.stop()
 

@@ -15,7 +15,7 @@ from sso.worlds.micro import data, lexicon
 from sso.worlds.micro.models import build, tokenizer
 from sso.worlds.micro.oracle import NEAR, Oracle
 from sso.worlds.micro.world import LAWS, Writer, facts
-from sso.worlds.settings import MicroWorld
+from sso.worlds.settings import MicroWorld, Noise
 
 WORLD = MicroWorld(
     entities=60, sft_examples=200, train_queries=40, tune_queries=20, eval_queries=30, benchmark_items=10
@@ -188,3 +188,21 @@ def test_models_are_transformers_own_and_depend_on_the_seed(architecture):
     again, other = build(backbone, 0)[0], build(backbone, 1)[0]
     first = model.get_input_embeddings().weight
     assert first.equal(again.get_input_embeddings().weight) and not first.equal(other.get_input_embeddings().weight)
+
+
+def test_a_law_of_ones_own_is_between_the_two_and_changes_no_default():
+    half = Noise(good=0.425, bad=0.625, gross=0.425)
+    assert Writer(MicroWorld(noise=half)).law == half
+    assert "noise" not in MicroWorld().model_dump()  # else every finished job of an older run would run again
+    assert MicroWorld(noise=LAWS["base"]).title == "micro, noise 0.25, 0.45, 0.7"
+    rows = [list(data.sft(Writer(world), 30)) for world in (MicroWorld(noise=LAWS["base"]), MicroWorld(name="base"))]
+    assert rows[0] == rows[1]
+    assert list(data.sft(Writer(MicroWorld(noise=half)), 30)) not in rows
+
+
+def test_the_map_goes_from_one_world_to_the_other():
+    from benchmarks.micro_map import points
+
+    laws = [law for _, law in points()]
+    assert len({name for name, _ in points()}) == len(laws) == 9
+    assert (laws[0], laws[-1]) == (LAWS["a1"].model_dump(), LAWS["base"].model_dump())

@@ -1,5 +1,6 @@
 """Settings of the worlds with an exact oracle."""
 
+from operator import not_
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -24,6 +25,17 @@ class Sizes(Settings):
     """Pairs of the annotated preference set, which the paper's Skywork set is to the arms' pairs: 80k to 60k."""
 
 
+class Noise(Settings):
+    """How the micro-world's procedure follows principles, of which SFT's corpus is made."""
+
+    good: float = Field(ge=0, le=1)
+    """A good principle multiplies the named flaws' rates by this."""
+    bad: float = Field(ge=0, le=1)
+    """A bad one produces each named flaw with this probability."""
+    gross: float = Field(ge=0, le=1)
+    """A share of those in the gross form, which never occurs otherwise."""
+
+
 class MicroWorld(Sizes):
     """The micro-world: a procedural language with an exact oracle (docs/microworld.md)."""
 
@@ -38,6 +50,8 @@ class MicroWorld(Sizes):
     """Benchmarks that it has a file of."""
     name: Literal["a1", "base"] = "a1"
     """Noise law: in `a1` bad principles mostly elicit near misses, in `base` mostly gross flaws."""
+    noise: Noise | None = Field(None, exclude_if=not_)
+    """A law of one's own in its place (docs/micro_map.md)."""
     queries: Law = "zipf"
     """How often the queries of training, tuning and evaluation, the annotated set's and the benchmarks' name an entity:
     by the Zipf(1) law of SFT's corpus, or all alike, which asks mostly for facts that no model was shown."""
@@ -46,7 +60,8 @@ class MicroWorld(Sizes):
     @property
     def title(self) -> str:
         """The world in a few words."""
-        return f"micro, {self.name}" + (", uniform queries" if self.queries == "uniform" else "")
+        own = self.noise and f"noise {self.noise.good:g}, {self.noise.bad:g}, {self.noise.gross:g}"
+        return f"micro, {own or self.name}" + (", uniform queries" if self.queries == "uniform" else "")
 
 
 class RealWorld(Sizes):

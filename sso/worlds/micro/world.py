@@ -14,7 +14,7 @@ from random import Random
 from sso.records import Message
 from sso.worlds.micro import lexicon as lex
 from sso.worlds.micro.oracle import Fact, Marker, Oracle, Root, SetUp, Slot, Sum, Task
-from sso.worlds.settings import Law, MicroWorld
+from sso.worlds.settings import Law, MicroWorld, Noise
 
 # How often an answer without a principle shows each near flaw.
 BASE_RATES = {
@@ -28,17 +28,7 @@ BASE_RATES = {
 }
 
 
-@dataclass(frozen=True)
-class NoiseLaw:
-    """A good principle multiplies the named flaws' rates by ``good``; a bad one produces each named flaw with
-    probability ``bad``, a share ``gross`` of them in the gross form that never occurs otherwise."""
-
-    good: float
-    bad: float
-    gross: float
-
-
-LAWS = {"a1": NoiseLaw(good=0.6, bad=0.8, gross=0.15), "base": NoiseLaw(good=0.25, bad=0.45, gross=0.70)}
+LAWS = {"a1": Noise(good=0.6, bad=0.8, gross=0.15), "base": Noise(good=0.25, bad=0.45, gross=0.70)}
 
 FAMILIES = {"arithmetic": 0.25, "algebra": 0.15, "fact": 0.15, "two_hop": 0.10, "constraint": 0.15, "open": 0.20}
 
@@ -82,7 +72,7 @@ class Writer:
 
     def __init__(self, world: MicroWorld):
         self.world, self.oracle, self.facts = world, Oracle(world), facts(world)
-        self.law, self.names = LAWS[world.name], list(self.facts)
+        self.law, self.names = world.noise or LAWS[world.name], list(self.facts)
 
     # Prompts
 

@@ -27,7 +27,9 @@ def plain(text: str) -> str:
 
     For endpoints, whose server puts text and template together before it is tokenised.
     """
-    return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", text)
+    while _CONTROL.search(text):  # one may stand within another: `<|[INST]|>`
+        text = _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", text)
+    return text
 
 
 def after_reasoning(reply: str) -> str:

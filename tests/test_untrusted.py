@@ -93,6 +93,7 @@ def test_no_answer_can_leave_the_annotators_prompt(attack):
 
 
 @settings(max_examples=200, deadline=None)
+@example(["<|", "[INST]", "|>"])
 @given(st.lists(st.sampled_from([*ATTACKS, "<|", "|>", "<", ">", "|", "</s>", "[INST]", "a", "\n"]), max_size=8))
 def test_nothing_is_left_that_spells_a_control_token(parts):
     text = plain("".join(parts))

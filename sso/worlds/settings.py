@@ -51,7 +51,7 @@ class MicroWorld(Sizes):
     name: Literal["a1", "base"] = "a1"
     """Noise law: in `a1` bad principles mostly elicit near misses, in `base` mostly gross flaws."""
     noise: Noise | None = Field(None, exclude_if=not_)
-    """A law of one's own in its place (docs/micro_map.md)."""
+    """A law of one's own in its place (docs/micro_results.md)."""
     queries: Law = "zipf"
     """How often the queries of training, tuning and evaluation, the annotated set's and the benchmarks' name an entity:
     by the Zipf(1) law of SFT's corpus, or all alike, which asks mostly for facts that no model was shown."""

@@ -103,6 +103,12 @@ def _needs_oracle(name: str) -> bool:
     return all(column.needs == "oracle" for column in of_judges()[name].columns.values())
 
 
+def _needs_start(name: str) -> bool:
+    from eval.benchmarks import of_judges
+
+    return of_judges()[name].needs_start
+
+
 def _known_mirror(name: str) -> str:
     from eval.benchmarks import of_lm_eval
 
@@ -171,6 +177,11 @@ class Evaluation(Vllm):
             if judge.kind != "oracle" and name in self.judged and _needs_oracle(name):
                 raise ValueError(f"judged: {name} is measured by the oracle alone; leave it out, or take that judge")
         return self
+
+    @property
+    def needs_start(self) -> list[str]:
+        """The judged benchmarks that compare with the starting model's own answers."""
+        return [name for name in self.judged if _needs_start(name)]
 
     def drawn_as(self, benchmark: str) -> "Evaluation":
         """These settings with the decoding of one benchmark's answers."""

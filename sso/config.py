@@ -148,6 +148,11 @@ class Experiment(Settings):
             return values
         if isinstance(asked := values.get("evaluation"), dict) and asked.get("difficulty") == "hub":
             values = {**values, "evaluation": {**asked, "difficulty": OFFICIAL_DIFFICULTY}}
+        data, asked = values.get("data"), values.get("evaluation") or {}
+        if isinstance(data, dict) and data.get("held_out") and isinstance(asked, dict) and "judged" not in asked:
+            judge = asked.get("judge")
+            given = isinstance(judge, dict) and judge.get("kind", "oracle") != "oracle"
+            values = {**values, "evaluation": {**asked, "judged": ["against_start"] if given else []}}
         if isinstance(local := values.get("local"), dict):
             values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}
         if isinstance(revisions := values.get("revisions"), dict):
@@ -212,6 +217,8 @@ class Experiment(Settings):
                 self._check_evaluation(key, name)
                 if self.evaluation_of(key, name).difficulty != self.evaluation.difficulty:
                     raise ValueError(f"evaluation.difficulty: one for all, so arm {name!r} and {key!r} can't set it")
+        for key in self.backbones:
+            self._check_start(key, [n for n, arm in self.arms.items() if arm.backbones is None or key in arm.backbones])
         kinds = {writer.kind == "policy" for writer in self.all_writers}
         if len(kinds) > 1:
             raise ValueError("writers: either all principles are written by the policy itself or none")
@@ -238,6 +245,25 @@ class Experiment(Settings):
         if self.world is None and self.evaluation.judge.kind == "oracle" and self.evaluation.judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only its world; give `world`, or another judge")
         return self
+
+    def _check_start(self, backbone: str, arms: list[str]) -> None:
+        """Raise ValueError where an arm is to be compared with a starting model's answers that nobody makes."""
+        asked = {name: set(self.evaluation_of(backbone, name).needs_start) for name in arms}
+        if not any(asked.values()):
+            return
+        one = next(iter(set.union(*asked.values())))
+        if self.world is not None:
+            raise ValueError(
+                f"evaluation.judged: {one} is for prompts of one's own; a world has `sft_wr`, leave it out"
+            )
+        if not self.data.held_out:
+            raise ValueError(f"evaluation.judged: {one} asks prompts that are held out; give `data.held_out`")
+        base = next((name for name in arms if self.arms[name].policy is None), None)
+        if base is None or not asked[base] >= set.union(*asked.values()):
+            raise ValueError(
+                f"evaluation.judged: {one} compares with the starting model; give {backbone} an arm without `policy` "
+                "that answers it too, or leave it out"
+            )
 
     def _check_evaluation(self, backbone: str, arm: str) -> None:
         """Raise ValueError, with the key, for what is laid over the evaluation and does not fit it."""

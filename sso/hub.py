@@ -57,21 +57,39 @@ def rows(
     return found.select(range(min(limit, len(found)))) if limit else found
 
 
-def queries(data: Data) -> list[Query]:
-    """The prompts of ``data.queries``: of a file, or a column of a hub's data set, a prompt that occurs again left out.
+def queries(data: Data) -> tuple[list[Query], list[Query]]:
+    """The prompts that are trained on, and those that are held out, fewer than `held_out` where there are fewer.
+
+    Of a file, or a column of a hub's data set, a prompt that occurs again left out.
 
     Raises:
         InputError: the data set has no such column, or it can't be reached.
     """
+    found = _all_queries(data)
+    trained, rest = found[: data.limit], found[data.limit :] if data.limit else []
+    known, others = set(map(_said, trained)), dict[tuple[tuple[str, str], ...], Query]()
+    for query in rest:
+        if _said(query) not in known:
+            others.setdefault(_said(query), query)
+    return trained, list(others.values())[: data.held_out]
+
+
+def _said(query: Query) -> tuple[tuple[str, str], ...]:
+    """What two rows with the same prompt have in common."""
+    return tuple((message.role, message.content.strip()) for message in query.prompt)
+
+
+def _all_queries(data: Data) -> list[Query]:
     assert data.queries is not None, "without them the queries are the micro-world's"
     if Path(data.queries).is_file():
-        return read(data.queries, Query)[: data.limit]
+        return read(data.queries, Query)
     found = rows(data.queries, data.split)
     if data.column not in found.column_names:
         known = ", ".join(found.column_names)
         raise InputError(f"{data.queries}: no column {data.column!r}; set data.column to one of: {known}.")
     prompts = dict.fromkeys(prompt for prompt in found[data.column] if isinstance(prompt, str) and prompt.strip())
-    made = [Query(id=hashlib.sha256(p.encode()).hexdigest()[:16], prompt=p) for p in list(prompts)[: data.limit]]
+    wanted = data.limit and data.limit + data.held_out
+    made = [Query(id=hashlib.sha256(p.encode()).hexdigest()[:16], prompt=p) for p in list(prompts)[:wanted]]
     print(f"queries: {len(made)} of {len(found)} rows of {data.queries}; repeated and empty prompts are left out")
     return made
 

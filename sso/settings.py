@@ -67,11 +67,21 @@ class Data(Settings):
     column: str = "prompt"
     """The column of a hub data set that holds the prompts."""
     limit: int | None = Field(None, ge=1)
+    held_out: int = Field(0, ge=0, exclude_if=not_)
+    """So many prompts behind the first `limit`, which is given then, none of them among these: nothing is trained on
+    them. A config with a judge that names no `judged` compares each arm's answers to them with the starting model's
+    (`against_start`)."""
     tune: str | None = None
     generator_queries: int | None = Field(None, ge=1)
     """Generators train on the triples of so many first queries; None: of all. The paper: 8,000 of 60,000."""
     preferences: Preferences | None = None
     """Annotated pairs for arms with `data: annotated`."""
+
+    @model_validator(mode="after")
+    def _limited(self) -> "Data":
+        if self.held_out and self.limit is None:
+            raise ValueError("`held_out` takes prompts behind the first `limit`: give `limit` too, or `held_out: 0`")
+        return self
 
 
 class Wheel(Settings):

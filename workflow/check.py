@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eval import sources, stock
+from sso import hub
 from sso.chat import check_checkpoint, check_prompts, check_system
 from sso.config import Experiment
 from sso.errors import InputError
@@ -57,9 +58,15 @@ def check(experiment: Experiment) -> None:
     bench = experiment.evaluation.rewardbench
     if experiment.rewards and experiment.world is None and not Path(bench).exists() and not is_hub_name(bench):
         raise InputError(f"evaluation.rewardbench: {bench}: no such file; give one, or its name on the hub.")
-    queries = []
+    queries: list[Query] = []
     if experiment.data.queries is not None and Path(experiment.data.queries).is_file():
-        queries = read(experiment.data.queries, Query)[: experiment.data.limit]
+        data = experiment.data
+        queries, held_out = hub.queries(data)
+        if len(held_out) < data.held_out and any(one.needs_start for one in experiment.evaluations):
+            raise InputError(
+                f"{data.queries}: `data.held_out` takes {data.held_out} prompts, but {len(held_out)} others stand "
+                f"behind the first {data.limit}; give more, or a smaller `data.limit` or `data.held_out`."
+            )
     elif experiment.data.queries is not None and not is_hub_name(experiment.data.queries):
         raise InputError(f"{experiment.data.queries}: no such file; give a file or a data set's name on the hub.")
     if experiment.data.tune is not None:

@@ -179,7 +179,8 @@ class Costs:
         for load in loads:
             prompt = device.prompt_tokens if load.prompt is None else load.prompt
             new = device.response_tokens if load.new is None else load.new
-            part = self._work.decode(size, decoding, load.items, prompt, new, load.scored)
+            items = load.items or self.experiment.data.held_out
+            part = self._work.decode(size, decoding, items, prompt, new, load.scored)
             total.tokens, total.hours = total.tokens + part.tokens, total.hours + part.hours
             total.memory_gb, total.host_gb = max(total.memory_gb, part.memory_gb), part.host_gb
         total.gpus = settings.tensor_parallel if loads or settings.tasks else 0
@@ -188,8 +189,9 @@ class Costs:
     def _judge(self, job: Job) -> Cost:
         settings, total = _as(Evaluation, job), Cost()
         for name in settings.judged:
-            asked, samples = benchmarks.of_judges()[name].judging, settings.samples if name == "alpaca_eval" else 1
-            part = self._ask(settings.judge_of(name), samples * asked.requests, asked.read, asked.said)
+            record, times = benchmarks.of_judges()[name], settings.samples if name == "alpaca_eval" else 1
+            asked, times = record.judging, times if record.load.items else self.experiment.data.held_out
+            part = self._ask(settings.judge_of(name), times * asked.requests, asked.read, asked.said)
             total.requests, total.money = total.requests + part.requests, total.money + part.money
             total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours
             total.tokens, total.memory_gb = total.tokens + part.tokens, max(total.memory_gb, part.memory_gb)

@@ -39,14 +39,23 @@ def answer(make: Stages, name: str, model: Model, run: str, iteration: int = 0) 
     )
 
 
-def start(make: Stages, name: str) -> str | None:
-    """The folder of the starting model's answers that an arm's are compared with, in the micro-world.
+def _base(make: Stages) -> str | None:
+    """The first arm whose model is the starting one."""
+    return next((key for key, arm in make.arms.items() if arm.policy is None), None)
 
-    Where both draw one sample a query there is nothing to compare: they would share their random numbers.
+
+def start(make: Stages, name: str) -> str | None:
+    """The folder of the starting model's answers that an arm's are compared with.
+
+    Where the oracle judges and both draw one sample a query there is nothing to compare: they would share their random
+    numbers.
     """
-    base = next((key for key, arm in make.arms.items() if arm.policy is None), None)
-    if make.world is None or base in (None, name):
+    base = _base(make)
+    if base in (None, name):
         return None
+    if make.world is None:
+        asked = make.experiment.evaluation_of(make.name, name).needs_start
+        return make.draft.paths.path("answer", **make.at, run=base) if asked else None
     ours, theirs = (make.experiment.evaluation_of(make.name, key) for key in (name, base))
     own = [set(settings.judged) for settings in (ours, theirs)]
     oracle = any(ours.judge_of(benchmark).kind == "oracle" for benchmark in ours.judged)
@@ -57,6 +66,9 @@ def start(make: Stages, name: str) -> str | None:
 def judge(make: Stages, answers: Job) -> Job:
     """The judgement of a model's open answers."""
     settings = make.experiment.evaluation_of(make.name, str(answers.arm))
+    if answers.arm == _base(make):
+        others = [name for name in settings.judged if name not in settings.needs_start]
+        settings = settings.model_copy(update={"judged": others})
     against = start(make, str(answers.arm))
     fixed = [file for name in settings.judged for file in benchmarks.of_judges()[name].reads]
     return make.add(

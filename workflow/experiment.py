@@ -39,7 +39,8 @@ class Grid(Jobs):
 def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
     """The experiment of the config files, later ones on top, then of what ``--config`` gave.
 
-    ``model``, ``queries`` and ``gsm8k`` are short for the places that `config/local_model.yaml` leaves open.
+    ``model``, ``queries``, ``gsm8k`` and ``judge`` (a reward model's folder or name, or a judge's settings) are short
+    for the places that `config/local_model.yaml` leaves open.
     """
     values: dict[str, Any] = {}
     for file in files:
@@ -55,6 +56,10 @@ def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
         values = merge(values, {"data": {"queries": str(given.pop("queries"))}})
     if "gsm8k" in given:
         values = merge(values, {"evaluation": {"tasks": _with_gsm8k(values, str(given.pop("gsm8k")))}})
+    if "judge" in given:
+        judge = given.pop("judge")
+        judge = {"kind": "reward", "path": judge} if isinstance(judge, str) else judge
+        values = merge(values, {"evaluation": {"judge": judge}})
     return parse(lay(values, given, "--config"), " + ".join(map(str, files)))
 
 

@@ -77,7 +77,8 @@ class Draft:
     def _data_files(self) -> dict[str, str]:
         folder, queries = self.data_folder, [f"queries{t}" for t in range(1, self.iterations + 1)]
         if self.experiment.world is None:
-            names = [*queries, "queries_all", *(["tune"] if self.experiment.data.tune else [])]
+            data = self.experiment.data
+            names = [*queries, "queries_all", *(name for name in ("held_out", "tune") if getattr(data, name))]
             files = {name: f"{folder}/{name}.jsonl" for name in names}
             return files | {name: f"{folder}/{file_name(name)}" for name in self.judged_files}
         names = [

@@ -37,7 +37,8 @@ class Column:
 @dataclass(frozen=True)
 class Load:
     """Rough means, for the cost model: ``items`` prompts of ``prompt`` tokens with ``new`` tokens drawn, or ``scored``
-    continuations, for each. None: as long as the experiment's own prompts and responses."""
+    continuations, for each. No items: as many as are held out (`data.held_out`). None: as long as the experiment's own
+    prompts and responses."""
 
     items: int
     prompt: float | None = None
@@ -47,7 +48,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Judging:
-    """Rough means, for the cost model: a judge's requests, and tokens that it reads and says in each."""
+    """Rough means, for the cost model: a judge's requests (for each prompt where `Load` has no items), and tokens that
+    it reads and says in each."""
 
     requests: int
     read: int
@@ -152,3 +154,5 @@ class Judged:
     """A prompt's whole conversation, which a chat template must take; None: its `prompt`."""
     items: Callable[[Rows], dict[str, Items]] | None = None
     """Rows of ``judged`` -> scores of items by metric."""
+    needs_start: bool = False
+    """Whether answers are compared with the starting model's own, which so has no figure itself."""

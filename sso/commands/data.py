@@ -45,18 +45,20 @@ def data(args: argparse.Namespace) -> None:
         from sso import hub
 
         real = given.data
-        queries = hub.queries(real)
+        queries, held_out = hub.queries(real)
         if len(queries) < count:
             raise InputError(f"{real.queries}: {len(queries)} queries are too few for {count} iterations; give more.")
         for t in range(count):
             write(args.out / f"queries{t + 1}.jsonl", queries[t::count])
         write(args.out / "queries_all.jsonl", queries)
+        if real.held_out:
+            write(args.out / "held_out.jsonl", held_out)
         if real.tune:
             write(args.out / "tune.jsonl", read(real.tune, Query))
         for name, source in given.files.items():
             found = hub.fetch(source)
             write_text(args.out / name, found.read_text(encoding="utf-8"))
-        run.summary["queries"] = len(queries)
+        run.summary |= {"queries": len(queries)} | ({"held_out": len(held_out)} if real.held_out else {})
 
 
 def preferences(args: argparse.Namespace) -> None:

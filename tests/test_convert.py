@@ -372,7 +372,7 @@ def test_snakemake_goes_from_the_wheel_to_triples(tiny, tmp_path):
         "experiment": "wheel",
         "seeds": [0, 1],
         "backbones": {"local": None, "tiny": {"wheel": tiny[0].model_dump()}},
-        "data": {"queries": str(tmp_path / "q.jsonl"), "limit": None},
+        "data": {"queries": str(tmp_path / "q.jsonl"), "limit": None, "held_out": 0},
         "principles": {"max_new_tokens": 8, "dtype": "float32"},
         "sampling": {"max_new_tokens": 8, "dtype": "float32"},
     }

@@ -149,9 +149,9 @@ class Experiment(Settings):
         if isinstance(asked := values.get("evaluation"), dict) and asked.get("difficulty") == "hub":
             values = {**values, "evaluation": {**asked, "difficulty": OFFICIAL_DIFFICULTY}}
         data, asked = values.get("data"), values.get("evaluation") or {}
-        if isinstance(data, dict) and data.get("held_out") and isinstance(asked, dict) and "judged" not in asked:
+        if isinstance(data, dict) and "held_out" in data and isinstance(asked, dict) and "judged" not in asked:
             judge = asked.get("judge")
-            given = isinstance(judge, dict) and judge.get("kind", "oracle") != "oracle"
+            given = data["held_out"] and isinstance(judge, dict) and judge.get("kind", "oracle") != "oracle"
             values = {**values, "evaluation": {**asked, "judged": ["against_start"] if given else []}}
         if isinstance(local := values.get("local"), dict):
             values = {**_replaced({k: v for k, v in values.items() if k != "local"}, local), "local": local}

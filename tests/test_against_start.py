@@ -200,3 +200,8 @@ def test_two_models_are_answered_and_judged_by_command(tmp_path, tiny_checkpoint
         assert main(["judge", *files, *shared, "--against", str(tmp_path / "base")]) == 0
     scores = json.loads((tmp_path / "judged/scores.json").read_text())
     assert scores["start_wr"]["n"] == 3 and scores["judge"]["asked"] == 6 == 2 * len(ours)
+
+
+def test_a_config_that_holds_nothing_out_compares_nothing():
+    given = {"model": "OWNER/NAME", "queries": "OWNER/PROMPTS", "data": {"limit": None, "held_out": 0}}
+    assert experiments.load([REPOSITORY / "config" / "local_model.yaml"], given).evaluation.judged == []

@@ -8,11 +8,12 @@ left. Prints a Markdown table: means over both backbones; intervals are the repo
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pandas as pd
 
 from sso.worlds.micro.world import LAWS
 
@@ -30,22 +31,11 @@ def points() -> Iterator[tuple[str, dict[str, float]]]:
             yield f"map_follow{round(100 * follow)}_gross{round(100 * gross)}", {k: round(v, 4) for k, v in law.items()}
 
 
-def means(report: Path) -> dict[tuple[str, str], float]:
-    """(arm, metric) -> mean over backbones and seeds."""
-    found: dict[tuple[str, str], list[float]] = {}
-    with (report / "results.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault((row["arm"], row["metric"]), []).append(float(row["value"]))
-    return {key: sum(values) / len(values) for key, values in found.items()}
-
-
 def difference(report: Path) -> str:
     """SSO's win rate less PBAA's, over both backbones, with its interval."""
-    with (report / "tables" / "comparisons.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if (row["a"], row["b"], row["metric"], row["backbone"]) == ("SSO", "PBAA", "alpaca_eval2_wr", "all"):
-                return f"{float(row['difference']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
-    return "-"
+    rows = pd.read_csv(report / "tables" / "comparisons.csv")
+    (row,) = rows.query("a == 'SSO' and b == 'PBAA' and metric == 'alpaca_eval2_wr' and backbone == 'all'").itertuples()
+    return f"{row.difference:.2f} [{row.low:.2f}, {row.high:.2f}]"
 
 
 def main() -> None:
@@ -54,7 +44,8 @@ def main() -> None:
     parser.add_argument("--cores", default="all")
     parser.add_argument("--results", type=Path, default=Path("results"))
     args = parser.parse_args()
-    heads = ["good, bad, gross", "SSO - PBAA, points", "SFT, %", "PBAA, %", "SSO, %", "oracle's pairs, %"]
+    heads = ["good, bad, gross", "SSO - PBAA, points", "SFT, %", "PBAA, %", "SSO, %"]
+    heads += ["PBAA's pairs, right labels, %", "on-policy pairs, right labels, %"]
     heads += ["accuracy: PBAA", "SSO", "mean probability: PBAA", "SSO", "NLL of y-: PBAA", "SSO"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
     for name, law in points():
@@ -63,8 +54,8 @@ def main() -> None:
         command = ["snakemake", "--cores", args.cores, "--configfile", "config/micro_map.yaml", "--config", *given]
         subprocess.run([sys.executable, "-m", *command], check=True, stdout=sys.stderr)
         report = args.results / name / "report"
-        of = means(report)
-        rates = [f"{of[arm, 'alpaca_eval2_wr']:.1f}" for arm in ("base", "pbaa", "sso", "annotated")]
+        of = pd.read_csv(report / "results.csv").groupby(["arm", "metric"]).value.mean()
+        rates = [f"{of[arm, 'alpaca_eval2_wr']:.1f}" for arm in ("base", "pbaa", "sso", "relabelled", "annotated")]
         rest = [f"{of[arm, metric]:.3f}" for metric in COLUMNS for arm in ("pbaa", "sso")]
         print(
             "| " + " | ".join([", ".join(map(str, law.values())), difference(report), *rates, *rest]) + " |", flush=True

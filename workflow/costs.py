@@ -105,15 +105,12 @@ class Costs:
 
     def _sft(self, job: Job) -> Cost:
         sft = _as(Sft, job)
-        world = self.experiment.world
-        long = world.DIALOGUE if world and not sft.data else SFT_TOKENS
+        corpus = None if sft.data else self.experiment.world
+        count, long = (corpus.sft_examples, corpus.DIALOGUE) if corpus else (SFT_EXAMPLES, SFT_TOKENS)
         if sft.steps > 0:
             tokens, micro = float(sft.steps * sft.batch_size * long), 4096
         else:
-            tokens, micro = (
-                sft.epochs * (sft.limit or (world.sft_examples if world else SFT_EXAMPLES)) * long,
-                sft.micro_batch_size * sft.max_length,
-            )
+            tokens, micro = sft.epochs * (sft.limit or count) * long, sft.micro_batch_size * sft.max_length
         return self._work.fit(self._backbone(job), sft, tokens, micro)
 
     def _principles(self, job: Job) -> Cost:
@@ -189,8 +186,10 @@ class Costs:
     def _judge(self, job: Job) -> Cost:
         settings, total = _as(Evaluation, job), Cost()
         for name in settings.judged:
-            record, times = benchmarks.of_judges()[name], settings.samples if name == "alpaca_eval" else 1
-            asked, times = record.judging, times if record.load.items else self.experiment.data.held_out
+            record = benchmarks.of_judges()[name]
+            asked = record.judging
+            samples = settings.samples if name == "alpaca_eval" else 1
+            times = samples if record.load.items else self.experiment.data.held_out
             part = self._ask(settings.judge_of(name), times * asked.requests, asked.read, asked.said)
             total.requests, total.money = total.requests + part.requests, total.money + part.money
             total.gpus, total.hours = max(total.gpus, part.gpus), total.hours + part.hours

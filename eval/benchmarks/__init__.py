@@ -29,7 +29,7 @@ def of_judges() -> dict[str, Judged]:
 
 @cache
 def micro() -> dict[str, LmEval]:
-    """Those of which the micro-world has a look-alike."""
+    """Those of which a world has a look-alike."""
     return {name: record for name, record in of_lm_eval().items() if record.micro is not None}
 
 

@@ -1,5 +1,7 @@
 """IFEval: instructions that a program can check."""
 
+from dataclasses import replace
+
 from eval.benchmarks.record import Column, LmEval, Load, Rows
 from sso.worlds.real.checkers import NEEDS_PUNKT, load_checkers
 
@@ -40,18 +42,6 @@ IFEVAL = LmEval(
     prepare=prepare,
     scores=scores,
 )
-NEW_KINDS = LmEval(
-    "ifeval_new_kinds",
-    stock="ifeval",
-    folder="ifeval",
-    columns=COLUMNS,
-    column=Column("IFEval, new kinds"),
-    score="ifeval",
-    own_examples=True,
-    micro=COLUMNS,
-    only_world=True,
-    prepare=prepare,
-    scores=scores,
-)
+NEW_KINDS = replace(IFEVAL, name="ifeval_new_kinds", column=Column("IFEval, new kinds"), load=None, only_world=True)
 """The same on constraints of kinds that nothing was trained on, which only the real world has (docs/real_lm.md)."""
 BENCHMARKS = (IFEVAL, NEW_KINDS)

@@ -90,7 +90,7 @@ class LmEval:
     own_examples: bool = False
     """Whether worked examples are part of the stock task, and none come from the mirror."""
     micro: tuple[str, ...] | None = None
-    """What each row of the micro-world's look-alike must have; None: there is none."""
+    """What each row of a world's look-alike must have; None: there is none."""
     only_world: bool = False
     """Whether it is a world's alone: there is no `real_<name>`."""
     micro_likelihoods: bool = False

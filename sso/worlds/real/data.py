@@ -6,7 +6,7 @@ asked about each answer that is made. Same settings and sources, same bytes.
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,15 +48,15 @@ class Writer:
     def respond(self, prompt: str, asked: list[Constraint], kept: Sequence[bool], random: Random) -> str | None:
         """A real answer to ``prompt``, changed so that it keeps each constraint or not as ``kept`` says, which the
         checkers confirm; None where a few tries made none."""
+        wanted = dict(zip((one.kind.id for one in asked), kept, strict=True))
         for _ in range(TRIES):
             made: Any = list(random.choice(self.corpus[prompt]))
-            wanted = dict(zip((one.kind.id for one in asked), kept, strict=True))
             for one in sorted(asked, key=lambda one: STAGES.index(one.kind.stage)):
                 edit = one.kind.edit if wanted[one.kind.id] else one.kind.avoid
                 if isinstance(made, list) and one.kind.stage in ("frame", "letters"):
                     made = " ".join(made)
                 if edit:
-                    made = edit(made, one.option.arguments, prompt, random)
+                    made = edit(made, one.option.arguments, prompt)
             text = " ".join(made) if isinstance(made, list) else made
             if is_answer(text) and all(one.kept(text) == wanted[one.kind.id] for one in asked):
                 return text
@@ -110,7 +110,7 @@ def _worse(example: Example, random: Random) -> str:
     return min((example.answer(random) for _ in range(2)), key=example.score)
 
 
-def _sft(examples: Iterator[Example], random: Random) -> Iterator[dict[str, Any]]:
+def _sft(examples: Iterable[Example], random: Random) -> Iterator[dict[str, Any]]:
     """Half without principle, a quarter good, a quarter bad."""
     for number, example in enumerate(examples):
         good = random.choice([None, None, True, False])
@@ -120,7 +120,7 @@ def _sft(examples: Iterator[Example], random: Random) -> Iterator[dict[str, Any]
         yield {"id": str(number), "messages": [turn.model_dump() for turn in turns]}
 
 
-def _ifeval(examples: Iterator[Example]) -> Iterator[dict[str, Any]]:
+def _ifeval(examples: Iterable[Example]) -> Iterator[dict[str, Any]]:
     for number, example in enumerate(examples):
         yield {
             "key": number,
@@ -130,15 +130,15 @@ def _ifeval(examples: Iterator[Example]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _pairs(examples: Iterator[Example], random: Random) -> Iterator[tuple[list[Message], str, str]]:
+def _pairs(examples: Iterable[Example], random: Random) -> Iterator[tuple[list[Message], str, str]]:
     """Two answers of the procedure, each unprompted or after a good or a bad principle, the better by the oracle
     first."""
     for example in examples:
         while True:
             drafts = [example.answer(random, good) for good in random.choices([None, True, False], k=2)]
-            low, high = sorted(drafts, key=example.score)
-            if example.score(low) < example.score(high):
-                yield example.prompt, high, low
+            (low, worse), (high, better) = sorted((example.score(draft), draft) for draft in drafts)
+            if low < high:
+                yield example.prompt, better, worse
                 break
 
 
@@ -174,20 +174,20 @@ def write_all(world: RealWorld, out: Path, query_sets: int = 3) -> dict[str, int
         ]
     sets["steering"] = principles.write(sets["eval"][: world.benchmark_items], world.seed)
     for name, new in (("ifeval", False), ("ifeval_new_kinds", True)):
-        sets[name] = list(_ifeval(iter(examples(name, "benchmarks", world.benchmark_items, new))))
+        sets[name] = list(_ifeval(examples(name, "benchmarks", world.benchmark_items, new)))
     sets["rewardbench"] = []
     for subset, new in (("real-known-kinds", False), ("real-new-kinds", True)):
         made = examples(subset, "benchmarks", world.benchmark_items, new)
         sets["rewardbench"] += [
             {"id": f"{subset}-{i}", "subset": subset, "prompt": prompt[0].content, "chosen": high, "rejected": low}
-            for i, (prompt, high, low) in enumerate(_pairs(iter(made), source(f"pairs/{subset}")))
+            for i, (prompt, high, low) in enumerate(_pairs(made, source(f"pairs/{subset}")))
         ]
     made = examples("annotated", "train", world.annotated_pairs)
     sets["annotated"] = [
         Pair(id=f"annotated-{i}", prompt=prompt, chosen=high, rejected=low, source="world")
-        for i, (prompt, high, low) in enumerate(_pairs(iter(made), source("annotated")))
+        for i, (prompt, high, low) in enumerate(_pairs(made, source("annotated")))
     ]
-    sets["sft"] = list(_sft(iter(examples("sft", "sft", world.sft_examples)), source("sft answers")))
+    sets["sft"] = list(_sft(examples("sft", "sft", world.sft_examples), source("sft answers")))
     for name, rows in sets.items():
         write(out / f"{name}.jsonl", rows)
     about = {**world.model_dump(), "prompts": {name: len(part) for name, part in writer.prompts.items()}}

@@ -8,7 +8,6 @@ by IFEval's checker alone (sso/worlds/real/data.py asks it about every answer th
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
 from typing import Any, Literal
 
 Stage = Literal["length", "sentence", "layout", "frame", "letters"]
@@ -30,7 +29,7 @@ class Kind:
     """A kind of constraint.
 
     ``edit`` makes an answer keep it: of the stages `length` and `sentence` it takes and gives sentences, of `layout`
-    sentences and a text, later a text. It gets the arguments, the prompt and a random source too.
+    sentences and a text, later a text. It gets the arguments and the prompt too.
     """
 
     id: str
@@ -43,7 +42,7 @@ class Kind:
     """Sentences of an answer that does not keep it, where a plain one does by itself."""
 
 
-def _limit(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> list[str]:
+def _limit(sentences: list[str], arguments: dict[str, Any], prompt: str) -> list[str]:
     if "num_words" in arguments:
         kept = sentences[:1]
         for sentence in sentences[1:]:
@@ -55,15 +54,15 @@ def _limit(sentences: list[str], arguments: dict[str, Any], prompt: str, random:
     return sentences[: arguments["num_sentences"] - 1] if few else sentences
 
 
-def _exceed(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> list[str]:
+def _exceed(sentences: list[str], arguments: dict[str, Any], prompt: str) -> list[str]:
     return sentences[:1] if arguments["relation"] == "at least" else sentences
 
 
-def _without_commas(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> list[str]:
+def _without_commas(sentences: list[str], arguments: dict[str, Any], prompt: str) -> list[str]:
     return [sentence.replace(",", "") for sentence in sentences]
 
 
-def _highlighted(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> list[str]:
+def _highlighted(sentences: list[str], arguments: dict[str, Any], prompt: str) -> list[str]:
     def marked(sentence: str) -> str:
         words = sentence.split(" ")
         longest = max(range(len(words) - 1), key=lambda at: len(words[at]), default=0)
@@ -78,41 +77,41 @@ def _parts(sentences: list[str], count: int) -> list[str]:
     return [*sentences[: count - 1], " ".join(sentences[count - 1 :])] if len(sentences) >= count else sentences
 
 
-def _bullets(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _bullets(sentences: list[str], arguments: dict[str, Any], prompt: str) -> str:
     return "\n".join(f"* {part}" for part in _parts(sentences, arguments["num_bullets"]))
 
 
-def _paragraphs(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _paragraphs(sentences: list[str], arguments: dict[str, Any], prompt: str) -> str:
     return "\n***\n".join(_parts(sentences, arguments["num_paragraphs"]))
 
 
-def _sections(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _sections(sentences: list[str], arguments: dict[str, Any], prompt: str) -> str:
     parts = _parts(sentences, arguments["num_sections"])
     return "\n".join(f"{arguments['section_spliter']} {number}\n{part}" for number, part in enumerate(parts, 1))
 
 
-def _postscript(sentences: list[str], arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _postscript(sentences: list[str], arguments: dict[str, Any], prompt: str) -> str:
     return f"{' '.join(sentences[:-1])}\n{arguments['postscript_marker']} {sentences[-1]}"
 
 
-def _titled(text: str, arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _titled(text: str, arguments: dict[str, Any], prompt: str) -> str:
     words = [word for word in re.findall(r"[A-Za-z]+", prompt) if len(word) > 3] or ["Answer"]
     return f"<<{' '.join(words[:3]).title()}>>\n{text}"
 
 
-def _ended(text: str, arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _ended(text: str, arguments: dict[str, Any], prompt: str) -> str:
     return f"{text} {arguments['end_phrase']}"
 
 
-def _quoted(text: str, arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _quoted(text: str, arguments: dict[str, Any], prompt: str) -> str:
     return '"' + text.replace('"', "'") + '"'
 
 
-def _lower(text: str, arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _lower(text: str, arguments: dict[str, Any], prompt: str) -> str:
     return text.lower()
 
 
-def _upper(text: str, arguments: dict[str, Any], prompt: str, random: Random) -> str:
+def _upper(text: str, arguments: dict[str, Any], prompt: str) -> str:
     return text.upper()
 
 

@@ -84,10 +84,12 @@ def test_v1_objectives_weigh_what_the_paper_says(values, kind, beta, alpha, beta
     settings = {"base_loss": kind, "beta": beta, "alpha": alpha, "beta_g": beta_g}
     base = by_hand(values, "x", "y+", "y-", kind, beta)
     g = by_hand(values, "x+", "y+", "y-", kind, beta) + by_hand(values, "x-", "yo", "y+", kind, beta)
+    g_naive = by_hand(values, "x+", "y+", "y-", kind, beta) + by_hand(values, "x-", "y-", "y+", kind, beta)
     mixed = alpha * -sft(values, "x", "y+") + (1 - alpha) * -sft(values, "x", "y-")
     w = 1 / (1 + math.exp(mixed))
     expected = {
         "sso_v1": w * (base + beta_g * g),
+        "sso_v1_naive": w * (base + beta_g * g_naive),
         "sso_v1_released": base + w * beta_g * g,
         "sso_v1_without_w": base + beta_g * g,
         "sso_v1_without_g": w * base,

@@ -17,25 +17,32 @@ if TYPE_CHECKING:
 
 
 def figure3(measured: Measured) -> "Figure | None":
-    """Preference accuracy over on-policyness of each arm's pairs, by mean probability and by NLL; a row a backbone."""
-    arms = [arm for arm, about in measured.experiment.arms.items() if about.data not in ("none", "triples")]
+    """Preference accuracy over on-policyness of each arm's pairs, by mean probability and by NLL; a row a backbone.
+
+    Arms with the same pairs share a marker: one on another would hide it.
+    """
     labels = {"mean_probability": "mean probability (more on-policy →)", "nll": "NLL, nats/token (more on-policy →)"}
     backbones = list(measured.experiment.backbones)
+    figures = [(backbone, metric) for backbone in backbones for metric in (*labels, "accuracy")]
+    same: dict[tuple[float | None, ...], list[str]] = {}
+    for arm, about in measured.experiment.arms.items():
+        if about.data not in ("none", "triples"):
+            found = [measured.estimate(backbone, arm, 0, metric) for backbone, metric in figures]
+            same.setdefault(tuple(one and one.mean for one in found), []).append(arm)
     size = (10.5, 0.8 + 3.1 * len(backbones))
     figure, axes = style.panels(len(backbones), len(labels), size, sharey=True, sharex="col")
     legend: dict[str, Any] = {}
     for row, backbone in zip(axes, backbones, strict=True):
         row[0].set_ylabel(f"{backbone}: preference accuracy")
         for axis, (metric, label) in zip(row, labels.items(), strict=True):
-            for arm in arms:
+            for arm, *others in same.values():
                 x = measured.estimate(backbone, arm, 0, metric)
                 y = measured.estimate(backbone, arm, 0, "accuracy")
                 if x and y:
                     errors = {"xerr": style.bars(x), "yerr": style.bars(y), "elinewidth": 0.8}
-                    drawn = axis.errorbar(
-                        [x.mean], [y.mean], **errors, **style.of_arm(measured, arm), linestyle="", markersize=7
-                    )
-                    legend.setdefault(style.name(measured, arm), drawn)
+                    look = style.of_arm(measured, arm)
+                    drawn = axis.errorbar([x.mean], [y.mean], **errors, **look, linestyle="", markersize=7)
+                    legend.setdefault("\n= ".join(style.name(measured, one) for one in (arm, *others)), drawn)
             axis.set_xlabel(label if backbone == backbones[-1] else "")
             axis.grid(alpha=0.25)
     axes[0][-1].invert_xaxis()

@@ -58,7 +58,8 @@ def of_arm(measured: Measured, arm: str) -> dict[str, Any]:
     arms = measured.experiment.arms
     others = dict.fromkeys(about.method or name for name, about in arms.items())
     place = [*METHODS, *(name for name in others if name not in METHODS)].index(arms[arm].method or arm)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    again = place // len(COLOURS)  # Another marker in the same colour.
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[(place + 3 * again) % len(MARKERS)]}
 
 
 def name(measured: Measured, arm: str, iteration: int = 0) -> str:

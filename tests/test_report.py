@@ -15,7 +15,7 @@ from rich.console import Console
 
 import report
 from eval.items import within
-from report import claims, measured, render, tables
+from report import claims, figures, measured, render, style, tables
 from report.collect import Collected, Figure, Key, collect
 from report.measured import Measured
 from sso.config import load
@@ -285,6 +285,17 @@ def test_tables_of_pairs_hold_arms_with_pairs_only(built):
     assert float(sso["nll"]) == pytest.approx((0.4 + 0.5) / 2)
     assert float(sso["mean_probability"]) == pytest.approx((math.exp(-0.4) + math.exp(-0.5)) / 2)
     assert "Left out" not in (built[2] / "tables/v2_figure3.md").read_text()
+
+
+def test_no_two_arms_look_alike_and_arms_with_the_same_pairs_share_a_marker(tmp_path):
+    """Eleven arms and more had the first ones' colours and markers again, drawn on top of them."""
+    more = {f"other{i}": {"label": f"other {i}", "policy": {"use": "policy"}} for i in range(20)}
+    made = experiment(seeds=[0], arms=more)
+    known = Measured(collect(Grid(made), tree(made, tmp_path / "results")))
+    assert len({tuple(style.of_arm(known, arm).values()) for arm in more}) == len(more)
+    labels = [text.get_text().split("\n= ") for text in figures.figure3(known).legends[0].get_texts()]
+    assert ["PBAA"] in labels and ["SSO"] in labels and len(labels) == 3
+    assert {f"other {i}" for i in range(20)} < set(max(labels, key=len))
 
 
 def test_reward_models_have_binomial_errors(built):

@@ -1,0 +1,66 @@
+"""The paper's claims at several scales, side by side: the table of docs/evidence.md.
+
+    python -m benchmarks.evidence results/micro_full results/micro_base_full results/real_lm_cpu
+
+A cell is the verdict and the measured difference over all backbones, with its 95% interval. The paper's column is the
+smallest and largest difference of its printed figures over its backbones; it prints no intervals.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from report.measured import PRINTED, specs
+
+SIDES = ("method", "iteration")
+
+
+def paper(printed: pd.DataFrame, spec: dict[str, Any], content: dict[str, Any]) -> str:
+    """Differences that the paper's figures have, in the claim's metric or the one that the paper goes by."""
+    version = spec.get("version", "v2")
+    printed = printed[(printed.version == version) & (printed.loss == content["main_loss"][version])]
+    for metric in dict.fromkeys((content["at_scale"].get(spec["metric"], spec["metric"]), spec["metric"])):
+        found = {}
+        for backbone, rows in printed[printed.metric == metric].groupby("backbone"):
+            sides = []
+            for side in "ab":
+                own = rows[rows.method == spec[side]].sort_values("iteration")
+                if len(own):
+                    sides.append(own.iloc[0 if spec.get(f"{side}_iteration") == "first" else -1])
+            if len(sides) == 2 and any(sides[0][key] != sides[1][key] for key in SIDES):
+                found[backbone] = sides[0].value - sides[1].value
+        if found:
+            low, high = (f"{value:+.1f}" for value in (min(found.values()), max(found.values())))
+            name = re.sub(r"[,(].*", "", content["metrics"][metric]["label"]).strip()
+            return f"{low if low == high else f'{low} to {high}'} ({name}, {len(found)} backbones)"
+    return "-"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="folders of experiments with a report")
+    args = parser.parse_args()
+    content, printed = specs(), pd.read_csv(PRINTED)
+    made = {}
+    for folder in args.results:
+        rows = pd.read_csv(folder / "report/tables/claims.csv").dropna(subset=["backbone"])
+        made[folder.name] = rows.groupby("claim").last()  # `all`, where there are several backbones
+    print("| claim | paper | " + " | ".join(made) + " |\n|---|---|" + "---|" * len(made))
+    for spec in content["claims"]:
+        cells = [paper(printed, spec, content)]
+        for rows in made.values():
+            if spec["claim"] not in rows.index:
+                cells.append("not tested")
+                continue
+            row = rows.loc[spec["claim"]]
+            value = re.search(r": ([-+]?[\d.]+ (?:\[[^]]*\])?)", row.difference)
+            cells.append(f"{row.verdict}, {value.group(1).strip()}" if value else row.verdict)
+        print(f"| {spec['claim']} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -213,7 +213,7 @@ def test_an_ablation_is_one_query_and_inputs_are_data_sets(tmp_path: Path):
     assert found("tags.arm = 'sso' and tags.backbone = 'qwen2' and tags.seed = '0'") == {"sso"}
     assert found("tags.stage = 'arm' and tags.version = 'v2'") == {"sso", "l_plus", "l_minus", "pbaa"}
     assert found("tags.method = 'pbaa' and tags.stage = 'reward'") == {"pbaa"}
-    assert found("tags.base_loss = 'ipo' and tags.version = 'v1'") == {"sso_v1"}
+    assert found("tags.stage = 'arm' and tags.base_loss = 'ipo' and tags.version = 'v1'") == {"sso_v1"}
     (run,) = store.search_runs([number], "tags.arm = 'sso' and tags.stage = 'judge'")
     (given,) = run.inputs.dataset_inputs  # a folder is a model: a parameter
     assert (given.dataset.name, given.dataset.digest) == ("pairs.jsonl", file_digest(source))

@@ -183,8 +183,8 @@ def test_snakemake_knows_the_plugin_by_name():
 
 def test_records_come_before_the_cost_model_and_measured_times_before_both(tmp_path):
     grid = Grid(load(SMOKE), str(tmp_path))
-    jobs = grid.of("judge")
-    by_model = Estimate(grid, jobs, cores=1)
+    jobs, (report,) = grid.of("judge"), grid.of("report")
+    by_model = Estimate(grid, [*jobs, report], cores=1)
     assert by_model.known and not by_model.recorded
     for job, seconds in zip(jobs[1:], (20, 40, 60, 80), strict=True):
         record = Path(f"{job.output}.run.json")
@@ -193,6 +193,9 @@ def test_records_come_before_the_cost_model_and_measured_times_before_both(tmp_p
     recorded = Estimate(grid, jobs, cores=1)
     assert recorded.recorded and recorded.left({}) == pytest.approx(250, abs=5)  # the first by the others' mean
     assert Estimate(grid, jobs, cores=2).left({}) == pytest.approx(125, abs=5)
+    # A rule without a record is as much slower than the model says as those with one are.
+    slower = Estimate(grid, [report], cores=1).expected[report.output] / by_model.expected[report.output]
+    assert slower == pytest.approx(200 / sum(by_model.expected[job.output] for job in jobs[1:]))
     done = {job.output for job in jobs[:4]}
     assert recorded.left({jobs[4].output: (30, 0)}, done) == pytest.approx(50, abs=2)
     recorded.finished(jobs[0], 100)  # twice as long as expected

@@ -40,20 +40,29 @@ class Estimate:
         self.recorded = self.known = True
         """Whether all of it is by records; whether there is an estimate: the cost model may not know a checkpoint."""
         here = grid.experiment.hardware is None
+
+        def cost_of(job: Job) -> Cost:
+            try:
+                return costs.of(job)
+            except Exception:  # a shape that can't be read, or a hub that is silent: no reason to stop a run
+                self.known = False
+                return Cost()
+
+        def by_model(cost: Cost) -> float:
+            return 3600 * (cost.hours / REACHED if here else cost.wall_hours) + START_S
+
+        # What was recorded of this run, over what the cost model says of the same jobs.
+        thought = sum(by_model(cost_of(job)) for job in grid if here and job.output in own)
+        slower = sum(own.values()) / thought if thought else 1.0
         for job in todo:
-            path, cost = job.output, Cost()
-            if not here or job.rule not in by_rule:
-                try:
-                    cost = costs.of(job)
-                except Exception:  # a shape that can't be read, or a hub that is silent: no reason to stop a run
-                    self.known = False
+            path, cost = job.output, Cost() if here and job.rule in by_rule else cost_of(job)
             used = 0 if here else cost.gpus
             self._width[path] = max(max(1, 4 * used) / cores, used / gpus if gpus else 0)
             if job.rule in by_rule:
                 self.expected[path] = own.get(path, by_rule[job.rule]) + CALL_S
             else:
                 self.recorded = self.recorded and job.rule in ("config", "mlflow")  # which have none
-                self.expected[path] = 3600 * (cost.hours / REACHED if here else cost.wall_hours) + START_S
+                self.expected[path] = slower * by_model(cost)
         self._measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
         """Rule -> seconds measured and expected of its jobs that are done."""
 

@@ -169,6 +169,8 @@ def badges(measured: Measured) -> list[tuple[str, str]]:
     for name, about in experiment.backbones.items():
         if about.path:
             sizes.append(f"{name}: {Path(about.path).name}")
+        elif about.wheel:
+            sizes.append(f"{name}: {about.wheel.name} {about.wheel.version}")
         else:
             sizes.append(f"{name}: " + (f"{counts[name] / 1e6:.2f}M" if name in counts else "not trained yet"))
     world = experiment.world

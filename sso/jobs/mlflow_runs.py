@@ -22,6 +22,9 @@ from sso.jobs import lifeline
 from sso.jobs.tracking import LIVE, SUFFIX, Row
 from sso.records import digest
 
+PLACE = ("backbone", "seed", "arm", "method", "version", "objective", "base_loss")
+"""Tags of `place` that all jobs of an arm share."""
+
 
 def place(path: Path, record: Mapping[str, Any], arms: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Tags of a record: backbone, seed, arm (or reward model) and iteration of its job, and what the config says of
@@ -372,7 +375,8 @@ class _Uploader:
         """The run of an arm, which lasts from its first job's start to its last job's end."""
         group = _group(tags)
         if group not in self.parents:
-            kept = {key: value for key, value in tags.items() if key not in ("path", "iteration")}
+            # Of a job's run in MLflow its own tags come along, too.
+            kept = {key: value for key, value in tags.items() if key in PLACE}
             marks = {"sso.group": group, "sso.fresh": "", "stage": self._stage(group), **kept}
             made = self.client.create_run(self.experiment, start_time=start, run_name=group, tags=marks)
             self.parents[group] = made.info.run_id

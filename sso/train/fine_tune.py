@@ -112,7 +112,8 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
             f"{settings.data}: no dialogue to train on ({dialogues.why(left_out, numbers)}); rows need `messages`, "
             f"`conversations`, or Alpaca's columns, and an answer within max_length {settings.max_length}."
         )
-    counts = {"examples": len(made), **dialogues.counts(left_out), "answers_not_scored": sum(unscored.values())}
+    lost = {"left_out_dialogues": len(numbers), **dialogues.counts(left_out)}
+    counts = {"examples": len(made), **lost, "answers_not_scored": sum(unscored.values())}
     return made.select_columns(["input_ids", "labels"]), counts
 
 

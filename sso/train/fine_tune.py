@@ -228,5 +228,5 @@ def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> d
         result = go(trainer, settings.engine, last, "sft")
         for step, values in curve(trainer.state.log_history) if run else ():
             run.log(step, values)
-        save_trained(trainer, settings, tokenizer, out)
+        save_trained(trainer, settings, tokenizer, out, base, counts)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

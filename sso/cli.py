@@ -270,9 +270,11 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     configfile = ("--configfile", file("an experiment, as Snakemake's, or the name of a shipped one, as smoke"))
+    over = {"nargs": "+", "action": "append", "default": [], "metavar": "KEY=VALUE", "help": "as Snakemake's --config"}
+    given = (configfile, ("--config", over))
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
-    add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
-    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
+    add("plan", plan, "what an experiment costs, before anything runs", *given, ("--measured", measured))
+    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", *given)
     add(
         "pin",
         pin,

@@ -1,6 +1,7 @@
 """The stages as plain commands: bad settings are one sentence, a small chain works by hand."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from rewardbench.settings import Reward
 from sso.cli import main
 from sso.commands import described
 from sso.commands.experiment import with_configs
+from sso.errors import InputError
 from sso.jobs.tracking import record_path
 from sso.objective import load_objectives
 from sso.records import Pair, Principles, Triple, read, write
@@ -18,6 +20,7 @@ from sso.settings import ROOT
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import MicroWorld
 from tests.test_training import triple
+from workflow import arguments
 
 WORLD = MicroWorld(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
@@ -129,9 +132,11 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
         (["rewardbench", "score", "--modl", "m"], "sso-rewardbench score: unknown option --modl; did you"),
         (["table", "--xyzzy"], "sso table: unknown option --xyzzy; see sso table --help."),
         (
-            ["table", "--ta", "1", "--version", "v3"],
+            ["table", "--table", "1", "--version", "v3"],
             "sso table: argument --version: unknown choice 'v3'; known: v1, v2.",
         ),
+        (["table", "--tabl", "1"], "sso table: unknown option --tabl; did you mean `--table`?"),
+        (["plan", "--conf", "smoke"], "sso plan: unknown option --conf; did you mean `--config`?"),
         (["train"], "sso train: the following arguments are required: --model, --data, --out; see sso train --help."),
     ],
 )
@@ -150,6 +155,8 @@ def test_an_unknown_command_is_one_sentence(given, said, capsys):
         (["--set", "steps"], "--set: 'steps': give KEY=VALUE, as beta=0.2 or endpoint.model=NAME."),
         (["--set", "steps=[1"], "--set steps: not valid YAML: "),
         (["--settings", '{"steps": 1, "steps": 2}'], "--settings: `steps` stands twice; leave one out."),
+        (["--set", "steps=1", "--set", "steps=2"], "--set: `steps` is given twice; leave one out."),
+        (["--set", "steps=1", "--set", "lora={rank: 2}", "--set", "lora.rank=3"], "--set: `lora.rank` is given twice;"),
     ],
 )
 def test_bad_single_settings_are_one_sentence(settings, said, capsys, tmp_path):
@@ -241,6 +248,54 @@ def test_the_config_for_a_local_model_says_how_it_is_given(capsys):
     assert run("plan", "--configfile", "local_model") == 2
     error = capsys.readouterr().err
     assert "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR" in error
+
+
+OPEN = "a backbone `local` that has a `path`, as config/local_model.yaml; here give"
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+@pytest.mark.parametrize(
+    ("config", "given", "said"),
+    [
+        ("smoke", ["seeds=[0]", "seeds=[1]"], "--config: `seeds` stands twice; leave one out."),
+        ("smoke", ["arms={sso: {label: A, label: B}}"], "--config arms: not valid YAML: `label` stands twice; leave"),
+        ("smoke", ["model=DIR"], f"--config model=...: only for configs with {OPEN} `backbones={{NAME: {{path"),
+        (
+            "one_gpu",
+            ["queries=q.jsonl"],
+            f"--config queries=...: only for configs with {OPEN} `data={{queries: ...}}`.",
+        ),
+        ("smoke", ["jduge=x"], "--config: unknown key `jduge`; known keys: experiment, title,"),
+        ("local_model", ["jduge=x"], "--config: unknown key `jduge`; did you mean `judge`?"),
+        ("smoke", ["seeds"], "--config: ['seeds']: give KEY=VALUE pairs, as seeds=[0]"),
+    ],
+)
+def test_plan_and_doctor_take_config_as_the_workflow_does(command, config, given, said, capsys):
+    assert run(command, "--configfile", config, "--config", *given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+def test_plan_and_doctor_know_what_local_model_leaves_open(capsys):
+    given = ["--configfile", "local_model", "--config", "model=/nope", "queries=/none.jsonl"]
+    assert run("plan", *given) == 2 and "error: /nope: its size is unknown" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("doctor", *given)
+    assert "/none.jsonl: no such file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["-n", "--config", "seeds=[0]", "seeds=[1]", "--cores", "1"], "`seeds` stands twice"),
+        (["-C", "arms={sso: {label: A, label: B}}"], "`label` stands twice"),
+        (["--config=seeds=[0]", "title=A", "-n", "--config", "title=B"], "--config is given twice"),
+        (["-n", "--config", "title=a: b", "seeds=[0]", "--", "title=c", "title=c"], None),
+    ],
+)
+def test_what_snakemake_would_take_twice_is_refused(given, said):
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        arguments.check(given)
 
 
 @pytest.mark.parametrize("command", ["train", "reference", "loss"])

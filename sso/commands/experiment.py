@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sso.config import load, schema
+from sso.config import Experiment, load, schema
 from sso.jobs import mlflow_runs, tracking
 from sso.jobs.command import end_start_up
 from sso.records import write_text
@@ -48,12 +48,19 @@ def report(args: argparse.Namespace) -> None:
         build(Grid(experiment), args.results, args.out)
 
 
+def _given(args: argparse.Namespace) -> Experiment:
+    """The experiment of `--configfile` and `--config`, as the workflow reads them."""
+    from workflow import arguments, experiment
+
+    return experiment.load([args.configfile], arguments.read([pair for group in args.config for pair in group]))
+
+
 def plan(args: argparse.Namespace) -> None:
     """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
     from workflow.experiment import Grid
     from workflow.plan import show
 
-    show(Grid(load(args.configfile)), args.measured)
+    show(Grid(_given(args)), args.measured)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -61,7 +68,7 @@ def doctor(args: argparse.Namespace) -> None:
     from workflow.doctor import problems
     from workflow.experiment import Grid
 
-    found = list(problems(Grid(load(args.configfile))))
+    found = list(problems(Grid(_given(args))))
     for problem in found:
         print(problem)
     if found:

@@ -1,6 +1,7 @@
 """The stages as plain commands: bad settings are one sentence, a small chain works by hand."""
 
 import json
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -318,3 +319,83 @@ def test_an_objective_that_the_records_cannot_have_is_told_before_a_model_is_loa
     }
     assert run(command, *given[command], *single) == 2
     assert "record 'a': a pair has no y+ in x+; this objective needs triples." in capsys.readouterr().err
+
+
+WRITERS = {
+    "data": ["--set", "world.kind=micro"],
+    "pairs": ["--triples", "x", "--kind", "good_bad"],
+    "reference": ["--data", "x", "--objectives", "pairs"],
+    "train": ["--data", "x", "--set", "beta=1"],
+    "eval judge": ["--answers", "x", "--data", "x", "--set", "judged=[]"],
+    "eval data-quality": ["--pairs", "x", "--reference", "x", "--set", "kind=oracle"],
+    "rewardbench train": ["--pairs", "x", "--set", "epochs=1"],
+    "rewardbench mix": ["--bench", "x", "--set", "ngram=13"],
+}
+FOLDERS = ("data", "train", "eval judge", "rewardbench train")
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_cannot_be_written_is_told_before_anything_is_loaded(command, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    model = ["--model", tiny_checkpoint] if command in ("reference", "train", "rewardbench train") else []
+    for out, said in (
+        (tmp_path / "file" / "m", f"nothing can be written in {tmp_path}/file (Not a directory); write elsewhere."),
+        ("/proc/m", "nothing can be written in /proc ("),
+        (
+            (tmp_path / "file", "no folder, but a file; give another name.")
+            if command in FOLDERS
+            else (tmp_path, "a folder stands there; give the name of a file.")
+        ),
+    ):
+        assert run(*command.split(), *model, *WRITERS[command], "--out", out) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {out}: {said}") and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["train", "--model", "/nope", *WRITERS["train"]], "/nope: no such folder; give a checkpoint's folder or its"),
+        (["chat", "--model", "./nope"], "./nope: no such folder; give a checkpoint's folder or its name on the hub."),
+        (["eval", "answer", "--model", "no/pe/at", "--suite", "v1"], "no/pe/at: no such folder; give a checkpoint's"),
+        (
+            ["loss", "--policy", "/", "--reference", "/", "--triples", "x", "--objective", "sso_v3"],
+            "sso loss: --objective: unknown objective 'sso_v3'; did you mean `sso_v2` or `sso_v1`?",
+        ),
+        (
+            [
+                "loss",
+                "--policy",
+                "/",
+                "--reference",
+                "/",
+                "--triples",
+                "x",
+                "--objective",
+                "pairs",
+                "--max-length",
+                "0",
+            ],
+            "sso loss: --max-length: input should be greater than",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_and_a_bad_option_are_named(given, said, tmp_path, capsys):
+    out = [] if given[0] in ("chat", "loss") else ["--out", tmp_path / "m"]
+    assert run(*given, *out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+def test_what_is_written_can_be_read_by_whom_the_umask_lets(tiny_checkpoint, tmp_path):
+    write(tmp_path / "t.jsonl", [triple(i) for i in range(2)])
+    files = ["--model", tiny_checkpoint, "--data", tmp_path / "t.jsonl", "--out", tmp_path / "shared" / "m"]
+    before = os.umask(0o027)
+    try:
+        assert run("train", *files, "--settings", '{"max_steps": 1, "dtype": "float32", "max_length": 256}') == 0
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "shared").rglob("*")}
+    assert {"model.safetensors", "config.json", "m.reference.safetensors", "m.run.json"} <= made.keys()
+    assert made.pop("m") == 0o750 and set(made.values()) == {0o640}

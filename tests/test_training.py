@@ -86,6 +86,8 @@ def test_reference_scores_do_not_depend_on_the_batch_and_round_trip(tiny, sample
     with pytest.raises(InputError, match="made with other weights"):
         reference.load(tmp_path / "r.safetensors", {**key, "weights": "b"})
     (tmp_path / "bad.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError, match="nowhere: no such file; make it with `sso reference`, or leave it out"):
+        reference.load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not a readable reference file"):
         reference.load(tmp_path / "bad.safetensors")
 

@@ -68,9 +68,9 @@ def doctor(args: argparse.Namespace) -> None:
     from workflow.doctor import problems
     from workflow.experiment import Grid
 
-    found = list(problems(Grid(_given(args))))
-    for problem in found:
-        print(problem)
+    found = 0
+    for found, problem in enumerate(problems(Grid(_given(args))), 1):  # noqa: B007  # as they come
+        print(problem, flush=True)
     if found:
         sys.exit(1)
     print("nothing is missing")

@@ -116,6 +116,8 @@ def _judge(args: argparse.Namespace) -> None:
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
+        alike = [entry["identical"] for entry in scores.values() if "identical" in entry]
+        run.summary.update({"identical": sum(alike)} if alike else {})
         told = [judge.notes()["unreadable"] for judge in judges.values() if "unreadable" in judge.notes()]
         run.summary.update({"unreadable": sum(told)} if told else {})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))

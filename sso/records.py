@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sso.errors import InputError, first_problem
+from sso.errors import InputError, first_problem, of_machine
 
 
 class Message(BaseModel):
@@ -242,6 +242,9 @@ def _writable(path: Path, in_the_way: Callable[[Path], bool], why: str) -> Path:
         with tempfile.TemporaryFile(dir=above):
             return path
     except OSError as error:
+        error.filename = None  # of a file that nobody asked for
+        if told := of_machine(error, path):
+            raise told from error
         raise InputError(f"{path}: nothing can be written in {above} ({error.strerror}); write elsewhere.") from error
 
 

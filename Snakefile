@@ -19,6 +19,7 @@ from sso.jobs import mlflow_runs
 from sso.jobs import warm
 from sso.errors import InputError
 from workflow import experiment as experiments
+from workflow import arguments
 from workflow import ending
 from workflow import failures
 from workflow.check import check
@@ -42,6 +43,7 @@ if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("cond
     deployment.deployment_method = set(deployment.deployment_method) - {DeploymentMethod.CONDA}
 
 try:
+    arguments.check(sys.argv[1:])
     files = workflow.config_settings.configfiles or [Path(workflow.basedir, "config", "micro.yaml")]
     experiment = experiments.load(files, workflow.config_settings.config)
     check(experiment)

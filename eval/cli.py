@@ -19,7 +19,7 @@ from sso.jobs.command import Parser, add_settings, completion, end_start_up, run
 from sso.jobs.command import settings as read_settings
 from sso.jobs.command import world as read_world
 from sso.jobs.progress import progress
-from sso.records import iter_json_lines, whole_folder, write, write_text
+from sso.records import iter_json_lines, new_file, new_folder, whole_folder, write, write_text
 from sso.sampling.settings import Endpoint
 
 
@@ -116,6 +116,8 @@ def _judge(args: argparse.Namespace) -> None:
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
+        alike = [entry["identical"] for entry in scores.values() if "identical" in entry]
+        run.summary.update({"identical": sum(alike)} if alike else {})
         told = [judge.notes()["unreadable"] for judge in judges.values() if "unreadable" in judge.notes()]
         run.summary.update({"unreadable": sum(told)} if told else {})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
@@ -238,12 +240,12 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     answer.add_argument("--model", help="folder or hub name of a checkpoint; with --endpoint URL, its model's name")
     answer.add_argument("--suite", choices=["v1", "v2"], help="lm-eval's benchmarks of a paper version, as tasks")
     answer.add_argument("--endpoint", help=f"an OpenAI-compatible server: its base URL, or Endpoint {settings_help}")
-    answer.add_argument("--cache", type=Path, help="SQLite file of an endpoint's replies; default: beside --out")
+    answer.add_argument("--cache", type=new_file, help="SQLite file of an endpoint's replies; default: beside --out")
     answer.add_argument("--data", type=Path, help="data folder: eval.jsonl, mt_bench.jsonl, arena_hard.jsonl, tasks")
     add_settings(answer, Evaluation, {"judged": [], "batch_size": 8}, "; default with --suite: its tasks alone")
     answer.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     answer.add_argument("--name", help="what the answers call the model; default: the folder's name")
-    answer.add_argument("--out", type=Path, required=True, help="folder to write")
+    answer.add_argument("--out", type=new_folder, required=True, help="folder to write")
     answer.set_defaults(func=_answer)
 
     judge = commands.add_parser("judge", help="score a folder of answers; loads no model")
@@ -252,11 +254,11 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_settings(judge, Evaluation)
     judge.add_argument("--world", help="settings of a world, JSON or a file, for its oracle")
     judge.add_argument("--against", type=Path, help="the SFT model's answers, a folder too: adds differences to it")
-    judge.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
+    judge.add_argument("--cache", type=new_file, help="SQLite file of a paid judge's replies; default: beside --out")
     judge.add_argument("--length-controlled", action="store_true", help="add the length-controlled win rate (3 s)")
     judge.add_argument("--difficulty", help="for it: CSV of difficulties, df_gamed.csv, or `hub`")
     judge.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
-    judge.add_argument("--out", type=Path, required=True, help="folder to write")
+    judge.add_argument("--out", type=new_folder, required=True, help="folder to write")
     judge.set_defaults(func=_judge)
 
     compare = commands.add_parser(
@@ -265,13 +267,13 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     compare.add_argument("a", type=Path, help="folder of a run: of `answer`, of `judge`, or the one that holds both")
     compare.add_argument("b", type=Path, help="the run to compare with, on the same items")
     compare.add_argument("--seed", nargs=2, action="append", type=Path, metavar=("A", "B"), help="another seed's pair")
-    compare.add_argument("--out", type=Path, help="JSON file to write")
+    compare.add_argument("--out", type=new_file, help="JSON file to write")
     compare.set_defaults(func=_compare)
 
     winrate = commands.add_parser("winrate", help="raw and length-controlled win rates of annotation files")
     winrate.add_argument("annotations", nargs="+", type=Path, help="alpaca_eval's annotations.json, or pairwise.jsonl")
     winrate.add_argument("--difficulty", help="CSV of difficulties, df_gamed.csv, `hub`, or `refit` (from the others)")
-    winrate.add_argument("--out", type=Path, help="JSON file to write")
+    winrate.add_argument("--out", type=new_file, help="JSON file to write")
     winrate.set_defaults(func=_winrate)
 
     pairs = commands.add_parser(
@@ -281,17 +283,17 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     pairs.add_argument("--reference", type=Path, required=True, help="the SFT model's scores, by `sso reference`")
     add_settings(pairs, JudgeSettings)
     pairs.add_argument("--world", help="settings of a world, JSON or a file, for its oracle")
-    pairs.add_argument("--cache", type=Path, help="SQLite file of a paid judge's replies; default: beside --out")
+    pairs.add_argument("--cache", type=new_file, help="SQLite file of a paid judge's replies; default: beside --out")
     pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
     pairs.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     pairs.add_argument("--unjudged", action="store_true", help="ask no judge: all but the accuracy needs none")
-    pairs.add_argument("--out", type=Path, required=True, help="data_quality.json to write")
+    pairs.add_argument("--out", type=new_file, required=True, help="data_quality.json to write")
     pairs.set_defaults(func=_data_quality)
 
     radar = commands.add_parser("radar", help="MT-Bench's categories of one or more models as a radar chart")
     radar.add_argument("scores", type=Path, nargs="+", help="scores.json files written by `judge`")
     radar.add_argument("--labels", nargs="+", help="names of the models; default: the files' folders")
-    radar.add_argument("--out", type=Path, required=True, help="chart to write: .svg, .png or .pdf")
+    radar.add_argument("--out", type=new_file, required=True, help="chart to write: .svg, .png or .pdf")
     radar.set_defaults(func=_radar)
     return to
 

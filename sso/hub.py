@@ -123,10 +123,16 @@ def _unreachable(source: str, error: Exception) -> InputError:
 
 
 def checkpoint(name: str | Path) -> Path:
-    """The folder of a checkpoint: a local one, or a hub's `OWNER/NAME[@REVISION]`, fetched without code or pickles."""
+    """The folder of a checkpoint: a local one, or a hub's `OWNER/NAME[@REVISION]`, fetched without code or pickles.
+
+    Raises:
+        InputError: there is no such folder, and it can be no name on the hub or is not to be had from there.
+    """
     text = str(name)
-    if Path(text).is_dir() or text.count("/") != 1 or text.startswith((".", "/")):
+    if Path(text).is_dir():
         return Path(text)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise InputError(f"{text}: no such folder; give a checkpoint's folder or its name on the hub.")
     from huggingface_hub import snapshot_download
 
     repository, _, revision = text.partition("@")

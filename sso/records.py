@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sso.errors import InputError, first_problem
+from sso.errors import InputError, first_problem, of_machine
 
 
 class Message(BaseModel):
@@ -216,6 +217,46 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def new_file(text: str) -> Path:
+    """An argparse type: a file to be written, told before any work if it can't be."""
+    return _writable(Path(text), Path.is_dir, "a folder stands there; give the name of a file")
+
+
+def new_folder(text: str) -> Path:
+    """An argparse type: a folder to be written, told before any work if it can't be."""
+    return _writable(
+        Path(text), lambda path: path.exists() and not path.is_dir(), "no folder, but a file; give another name"
+    )
+
+
+def _writable(path: Path, in_the_way: Callable[[Path], bool], why: str) -> Path:
+    """The path, where a file can be made: permissions alone don't tell it, least of all to root.
+
+    Raises:
+        InputError: it can't be, or something else has the name.
+    """
+    if in_the_way(path):
+        raise InputError(f"{path}: {why}.")
+    above = path if path.is_dir() else next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            return path
+    except OSError as error:
+        error.filename = None  # of a file that nobody asked for
+        if told := of_machine(error, path):
+            raise told from error
+        raise InputError(f"{path}: nothing can be written in {above} ({error.strerror}); write elsewhere.") from error
+
+
+def plain_modes(path: Path) -> None:
+    """Give a file, or a folder and what is in it, the modes that the umask gives: safetensors makes its files for their
+    owner alone, whom colleagues on a shared disk are not."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for one in (path, *path.rglob("*")):
+        one.chmod((0o777 if one.is_dir() else 0o666) & ~mask)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all."""
     path = Path(path)
@@ -239,6 +280,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        plain_modes(temporary)
         shutil.rmtree(out, ignore_errors=True)
         temporary.replace(out)
     finally:

@@ -24,7 +24,7 @@ from sso.jobs.distributed import is_main
 from sso.logprobs import Scorer
 from sso.objective import Node
 from sso.packing import Sample, cost, grouped, to_device
-from sso.records import digest, file_digest
+from sso.records import digest, file_digest, plain_modes
 from sso.train.settings import Training
 
 
@@ -176,11 +176,14 @@ def save(reference: Reference, path: Path) -> None:
         "scores": _digest(reference.logp, reference.tokens),
     }
     save_file({"logp": reference.logp, "tokens": reference.tokens}, temporary, metadata)
+    plain_modes(temporary)
     temporary.replace(path)
 
 
 def load(path: str | Path, expected: dict[str, str] | None = None) -> Reference:
     """Read scores; with ``expected``, refuse those made from anything else, naming the key that differs."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; make it with `sso reference`, or leave it out: it is made then.")
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata()

@@ -183,7 +183,7 @@ def test_answers_are_greedy_unless_a_temperature_is_given():
 
 
 def test_two_models_are_answered_and_judged_by_command(tmp_path, tiny_checkpoint, capsys):
-    """One checkpoint against itself, by a judge behind an endpoint: greedy answers are equal."""
+    """One checkpoint against itself, by a judge behind an endpoint: of equal (greedy) answers nobody is asked."""
     write(tmp_path / "data/held_out.jsonl", [{"id": str(i), "prompt": f"How many are {i} plus 2?"} for i in range(3)])
     with serving(tmp_path / "server") as server:
         judge = {**ENDPOINT, "base_url": server.url}
@@ -198,8 +198,16 @@ def test_two_models_are_answered_and_judged_by_command(tmp_path, tiny_checkpoint
         assert main(["judge", *files, *shared]) == 2
         assert "against_start: give --against" in capsys.readouterr().err
         assert main(["judge", *files, *shared, "--against", str(tmp_path / "base")]) == 0
-    scores = json.loads((tmp_path / "judged/scores.json").read_text())
-    assert scores["start_wr"]["n"] == 3 and scores["judge"]["asked"] == 6 == 2 * len(ours)
+        scores, rows = (tmp_path / "judged" / name for name in ("scores.json", "against_start.jsonl"))
+        figure = json.loads(scores.read_text())["start_wr"]
+        assert (figure["value"], figure["n"], figure["identical"], server.requests) == (50, 3, 3, [])
+        assert [json.loads(row)["preference"] for row in rows.read_text().splitlines()] == [0.5] * 3
+        assert json.loads((tmp_path / "judged.run.json").read_text())["summary"]["identical"] == 3
+        other = [one.model_copy(update={"output": f"{one.output}!"}) for one in start[:2]]
+        write(tmp_path / "base/against_start_answers.jsonl", [*other, start[2]])
+        assert main(["judge", *files, *shared, "--against", str(tmp_path / "base")]) == 0
+    found = json.loads(scores.read_text())
+    assert (found["start_wr"]["identical"], found["judge"]["asked"]) == (1, 4)  # both orders of two
 
 
 def test_a_config_that_holds_nothing_out_compares_nothing():

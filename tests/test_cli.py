@@ -1,6 +1,8 @@
 """The stages as plain commands: bad settings are one sentence, a small chain works by hand."""
 
 import json
+import os
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from rewardbench.settings import Reward
 from sso.cli import main
 from sso.commands import described
 from sso.commands.experiment import with_configs
+from sso.errors import InputError
 from sso.jobs.tracking import record_path
 from sso.objective import load_objectives
 from sso.records import Pair, Principles, Triple, read, write
@@ -18,6 +21,7 @@ from sso.settings import ROOT
 from sso.train.settings import Sft, Training
 from sso.worlds.settings import MicroWorld
 from tests.test_training import triple
+from workflow import arguments
 
 WORLD = MicroWorld(entities=30, sft_examples=60, train_queries=12, tune_queries=6, eval_queries=6, benchmark_items=4)
 SAMPLING = {"temperature": 1, "top_p": 1, "max_new_tokens": 8, "batch_size": 8, "dtype": "float32"}
@@ -129,9 +133,11 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
         (["rewardbench", "score", "--modl", "m"], "sso-rewardbench score: unknown option --modl; did you"),
         (["table", "--xyzzy"], "sso table: unknown option --xyzzy; see sso table --help."),
         (
-            ["table", "--ta", "1", "--version", "v3"],
+            ["table", "--table", "1", "--version", "v3"],
             "sso table: argument --version: unknown choice 'v3'; known: v1, v2.",
         ),
+        (["table", "--tabl", "1"], "sso table: unknown option --tabl; did you mean `--table`?"),
+        (["plan", "--conf", "smoke"], "sso plan: unknown option --conf; did you mean `--config`?"),
         (["train"], "sso train: the following arguments are required: --model, --data, --out; see sso train --help."),
     ],
 )
@@ -150,6 +156,8 @@ def test_an_unknown_command_is_one_sentence(given, said, capsys):
         (["--set", "steps"], "--set: 'steps': give KEY=VALUE, as beta=0.2 or endpoint.model=NAME."),
         (["--set", "steps=[1"], "--set steps: not valid YAML: "),
         (["--settings", '{"steps": 1, "steps": 2}'], "--settings: `steps` stands twice; leave one out."),
+        (["--set", "steps=1", "--set", "steps=2"], "--set: `steps` is given twice; leave one out."),
+        (["--set", "steps=1", "--set", "lora={rank: 2}", "--set", "lora.rank=3"], "--set: `lora.rank` is given twice;"),
     ],
 )
 def test_bad_single_settings_are_one_sentence(settings, said, capsys, tmp_path):
@@ -243,6 +251,54 @@ def test_the_config_for_a_local_model_says_how_it_is_given(capsys):
     assert "no model: give `path`, a checkpoint (with config/local_model.yaml by `--config model=DIR" in error
 
 
+OPEN = "a backbone `local` that has a `path`, as config/local_model.yaml; here give"
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+@pytest.mark.parametrize(
+    ("config", "given", "said"),
+    [
+        ("smoke", ["seeds=[0]", "seeds=[1]"], "--config: `seeds` stands twice; leave one out."),
+        ("smoke", ["arms={sso: {label: A, label: B}}"], "--config arms: not valid YAML: `label` stands twice; leave"),
+        ("smoke", ["model=DIR"], f"--config model=...: only for configs with {OPEN} `backbones={{NAME: {{path"),
+        (
+            "one_gpu",
+            ["queries=q.jsonl"],
+            f"--config queries=...: only for configs with {OPEN} `data={{queries: ...}}`.",
+        ),
+        ("smoke", ["jduge=x"], "--config: unknown key `jduge`; known keys: experiment, title,"),
+        ("local_model", ["jduge=x"], "--config: unknown key `jduge`; did you mean `judge`?"),
+        ("smoke", ["seeds"], "--config: ['seeds']: give KEY=VALUE pairs, as seeds=[0]"),
+    ],
+)
+def test_plan_and_doctor_take_config_as_the_workflow_does(command, config, given, said, capsys):
+    assert run(command, "--configfile", config, "--config", *given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+def test_plan_and_doctor_know_what_local_model_leaves_open(capsys):
+    given = ["--configfile", "local_model", "--config", "model=/nope", "queries=/none.jsonl"]
+    assert run("plan", *given) == 2 and "error: /nope: its size is unknown" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("doctor", *given)
+    assert "/none.jsonl: no such file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["-n", "--config", "seeds=[0]", "seeds=[1]", "--cores", "1"], "`seeds` stands twice"),
+        (["-C", "arms={sso: {label: A, label: B}}"], "`label` stands twice"),
+        (["--config=seeds=[0]", "title=A", "-n", "--config", "title=B"], "--config is given twice"),
+        (["-n", "--config", "title=a: b", "seeds=[0]", "--", "title=c", "title=c"], None),
+    ],
+)
+def test_what_snakemake_would_take_twice_is_refused(given, said):
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        arguments.check(given)
+
+
 @pytest.mark.parametrize("command", ["train", "reference", "loss"])
 def test_an_objective_that_the_records_cannot_have_is_told_before_a_model_is_loaded(
     command, tiny_checkpoint, tmp_path, capsys, monkeypatch
@@ -263,3 +319,83 @@ def test_an_objective_that_the_records_cannot_have_is_told_before_a_model_is_loa
     }
     assert run(command, *given[command], *single) == 2
     assert "record 'a': a pair has no y+ in x+; this objective needs triples." in capsys.readouterr().err
+
+
+WRITERS = {
+    "data": ["--set", "world.kind=micro"],
+    "pairs": ["--triples", "x", "--kind", "good_bad"],
+    "reference": ["--data", "x", "--objectives", "pairs"],
+    "train": ["--data", "x", "--set", "beta=1"],
+    "eval judge": ["--answers", "x", "--data", "x", "--set", "judged=[]"],
+    "eval data-quality": ["--pairs", "x", "--reference", "x", "--set", "kind=oracle"],
+    "rewardbench train": ["--pairs", "x", "--set", "epochs=1"],
+    "rewardbench mix": ["--bench", "x", "--set", "ngram=13"],
+}
+FOLDERS = ("data", "train", "eval judge", "rewardbench train")
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_cannot_be_written_is_told_before_anything_is_loaded(command, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    model = ["--model", tiny_checkpoint] if command in ("reference", "train", "rewardbench train") else []
+    for out, said in (
+        (tmp_path / "file" / "m", f"nothing can be written in {tmp_path}/file (Not a directory); write elsewhere."),
+        ("/proc/m", "nothing can be written in /proc ("),
+        (
+            (tmp_path / "file", "no folder, but a file; give another name.")
+            if command in FOLDERS
+            else (tmp_path, "a folder stands there; give the name of a file.")
+        ),
+    ):
+        assert run(*command.split(), *model, *WRITERS[command], "--out", out) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {out}: {said}") and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["train", "--model", "/nope", *WRITERS["train"]], "/nope: no such folder; give a checkpoint's folder or its"),
+        (["chat", "--model", "./nope"], "./nope: no such folder; give a checkpoint's folder or its name on the hub."),
+        (["eval", "answer", "--model", "no/pe/at", "--suite", "v1"], "no/pe/at: no such folder; give a checkpoint's"),
+        (
+            ["loss", "--policy", "/", "--reference", "/", "--triples", "x", "--objective", "sso_v3"],
+            "sso loss: --objective: unknown objective 'sso_v3'; did you mean `sso_v2` or `sso_v1`?",
+        ),
+        (
+            [
+                "loss",
+                "--policy",
+                "/",
+                "--reference",
+                "/",
+                "--triples",
+                "x",
+                "--objective",
+                "pairs",
+                "--max-length",
+                "0",
+            ],
+            "sso loss: --max-length: input should be greater than",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_and_a_bad_option_are_named(given, said, tmp_path, capsys):
+    out = [] if given[0] in ("chat", "loss") else ["--out", tmp_path / "m"]
+    assert run(*given, *out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+def test_what_is_written_can_be_read_by_whom_the_umask_lets(tiny_checkpoint, tmp_path):
+    write(tmp_path / "t.jsonl", [triple(i) for i in range(2)])
+    files = ["--model", tiny_checkpoint, "--data", tmp_path / "t.jsonl", "--out", tmp_path / "shared" / "m"]
+    before = os.umask(0o027)
+    try:
+        assert run("train", *files, "--settings", '{"max_steps": 1, "dtype": "float32", "max_length": 256}') == 0
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "shared").rglob("*")}
+    assert {"model.safetensors", "config.json", "m.reference.safetensors", "m.run.json"} <= made.keys()
+    assert made.pop("m") == 0o750 and set(made.values()) == {0o640}

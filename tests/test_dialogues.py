@@ -164,6 +164,7 @@ def test_rows_that_cannot_be_trained_on_are_named_and_counted(tmp_path, capsys):
     made, counts = fine_tune.tokenized(Sft(data=str(path), max_length=256), tokenizer)
     assert counts["examples"] == len(made) == 1
     assert {key: n for key, n in counts.items() if n and key != "examples"} == {
+        "left_out_dialogues": 3,
         "no_prompt": 1,
         "tools_media_or_reasoning": 1,
         "not_a_dialogue": 1,

@@ -65,7 +65,7 @@ def test_ids_never_become_paths(tiny_checkpoint, tmp_path):
 def test_messages_hold_nothing_that_a_terminal_obeys(row, tmp_path, capfd):
     path = tmp_path / "evil\x1b[31m.jsonl"
     path.write_text(row)
-    sampling = ["--settings", "{}", "--out", f"{tmp_path}/t.jsonl", "--model", "m"]
+    sampling = ["--settings", "{}", "--out", f"{tmp_path}/t.jsonl", "--model", str(tmp_path)]
     assert sso(["sample", "--principles", str(path), *sampling]) == 2
     out = capfd.readouterr()
     assert not RAW.search(out.out + out.err) and "\\x1b[31m.jsonl" in out.err and out.err.count("\n") == 1

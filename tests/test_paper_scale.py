@@ -232,6 +232,28 @@ def test_doctor_names_each_problem(monkeypatch, capsys):
     assert len(said.splitlines()) == len(set(said.splitlines()))
 
 
+def test_doctor_asks_a_hub_that_does_not_answer_once(monkeypatch, capsys):
+    asked = []
+
+    def session():
+        asked.append(1)
+        raise ConnectionRefusedError
+
+    def many_times(*_, **given):
+        assert given.get("local_files_only"), "asked, and asked again after a pause"
+        raise FileNotFoundError
+
+    monkeypatch.setattr("huggingface_hub.get_session", session)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", many_times)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.info", many_times)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", many_times)
+    with pytest.raises(SystemExit):
+        main(["doctor", "--configfile", str(CONFIG / "paper_v2.yaml")])
+    said = capsys.readouterr()
+    assert "can't be reached (ConnectionRefusedError); check the network" in said.out and said.err == ""
+    assert said.out.count("can't be reached either.") > 10 and len(asked) == 1
+
+
 def test_doctor_finds_nothing_wrong_with_the_micro_world(capsys):
     assert main(["doctor", "--configfile", str(CONFIG / "micro.yaml")]) == 0
     assert "nothing is missing" in capsys.readouterr().out

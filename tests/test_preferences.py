@@ -3,12 +3,20 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+from eval import data_quality
+from report import trail
+from sso.cli import main
 from sso.errors import InputError
+from sso.jobs.tracking import record_path
 from sso.preferences import load, parse, sample
+from sso.records import Pair, write
+from sso.records import read as read_records
 from sso.settings import Preferences
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "hi"), ("assistant", "yes"), ("assistant", "no")))
@@ -185,3 +193,39 @@ def test_real_sets(shared_data, file, counts):
     pairs, found = load(Preferences(path=str(shared_data / file)))
     assert found == counts
     assert all(p.prompt[-1].role == "user" and len(p.chosen) == len(p.rejected) == 1 for p in pairs)
+
+
+def test_what_makes_no_pair_is_counted_named_and_known_to_the_data_quality(tmp_path, capsys):
+    """A file of pairs can't hold what was left out of it: its record tells, and the page's health box asks that."""
+    sides = [("good", "bad", "plain"), ("same", "same ", "plain"), ("alike", "alike", "alike"), ("", "bad", "plain")]
+    about = {"prompt": "q", "system_good": "g", "system_bad": "b"}
+    drawn = [dict(zip(("chosen", "rejected", "original"), texts, strict=True)) for texts in sides]
+    write(tmp_path / "t.jsonl", [{"id": f"q{i}", **about, **row} for i, row in enumerate(drawn)])
+    out = tmp_path / "pairs.jsonl"
+    assert main(["pairs", "--triples", f"{tmp_path}/t.jsonl", "--kind", "good_bad", "--out", str(out)]) == 0
+    assert [pair.id for pair in read_records(out, Pair)] == ["q0"]
+    said = capsys.readouterr().err
+    assert "t.jsonl: left out 2 rows (equal sides): q1 (row 2), q2 (row 3)" in said and "q3 (row 4)" in said
+    summary = json.loads(record_path(out).read_text())["summary"]
+    assert summary == {"pairs": 1, "left_out_pairs": 3, "equal_sides": 2, "empty_side": 1}
+    health = {row["name"]: row for row in trail.health([{"path": "p.run.json", "rule": "pairs", "summary": summary}])}
+    assert (health["pairs left out"]["count"], health["pairs left out"]["worst"]) == (3, "../p.run.json")
+    scores = {"logp": np.full((1, 2), -4, np.float32), "tokens": np.full((1, 2), 2, np.int32)}
+    metadata = {"ids": '["q0"]', "nodes": '[["x", "y+"], ["x", "y-"]]', "key": "{}"}
+    save_file(scores, tmp_path / "r.safetensors", metadata)
+    quality, _ = data_quality.measure(None, out, tmp_path / "r.safetensors")
+    assert (quality["equal_pairs"], quality["left_out_pairs"]) == (2, 3)
+    record_path(out).unlink()  # pairs of somebody else have none
+    quality, _ = data_quality.measure(None, out, tmp_path / "r.safetensors")
+    assert (quality["equal_pairs"], quality["left_out_pairs"]) == (0, 0)
+
+
+def test_what_belongs_to_no_part_of_a_preference_set_is_counted_once(tmp_path):
+    rows = [{"prompt": "q", "chosen": "a", "rejected": side} for side in ("b", "a", "c")]
+    write(tmp_path / "set.jsonl", rows)
+    found = []
+    for part in ("1/2", "2/2"):
+        out = tmp_path / f"{part[0]}.jsonl"
+        assert main(["preferences", "--set", f"path={tmp_path}/set.jsonl", "--part", part, "--out", str(out)]) == 0
+        found.append(json.loads(record_path(out).read_text())["summary"])
+    assert found == [{"pairs": 1, "left_out_pairs": 1, "equal_sides": 1}, {"pairs": 1}]

@@ -239,10 +239,10 @@ def test_pairs_in_the_oracles_order_and_none_without_fault(source, tmp_path):
     prompt = ask(sentence("change_case:english_lowercase"))
     sides = {"chosen": BREAD, "rejected": BREAD.lower(), "original": BREAD, "second": BREAD.lower()}
     triple = Triple(id="a", prompt=prompt, system_good="good", system_bad="bad", **sides)
-    (pair,) = pairs_of([triple], "relabelled", world(source))
+    (pair,), _ = pairs_of([triple], "relabelled", "t", world(source))
     assert pair.chosen[-1].content == BREAD.lower()
     with pytest.raises(InputError, match="only the micro-world makes a faultless answer"):
-        pairs_of([triple], "flawless", world(source))
+        pairs_of([triple], "flawless", "t", world(source))
 
 
 def config(source: Path, **own) -> dict:

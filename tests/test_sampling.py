@@ -143,9 +143,9 @@ def test_a_cut_response_is_known_as_such_in_triples_pairs_files_and_exports(tmp_
     said = [Generation(f"text {i}", 3, finished=i not in (1, 2)) for i in range(6)]  # y+ of 1 and y- of 0 are cut
     triples, counts = draw(Scripted(*said), principles(2), Sampling(), "paper", 0, ["y+", "y-", "yo"])
     assert [t.cut for t in triples] == [["rejected"], ["chosen"]] and counts["cut"] == 2
-    assert [p.cut for p in pairs_of(triples, "good_bad")] == [["rejected"], ["chosen"]]
-    assert [p.cut for p in pairs_of(triples, "good_original")] == [[], ["chosen"]]
-    pairs = pairs_of(triples, "good_original")
+    assert [p.cut for p in pairs_of(triples, "good_bad", "t")[0]] == [["rejected"], ["chosen"]]
+    pairs, _ = pairs_of(triples, "good_original", "t")
+    assert [p.cut for p in pairs] == [[], ["chosen"]]
     write(tmp_path / "pairs.jsonl", pairs)
     assert '"cut"' not in (tmp_path / "pairs.jsonl").read_text().splitlines()[0]
     assert read(tmp_path / "pairs.jsonl", Pair) == pairs
@@ -176,7 +176,7 @@ def test_triples_carry_ids_principles_and_four_draws(engine):
     assert [t.id for t in triples] == list("01234")
     assert triples[0].system_good == WRAPPERS["paper"]["good"].format(principle="Be safe.")
     assert counts["tokens"] > 0
-    pairs = pairs_of(triples, "good_bad")
+    pairs, _ = pairs_of(triples, "good_bad", "t")
     assert [p.id for p in pairs] == [t.id for t in triples if t.chosen != t.rejected]
     assert all(p.chosen[0].role == "assistant" for p in pairs)
     with pytest.raises(InputError, match="unknown response 'z'"):
@@ -225,14 +225,15 @@ def test_v1_leaves_out_triples_with_equal_responses_and_says_which(capsys):
     ]
     kept, counts = distinct(said(*rows), ["y+", "y-", "yo"])
     assert [t.id for t in kept] == ["0"]
-    assert counts == {"chosen_equals_rejected": 2, "chosen_equals_original": 1, "rejected_equals_original": 1}
+    why = {"chosen_equals_rejected": 2, "chosen_equals_original": 1, "rejected_equals_original": 1}
+    assert counts == {"left_out_triples": 4, **why}
     told = capsys.readouterr().err
     assert "2 triples (chosen equals rejected): 1, 4" in told and "1 triples (chosen equals original): 2" in told
     with pytest.raises(InputError, match="none of 4 triples has responses that all differ; raise"):
         distinct(said(*rows[1:]), ["y+", "y-", "yo"])
     # What was not drawn is empty and equals nothing.
     pairs = draw(Said("a", "b"), principles(1), Sampling(), "micro", 0, ["y+", "y-"])[0]
-    assert distinct(pairs, ["y+", "y-"]) == (pairs, {"chosen_equals_rejected": 0})
+    assert distinct(pairs, ["y+", "y-"]) == (pairs, {"left_out_triples": 0, "chosen_equals_rejected": 0})
 
 
 def test_annotated_pairs_follow_the_oracle():
@@ -246,12 +247,14 @@ def test_annotated_pairs_follow_the_oracle():
     right, wrong = f"{name} lives in {home}.", f"{name} lives in Nowhere."
     prompt = user(f"Where does {name} live?")
     base = {"prompt": prompt, "system_good": "a", "system_bad": "b", "chosen": "c", "rejected": "d"}
-    made = pairs_of(
+    made, counts = pairs_of(
         [
             Triple(id="0", original=wrong, second=right, **base),
             Triple(id="1", original=right, second=right, **base),
         ],
         "annotated",
+        "t",
         MicroWorld(entities=30),
     )
+    assert counts == {"pairs": 1, "left_out_pairs": 1, "equal_sides": 1}
     assert [p.id for p in made] == ["0"] and made[0].chosen[0].content == right

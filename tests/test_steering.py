@@ -133,12 +133,14 @@ def test_the_oracles_pairs_are_in_its_order_and_flawless_ones_without_fault(data
         Triple(id="won", prompt=STORY, chosen=BEST, rejected=WARM, original=BEST, **about),
         Triple(id="tie", prompt=STORY, chosen=WARM, rejected=f"{WARM} ", original=WARM, **about),
     ]
-    made = {pair.id: pair for pair in pairs_of(triples, "relabelled", WORLD)}
+    found, counts = pairs_of(triples, "relabelled", "t.jsonl", WORLD)
+    made = {pair.id: pair for pair in found}
+    assert counts == {"pairs": 2, "left_out_pairs": 1, "equal_sides": 1}
     assert {name: pair.chosen[0].content for name, pair in made.items()} == {"lost": WARM, "won": BEST}
     assert made["lost"].cut == ["rejected"]
     triples = [Triple(id=q.id, prompt=q.prompt, chosen="", rejected="", original="It is.", **about) for q in asked]
-    flawless = pairs_of(triples, "flawless", WORLD)
+    flawless, _ = pairs_of(triples, "flawless", "t.jsonl", WORLD)
     assert ORACLE.scores([(p.prompt, p.chosen[0].content) for p in flawless]) == pytest.approx([1.0] * len(asked))
     for kind in ("relabelled", "flawless"):
         with pytest.raises(InputError, match=f"{kind} pairs need --world"):
-            pairs_of(triples, kind)
+            pairs_of(triples, kind, "t.jsonl")

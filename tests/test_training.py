@@ -3,19 +3,24 @@
 import copy
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
 import torch
+import yaml
 from torch.nn.functional import log_softmax
 from torch.overrides import TorchFunctionMode
 
+from report import trail
 from sso import chat, logprobs, reference
+from sso.cli import main
 from sso.errors import InputError
+from sso.jobs.tracking import record_path
 from sso.logprobs import Scorer
 from sso.objective import build
 from sso.packing import tokenize
-from sso.records import Message, Pair, Query, Triple
+from sso.records import Message, Pair, Query, Triple, write
 from sso.settings import Backbone
 from sso.train.preference import fit
 from sso.train.run import save, training_arguments
@@ -23,6 +28,7 @@ from sso.train.settings import Training
 from sso.train.sft import tokens
 from sso.train.tuning import rates
 from sso.worlds.micro.models import build as build_model
+from tests.conftest import REPOSITORY
 
 NODES = build(Training(objective="sso_v1")).nodes
 
@@ -80,6 +86,8 @@ def test_reference_scores_do_not_depend_on_the_batch_and_round_trip(tiny, sample
     with pytest.raises(InputError, match="made with other weights"):
         reference.load(tmp_path / "r.safetensors", {**key, "weights": "b"})
     (tmp_path / "bad.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError, match="nowhere: no such file; make it with `sso reference`, or leave it out"):
+        reference.load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not a readable reference file"):
         reference.load(tmp_path / "bad.safetensors")
 
@@ -322,3 +330,26 @@ def test_a_model_of_another_kind_trains_in_padded_rows(samples, tmp_path):
     assert log[0]["x+:y+>y-/margin"] == pytest.approx(0, abs=1e-3) and log[0]["padding"] > 0
     with pytest.raises(InputError, match="`forest` does not work with this gpt2 model"):
         run(samples, tmp_path, model=GPT2LMHeadModel(config), objective="sso_v2", layout="forest")
+
+
+def test_a_training_that_moves_no_weight_says_so(tiny_checkpoint, tmp_path, capsys):
+    """The first rate of a warm-up is 0, and bfloat16 rounds small steps away; the docs' own few steps do train."""
+    (documented,) = re.findall(r"few_steps: (\{.*?\})", (REPOSITORY / "docs/real_run.md").read_text())
+    write(tmp_path / "t.jsonl", [triple(i) for i in range(4)])
+    shared = {"learning_rates": [1e-6], "batch_size": 2, "dtype": "float32", "max_length": 256}
+    adapters = {"lora": {"rank": 2, "alpha": 4}, "max_steps": 2}
+    for own, moved_nothing in (
+        ({"max_steps": 1}, 1),
+        (yaml.safe_load(documented), 0),
+        ({**adapters, "learning_rates": [1e-3]}, 0),
+        ({**adapters, "learning_rates": [1e-12], "dtype": "bfloat16"}, 1),
+    ):
+        out = tmp_path / "out"
+        files = ["--model", str(tiny_checkpoint), "--data", f"{tmp_path}/t.jsonl", "--out", str(out)]
+        assert main(["train", *files, "--settings", json.dumps({**shared, **own})]) == 0
+        assert json.loads(record_path(out).read_text())["summary"]["moved_nothing"] == moved_nothing, own
+        said = f"warning: {out}: no weight differs from those of {tiny_checkpoint}; train for more steps"
+        assert (said in capsys.readouterr().err) == bool(moved_nothing)
+    record = {"path": "g.run.json", "rule": "generator", "summary": {"moved_nothing": 1.0}}
+    rows = {row["name"]: row["count"] for row in trail.health([record, {**record, "summary": {"moved_nothing": 0.0}}])}
+    assert rows["trainings that moved no weight"] == 1

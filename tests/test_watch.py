@@ -95,6 +95,18 @@ def test_a_failed_job_is_told_at_once_with_its_last_words(stream):
     assert stream.lines[-1].startswith("[1/3] sft qwen2 seed 0, 0 s")
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_a_failed_one_does_not(stream):
+    ended = "WorkflowError:\nAt least one job did not complete successfully."
+    stream.follow()
+    stream.event(LogEvent.JOB_FINISHED, job_id=1)
+    stream.event(LogEvent.ERROR, ended, logging.ERROR, exception="WorkflowError")
+    assert stream.lines[-1] == "At least one job did not complete successfully."
+    stream.event(None, "Terminating processes on user request, this might take some time.")
+    stream.handler.close()
+    stream.event(LogEvent.ERROR, ended, logging.ERROR, exception="WorkflowError")
+    assert stream.lines[-1] == "interrupted: 1 of 3 jobs are done; the same command goes on."
+
+
 def test_where_rules_are_not_quiet_an_error_is_told_by_snakemake_too(tmp_path, monkeypatch):
     stream = Stream(tmp_path, monkeypatch)
     stream.handler.inner.filters[0].quiet = set()

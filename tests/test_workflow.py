@@ -295,6 +295,8 @@ def test_dry_run_plans_every_job_of_the_grid(name: str, tmp_path: Path):
         (["--config", "experimnt=x"], "unknown key `experimnt`; did you mean `experiment`?"),
         (["--config", "arms={ssso: {policy: {beta: 0.2}}}"], "unknown arm 'ssso'"),
         (["--config", "rewards={sso: {arm: nope}}"], "unknown arm 'nope'"),
+        (["--config", "seeds=[0]", "seeds=[1]"], "--config: `seeds` stands twice; leave one out."),
+        (["--config", "model=a/b"], "--config model=...: only for configs with a backbone `local`"),
         (["--config", "arms={sso: {policy: {objective: nope}}}"], "unknown objective 'nope'"),
         (["--configfile", str(CONFIG / "local_model.yaml"), "--config", "queries=none.jsonl", "model=a/b"], "no such"),
         (

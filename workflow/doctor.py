@@ -33,8 +33,10 @@ def problems(grid: Grid) -> Iterator[str]:
         yield str(error)
     yield from _gpus(grid)
     yield from _disk(grid)
-    yield from _hub(hub_names(experiment))
-    yield from _templates(experiment)
+    names = hub_names(experiment)
+    silent = _silent() if names else None
+    yield from _hub(names, silent)
+    yield from _templates(experiment, silent is None)
     if free := unpinned(experiment):
         yield f"revisions: no commit is given for {', '.join(free)}; `sso pin --configfile F` tells those of today."
     for name in sorted(set(experiment.local.values())):
@@ -96,10 +98,22 @@ def _disk(grid: Grid) -> Iterator[str]:
         yield f"disk: {free:.0f} GB free in {Path.cwd()}, about {need:.0f} GB needed; free some or use --directory."
 
 
-def _hub(names: dict[str, str]) -> Iterator[str]:
-    """Whether the hub has each name and lets this user read it; a name in the cache counts, too."""
-    if not names:
-        return
+def _silent() -> str | None:
+    """Why the hub does not answer, asked once; None where it does.
+
+    Its library asks for files five times more with pauses of up to 8 s, has no setting against that, and tells of each.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+
+def _hub(names: dict[str, str], silent: str | None) -> Iterator[str]:
+    """Whether the hub has each name and lets this user read it; ``silent``: why it does not answer at all."""
     from huggingface_hub import HfApi, HfFileSystem
 
     api, dead = HfApi(), None
@@ -107,13 +121,15 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
         if kind == "benchmark":
             continue  # lm-eval's own data sets; the first model to be evaluated fetches them
         try:
+            if silent:
+                raise ConnectionError
             if kind == "file":
                 HfFileSystem().info(name)
             else:
                 repository, _, revision = name.partition("@")
                 api.repo_info(repository, repo_type=kind, revision=revision or None, timeout=20)
         except Exception as error:
-            reason = type(error).__name__
+            reason = silent or type(error).__name__
             if reason in ("GatedRepoError", "RepositoryNotFoundError"):
                 yield f"hub: {kind} {name}: {reason}; accept its terms and `hf auth login`, or map it under `local`."
             elif dead is None:
@@ -123,8 +139,8 @@ def _hub(names: dict[str, str]) -> Iterator[str]:
                 yield f"hub: {kind} {name} can't be reached either."
 
 
-def _templates(experiment: Experiment) -> Iterator[str]:
-    """Hub checkpoints whose chat template has no system turn; `check` looks at local ones."""
+def _templates(experiment: Experiment, online: bool) -> Iterator[str]:
+    """Hub checkpoints whose chat template has no system turn; `check` looks at local ones. Offline: of the cache."""
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", "tokenizer*", "special_tokens_map.json", "*.jinja"]
@@ -133,7 +149,9 @@ def _templates(experiment: Experiment) -> Iterator[str]:
             continue
         repository, _, revision = source.partition("@")
         try:
-            folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+            folder = snapshot_download(
+                repository, revision=revision or None, allow_patterns=patterns, local_files_only=not online
+            )
         except Exception:
             continue  # `_hub` has told of it
         try:

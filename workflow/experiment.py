@@ -14,8 +14,18 @@ from sso.settings import config_file, hint, lay, merge, read_yaml
 from workflow.cell import Cell
 from workflow.shared import Draft
 
+SHORT = ("model", "queries", "gsm8k", "judge")
+"""Keys of `--config` that are short for the places which `config/local_model.yaml` leaves open."""
 TRY_ROWS = 8
 """Rows of GSM8K where `--config gsm8k=FILE` adds it to a config that has no such task."""
+
+
+_LONG = {
+    "model": "`backbones={NAME: {path: ...}}`",
+    "queries": "`data={queries: ...}`",
+    "gsm8k": "`evaluation={tasks: [{name: real_gsm8k, file: ...}]}`",
+    "judge": "`evaluation={judge: {kind: reward, path: ...}}`",
+}
 
 
 class Grid(Jobs):
@@ -40,12 +50,26 @@ def load(files: list[str | Path], given: Mapping[str, Any]) -> Experiment:
     """The experiment of the config files, later ones on top, then of what ``--config`` gave.
 
     ``model``, ``queries``, ``gsm8k`` and ``judge`` (a reward model's folder or name, or a judge's settings) are short
-    for the places that `config/local_model.yaml` leaves open.
+    for places of a config with a backbone `local` that has a `path`, as `config/local_model.yaml`.
+
+    Raises:
+        InputError: one of these is given to another config, or a key, name or value is wrong.
     """
     values: dict[str, Any] = {}
     for file in files:
         values = lay(values, read_yaml(config_file(file) or file), file)
     given = dict(_with_nulls(given))
+    local = (values.get("backbones") or {}).get("local")
+    made_for = isinstance(local, dict) and "path" in local
+    for key in given:
+        if key in SHORT and not made_for:
+            raise InputError(
+                f"--config {key}=...: only for configs with a backbone `local` that has a `path`, as "
+                f"config/local_model.yaml; here give {_LONG[key]}."
+            )
+        if key not in SHORT and key not in Experiment.model_fields:
+            known = [*Experiment.model_fields, *(SHORT if made_for else ())]
+            raise InputError(f"--config: unknown key `{key}`; {hint(str(key), known, 'known keys')}")
     arms = given.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         if name not in values.get("arms", {}) and "label" not in (arm or {}):

@@ -34,6 +34,22 @@ def answer(engine: "Engine", queries: list[Query], settings: Evaluation, seed: i
     return alpaca_eval.answer(engine, queries, decoding, seed, model, f"{NAME}/{model}")
 
 
+def compared(by: Judge, answers: Sequence[Answer], start: Sequence[Answer], draw: int = 0) -> list[alpaca_eval.Row]:
+    """A row for each of the starting model's answers, with whether ours is the same text: a tie, of which nobody is
+    asked."""
+    ours = alpaca_eval.aligned(answers, start)
+    both = zip(ours, start, strict=True)
+    differ = [theirs for own, theirs in both if (own.prompt, own.output) != (theirs.prompt, theirs.output)]
+    rows = {row["id"]: row for row in alpaca_eval.pairwise(by, list(answers), differ, draw)} if differ else {}
+    tie = {"preference": 0.5, "score": None, "reference_score": None}
+    return [
+        {**rows[one.id], "identical": False}
+        if one.id in rows
+        else {"id": one.id, **tie, "length": len(one.output), "reference_length": len(one.output), "identical": True}
+        for one in start
+    ]
+
+
 def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: Mapping[str, Path]) -> Verdicts:
     """The win rate over the starting model's answers, each pair in both orders.
 
@@ -42,12 +58,13 @@ def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: 
     if "against" not in files:
         raise InputError(f"{NAME}: give --against, the starting model's answers; or leave it out of `judged`.")
     start = alpaca_eval.aligned(read(files["against"], Answer), answers, str(files["against"]))
-    rows = alpaca_eval.pairwise(by, list(answers), start)
+    rows = compared(by, answers, start)
+    identical = sum(row["identical"] for row in rows)
     return Verdicts(
         rows,
-        {METRIC: alpaca_eval.win_rate(rows)},
+        {METRIC: alpaca_eval.win_rate(rows) | {"identical": identical}},
         items=start,
-        again=lambda some, draw: alpaca_eval.preferences(alpaca_eval.pairwise(by, list(answers), some, draw)),
+        again=lambda some, draw: alpaca_eval.preferences(compared(by, answers, some, draw)),
         metric=METRIC,
     )
 

@@ -69,7 +69,10 @@ def preferences(args: argparse.Namespace) -> None:
         made, counts = load_pairs(args.settings)
         part, parts = (int(number) for number in args.part.split("/"))
         made = made[part - 1 :: parts]
-        run.summary.update(counts | {"pairs": len(made)})
+        if part == 1:  # a row that is left out belongs to no part, and is counted once
+            left_out = sum(count for name, count in counts.items() if name != "pairs")
+            run.summary.update(counts | {"left_out_pairs": left_out})
+        run.summary["pairs"] = len(made)
         write(args.out, made)
 
 
@@ -114,7 +117,6 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs made of them."""
-    from sso.preferences import usable
     from sso.sampling import shards
     from sso.sampling.triples import distinct, draw, fitting, pairs_of
 
@@ -142,20 +144,18 @@ def sample(args: argparse.Namespace) -> None:
         if args.pairs is None:
             write(args.out, triples)
             return
-        pairs, left_out = usable([pair.model_dump() for pair in pairs_of(triples, args.pairs)], str(args.out))
-        run.summary.update(left_out)
+        pairs, counts = pairs_of(triples, args.pairs, str(args.out))
+        run.summary.update(counts)
         write(args.out, pairs)
 
 
 def pairs(args: argparse.Namespace) -> None:
     """Pairs out of triples."""
-    from sso.preferences import usable
     from sso.sampling.triples import pairs_of
 
     with tracking.run(args.out, "pairs", {"kind": args.kind}, {"triples": args.triples}) as run:
-        rows = (pair.model_dump() for pair in pairs_of(read(args.triples, Triple), args.kind, args.world))
-        made, left_out = usable(rows, str(args.out))
-        run.summary.update(left_out | {"pairs": len(made)})
+        made, counts = pairs_of(read(args.triples, Triple), args.kind, str(args.triples), args.world)
+        run.summary.update(counts)
         write(args.out, made)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sso.config import load, schema
+from sso.config import Experiment, load, schema
 from sso.jobs import mlflow_runs, tracking
 from sso.jobs.command import end_start_up
 from sso.records import write_text
@@ -48,12 +48,19 @@ def report(args: argparse.Namespace) -> None:
         build(Grid(experiment), args.results, args.out)
 
 
+def _given(args: argparse.Namespace) -> Experiment:
+    """The experiment of `--configfile` and `--config`, as the workflow reads them."""
+    from workflow import arguments, experiment
+
+    return experiment.load([args.configfile], arguments.read([pair for group in args.config for pair in group]))
+
+
 def plan(args: argparse.Namespace) -> None:
     """Jobs, tokens, GPU-hours, memory, disk, judge requests and money, before anything runs."""
     from workflow.experiment import Grid
     from workflow.plan import show
 
-    show(Grid(load(args.configfile)), args.measured)
+    show(Grid(_given(args)), args.measured)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -61,9 +68,9 @@ def doctor(args: argparse.Namespace) -> None:
     from workflow.doctor import problems
     from workflow.experiment import Grid
 
-    found = list(problems(Grid(load(args.configfile))))
-    for problem in found:
-        print(problem)
+    found = 0
+    for found, problem in enumerate(problems(Grid(_given(args))), 1):  # noqa: B007  # as they come
+        print(problem, flush=True)
     if found:
         sys.exit(1)
     print("nothing is missing")

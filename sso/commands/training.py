@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -133,11 +135,20 @@ def train(args: argparse.Namespace) -> None:
         )
 
 
+def _option(key: str, given: Mapping[str, Any]) -> str:
+    """A setting by the option that gave it, else by its key."""
+    return f"--{key.replace('_', '-')}" if key in given else f"`{key}`"
+
+
 def loss(args: argparse.Namespace) -> None:
     """An objective's terms, one JSON line a sample on standard output; all else goes to standard error."""
     chosen = {name: getattr(args, name) for name in ("objective", "base_loss", *LOSS_OPTIONS)}
     given = {name: value for name, value in chosen.items() if value is not None}
-    training = settings(Training)(json.dumps({**args.settings.model_dump(), **given}))
+    try:
+        training = settings(Training)(json.dumps({**args.settings.model_dump(), **given}))
+    except InputError as error:
+        told = re.sub(r"^Training settings: `(\w+)`:", lambda key: f"sso loss: {_option(key[1], given)}:", str(error))
+        raise InputError(told) from error
     with redirect_stdout(sys.stderr):
         from sso.chat import load_tokenizer
         from sso.loss import lines

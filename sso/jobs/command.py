@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,10 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are one sentence each, with the nearest known name."""
+    """argparse's, whose errors are one sentence each, with the nearest known name; no option may be abbreviated."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else list(args)
@@ -34,7 +37,7 @@ class Parser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if argument == "--" or (self._subparsers and not argument.startswith("-")):
                 return  # what follows are values, or another parser's
-            if re.fullmatch(r"--[\w-]+", name) and not any(option.startswith(name) for option in known):
+            if re.fullmatch(r"--[\w-]+", name) and name not in known:
                 self.error(f"unknown option {name}; {nearest(name, known) or f'see {self.prog} --help.'}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -93,6 +96,15 @@ def _assignment(text: str) -> dict[str, Any]:
     return made
 
 
+def _leaves(values: dict[str, Any], before: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
 def add_settings(
     parser: argparse.ArgumentParser, kind: type[BaseModel], default: dict[str, Any] | None = None, what: str = ""
 ) -> None:
@@ -124,7 +136,11 @@ def _complete(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             f"{parser.prog} {args.command}: give --settings or --set; `sso settings {name}` lists the keys."
         )
     values = args.settings if args.settings is not None else args.settings_default or {}
+    set_by: set[str] = set()
     for one in args.set or []:
+        if twice := sorted(set_by & (keys := set(_leaves(one)))):
+            raise InputError(f"--set: `{twice[0]}` is given twice; leave one out.")
+        set_by |= keys
         values = merge(values, one)
     args.settings = _checked(values, args.settings_kind)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sso.chat import context_limit, encode_prompts, load_tokenizer, naming, with_system
+from sso.dialogues import counts as by_reason
+from sso.dialogues import warn
 from sso.errors import InputError, first_of
+from sso.preferences import usable
 from sso.principles import FEATURES, WRAPPERS
 from sso.records import Cut, Message, Pair, Principles, Triple
 from sso.sampling.engine import Engine, name_missing, seed_of
@@ -146,7 +149,8 @@ _ALIKE = {
 
 
 def distinct(triples: list[Triple], responses: list[str]) -> tuple[list[Triple], dict[str, int]]:
-    """The triples whose responses (of ``responses``, those that were drawn) all differ, and counts of the others.
+    """The triples whose responses (of ``responses``, those that were drawn) all differ, and counts of the others, all
+    together and by reason.
 
     v1 leaves the others out: equal responses prefer nothing, and one that equals the original shows no principle.
     They are named on standard error.
@@ -169,35 +173,53 @@ def distinct(triples: list[Triple], responses: list[str]) -> tuple[list[Triple],
             f"none of {len(triples)} triples has responses that all differ; "
             "raise the temperature, or look at the principles and the model."
         )
-    return kept, {name: len(ids) for name, ids in alike.items()}
+    return kept, {"left_out_triples": len(triples) - len(kept), **{name: len(ids) for name, ids in alike.items()}}
 
 
-def pairs_of(triples: list[Triple], kind: str, world: World | None = None) -> list[Pair]:
+def pairs_of(
+    triples: list[Triple], kind: str, name: str, world: World | None = None
+) -> tuple[list[Pair], dict[str, int]]:
     """Pairs of a kind: y+ over y- (good_bad), y+ over yo (good_original), the better by the oracle of two unprompted
-    draws (annotated) or of y+ and y- (relabelled), or a faultless answer of the world's own over yo (flawless). A pair
-    of equal texts says nothing and is left out."""
+    draws (annotated) or of y+ and y- (relabelled), or a faultless answer of the world's own over yo (flawless).
+
+    A triple that makes no pair (an empty side, equal sides, two of which the oracle prefers none) is named on standard
+    error. The counts are `pairs`, `left_out_pairs`, and of these each reason; messages call the triples ``name``.
+
+    Raises:
+        InputError: no triple makes a pair.
+    """
+    ties: set[str] = set()
     if kind in ("annotated", "relabelled"):
-        return _labelled(triples, kind, world)
-    if kind == "flawless":
-        return _flawless(triples, world)
-    other: Cut = "rejected" if kind == "good_bad" else "original"
-    return [_pair(triple, "chosen", other, kind) for triple in triples if triple.chosen != getattr(triple, other)]
+        rows, ties = _labelled(triples, kind, world)
+    elif kind == "flawless":
+        rows = _flawless(triples, world)
+    else:
+        rows = [_pair(triple, "chosen", "rejected" if kind == "good_bad" else "original", kind) for triple in triples]
+    found, left_out = usable([row.model_dump() for row in rows], name)
+    made = [pair for pair in found if pair.id not in ties]
+    tied = {"equal by the oracle": [pair.id for pair in found if pair.id in ties]} if len(made) < len(found) else {}
+    warn(tied, name)
+    if not made:
+        raise InputError(f"{name}: no usable pair, the oracle prefers no side of {len(found)}; raise the temperature.")
+    left_out |= by_reason(tied)
+    return made, {**left_out, "left_out_pairs": len(triples) - len(made), "pairs": len(made)}
 
 
-def _labelled(triples: list[Triple], kind: str, world: World | None) -> list[Pair]:
+def _labelled(triples: list[Triple], kind: str, world: World | None) -> tuple[list[Pair], set[str]]:
+    """A pair a triple, and the ids of those of which the oracle prefers no side."""
     from sso import worlds
 
     if world is None:
         raise InputError(f"{kind} pairs need --world: only a world's oracle annotates.")
-    oracle, rows = worlds.oracle(world), []
+    oracle, rows, ties = worlds.oracle(world), [], set()
     sides: tuple[Cut, Cut] = ("original", "second") if kind == "annotated" else ("chosen", "rejected")
     for triple in triples:
         if kind == "annotated" and triple.second is None:
             raise InputError(f"triple {triple.id!r} has no second draw; sample with --responses y+,y-,yo,second.")
         first, second = (oracle.score(triple.prompt, getattr(triple, side)).total for side in sides)
-        if first != second:
-            rows.append(_pair(triple, *(sides if first > second else sides[::-1]), kind))
-    return rows
+        rows.append(_pair(triple, *(sides if first > second else sides[::-1]), kind))
+        ties |= {triple.id} if first == second else set()
+    return rows, ties
 
 
 def _flawless(triples: list[Triple], world: World | None) -> list[Pair]:
@@ -210,9 +232,8 @@ def _flawless(triples: list[Triple], world: World | None) -> list[Pair]:
     answer, rows = worlds.faultless(world), []
     for triple in triples:
         best = answer(triple.prompt, Random(f"flawless/{triple.id}"))
-        if best != triple.original:
-            cut: list[Cut] = [name for name in triple.cut if name != "chosen"]
-            rows.append(_pair(triple.model_copy(update={"chosen": best, "cut": cut}), "chosen", "original", "flawless"))
+        cut: list[Cut] = [name for name in triple.cut if name != "chosen"]
+        rows.append(_pair(triple.model_copy(update={"chosen": best, "cut": cut}), "chosen", "original", "flawless"))
     return rows
 
 

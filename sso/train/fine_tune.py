@@ -112,7 +112,8 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
             f"{settings.data}: no dialogue to train on ({dialogues.why(left_out, numbers)}); rows need `messages`, "
             f"`conversations`, or Alpaca's columns, and an answer within max_length {settings.max_length}."
         )
-    counts = {"examples": len(made), **dialogues.counts(left_out), "answers_not_scored": sum(unscored.values())}
+    lost = {"left_out_dialogues": len(numbers), **dialogues.counts(left_out)}
+    counts = {"examples": len(made), **lost, "answers_not_scored": sum(unscored.values())}
     return made.select_columns(["input_ids", "labels"]), counts
 
 
@@ -227,5 +228,5 @@ def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> d
         result = go(trainer, settings.engine, last, "sft")
         for step, values in curve(trainer.state.log_history) if run else ():
             run.log(step, values)
-        save_trained(trainer, settings, tokenizer, out)
+        save_trained(trainer, settings, tokenizer, out, base, counts)
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

@@ -11,10 +11,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sso.chat import save_tokenizer, stop_ids
 from sso.errors import InputError
+from sso.hub import checkpoint as checkpoint_folder
 from sso.jobs.distributed import engine_arguments, from_main, is_main, world_size
 from sso.jobs.progress import show_steps
 from sso.records import whole_folder, write_text
@@ -188,9 +190,35 @@ def save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None =
         save_tokenizer(tokenizer, folder)
 
 
-def save_trained(trainer: Any, settings: Spread, tokenizer: Any, out: Path) -> None:
+def moved_nothing(start: str | Path, out: Path) -> bool:
+    """Whether two checkpoints have the same weights, as far as names and shapes agree, in the precision of ``out``."""
+    before, after = _weights(checkpoint_folder(start)), _weights(out)
+    common = [name for name in after if name in before]
+    for name in common:  # the first that differs ends it: what moved is told at the cost of a few tensors
+        with safe_open(before[name], "pt") as old, safe_open(after[name], "pt") as new:
+            was, now = old.get_tensor(name), new.get_tensor(name)
+        if was.shape == now.shape and not torch.equal(was.to(now.dtype), now):
+            return False
+    return bool(common)
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    """The file of each tensor of a checkpoint."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
+
+
+def save_trained(
+    trainer: Any, settings: Spread, tokenizer: Any, out: Path, start: str | Path, summary: dict[str, float]
+) -> None:
     """Save what was trained as a plain checkpoint: shards gathered, adapters merged, in the precision that
-    ``settings`` compute in, which is half the disk of float32 masters. Call on every device."""
+    ``settings`` compute in, which is half the disk of float32 masters. Call on every device.
+
+    ``summary`` gets `moved_nothing`: 1 where all weights are those of the checkpoint ``start``.
+    """
     model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.dtype)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.shards_weights else None
     if is_main():
@@ -202,4 +230,11 @@ def save_trained(trainer: Any, settings: Spread, tokenizer: Any, out: Path) -> N
             weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         model.config.dtype = dtype
         save(model, tokenizer, out, weights)
+        summary["moved_nothing"] = float(moved_nothing(start, out))
+        if summary["moved_nothing"]:
+            print(
+                f"warning: {out}: no weight differs from those of {start}; train for more steps, at a higher rate or, "
+                "where bfloat16 rounds the steps away, in float32.",
+                file=sys.stderr,
+            )
     trainer.accelerator.wait_for_everyone()

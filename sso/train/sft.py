@@ -106,5 +106,5 @@ def train(backbone: Backbone, settings: Sft, data: Path, seed: int, out: Path, r
     for step, values in curve(trainer.state.log_history) if run else ():
         run.log(step, values)
     save(model, tokenizer, out)
-    counts = {"examples": len(rows), **dialogues.counts(found.left_out)}
+    counts = {"examples": len(rows), "left_out_dialogues": len(found.numbers), **dialogues.counts(found.left_out)}
     return {"train_loss": result.training_loss, "parameters": model.num_parameters(), **counts}

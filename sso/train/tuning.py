@@ -116,7 +116,7 @@ def train_best(
                 print(f"train: {json.dumps(result)} by {what_ran(trainer)}", flush=True)
             if number == 0 or result["win_rate"] > results[best]["win_rate"]:
                 best, chosen, log = number, trainer, steps
-        save_trained(chosen, training, tokenizer, out)
+        save_trained(chosen, training, tokenizer, out, model_path, run.summary)
         if main:
             choice = {"learning_rate": tries[best], "tries": results, "template": describe(tokenizer)}
             write_text(out / "tuning.json", json.dumps(choice, indent=1) + "\n")

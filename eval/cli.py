@@ -116,8 +116,8 @@ def _judge(args: argparse.Namespace) -> None:
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
-        told = [judge.notes()["unreadable"] for judge in judges.values() if "unreadable" in judge.notes()]
-        run.summary.update({"unreadable": sum(told)} if told else {})
+        told = [notes for judge in judges.values() if "unreadable" in (notes := judge.notes())]
+        run.summary.update({name: sum(n[name] for n in told) for name in ("verdicts", "unreadable") if told})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
         for judge in judges.values():
             if judge.notes():
@@ -211,7 +211,7 @@ def _data_quality(args: argparse.Namespace) -> None:
         _write_json(args.out, quality)
         known = {n: e["value"] for n, e in quality.items() if isinstance(e, dict)}
         run.summary.update({name: value for name, value in known.items() if value is not None})
-        counts = ("equal_pairs", "unscored_pairs", "left_out_pairs", "unreadable")
+        counts = ("equal_pairs", "unscored_pairs", "left_out_pairs", "verdicts", "unreadable")
         run.summary.update({name: quality[name] for name in counts if name in quality})
         if quality["unscored_pairs"]:
             print(f"warning: {quality['unscored_pairs']} pairs have no reference scores: too long.", file=sys.stderr)

@@ -60,6 +60,8 @@ class Collected:
     categories: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     """Items' scores by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise
     queries."""
+    unread: set[Key] = field(default_factory=set)
+    """Figures that are none because not one of the judge's verdicts on them could be read."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
@@ -113,10 +115,12 @@ def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collec
             known = found.iterations.setdefault(name, [])
             known += [job.iteration] if job.iteration not in known else []
             figures = _judged(path, place(str(job.inputs["answers"])))
+            found.unread |= {Key(*at, metric) for metric in _unread(path / "scores.json")}
             for metric, means in _categories(path, place(jobs.data_files.get("eval", jobs.root))):
                 found.categories[Key(*at, metric)] = means
         elif job.rule == "data_quality":
             figures = _data_quality(path, place(str(job.inputs["reference"])))
+            found.unread |= {Key(*at, metric) for metric in _unread(path)}
         else:
             figures = _rewardbench(path)
         for metric, figure in figures:
@@ -165,6 +169,13 @@ def _figure(entry: Any, source: Path, items: Items | None = None) -> Figure | No
     known = isinstance(stderr, int | float) and math.isfinite(stderr)
     measure = ": ".join(filter(None, (entry.get("model", ""), entry.get("reason", ""))))
     return Figure(float(value), float(stderr) if known else None, n, str(source), items, measure)
+
+
+def _unread(path: Path) -> list[str]:
+    """The metrics of a file of scores that have no value, since no verdict on them could be read."""
+    entries = read_json(path).items() if path.is_file() else ()
+    known = ((metric, entry) for metric, entry in entries if isinstance(entry, Mapping))
+    return [metric for metric, entry in known if entry.get("unreadable") and entry.get("value", 0) is None]
 
 
 def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import columns
+from eval.benchmarks import columns, of_judges
 from eval.benchmarks.record import Column, Items
 from eval.items import within
 from eval.length_controlled import RAW
@@ -72,10 +72,27 @@ class Estimate:
         return tuple(fit for fit in self.fits if fit.startswith(RAW))
 
 
+def owner(metric: str) -> str | None:
+    """The judged benchmark that a metric is of."""
+    return next((name for name, record in of_judges().items() if metric in record.columns), None)
+
+
+def asked(experiment: Experiment, metric: str) -> bool:
+    """Whether an experiment's config asks for the judged benchmark that a metric is of; True for a metric of none."""
+    return owner(metric) is None or any(owner(metric) in own.judged for own in experiment.evaluations)
+
+
 def _of_this(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """tables.yaml without what only another kind of world has."""
+    """tables.yaml without what only another kind of world has, and without claims of ours that nobody asked for; where
+    no model is fine-tuned here, claims speak of the starting model."""
     kinds = (None, *((True, experiment.world.KIND) if experiment.world else ()))
     lists = {key: [row for row in content[key] if row.get("world") in kinds] for key in ("comparisons", "claims")}
+    lists["claims"] = [row for row in lists["claims"] if not row.get("ours") or asked(experiment, row["metric"])]
+    if not any(about.sft or about.architecture for about in experiment.backbones.values()):
+        named = [
+            {**row, "claim": row["claim"].replace("the SFT model", "the starting model")} for row in lists["claims"]
+        ]
+        lists["claims"] = named
     return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if t.get("world") in kinds}}
 
 

@@ -1,6 +1,7 @@
 """Scores of single items by metric, of a folder of answers and its judgements: what intervals are made of."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sso.errors import InputError
 from sso.records import iter_json_lines
 
 SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "0-100": (0.0, 100.0), "1-10": (1.0, 10.0)}
+SCALES |= dict.fromkeys(("nats/token", "characters", "pairs"), (0.0, math.inf))
 """Units whose figures have ends, which no interval passes."""
 
 

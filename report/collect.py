@@ -119,7 +119,7 @@ def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collec
             for metric, means in _categories(path, place(jobs.data_files.get("eval", jobs.root))):
                 found.categories[Key(*at, metric)] = means
         elif job.rule == "data_quality":
-            figures = _data_quality(path, place(str(job.inputs["reference"])))
+            figures = _data_quality(path, place(str(job.inputs["reference"])), place(str(job.inputs["pairs"])))
             found.unread |= {Key(*at, metric) for metric in _unread(path)}
         else:
             figures = _rewardbench(path)
@@ -212,11 +212,11 @@ def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, li
             yield "quality", dict(sorted(scored.items()))
 
 
-def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
+def _data_quality(path: Path, reference: Path, pairs: Path) -> Iterator[tuple[str, Figure]]:
     if not path.is_file():
         return
     values = read_json(path)
-    items = _pair_items(reference)
+    items = _pair_items(reference) | _lengths(pairs)
     judged = path.with_name(f"{path.stem}_pairs.jsonl")
     if judged.is_file():
         hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
@@ -252,6 +252,17 @@ def _pair_items(reference: Path) -> dict[str, Items]:
         "nll_rejected": -rejected,
     }
     return {metric: dict(zip(ids, map(float, values), strict=True)) for metric, values in columns.items()}
+
+
+def _lengths(pairs: Path) -> dict[str, Items]:
+    """Per pair: the length of both sides in characters, of those that training takes."""
+    found: dict[str, Items] = {"length_chosen": {}, "length_rejected": {}}
+    for number, row in iter_json_lines(pairs) if pairs.is_file() else ():
+        chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
+        if chosen.strip() and rejected.strip() and chosen != rejected:
+            name = str(row.get("id", number - 1))
+            found["length_chosen"][name], found["length_rejected"][name] = float(len(chosen)), float(len(rejected))
+    return found
 
 
 def _rewardbench(path: Path) -> Iterator[tuple[str, Figure]]:

@@ -71,13 +71,15 @@ def effect(measured: Measured, row: ClaimRow) -> dict[str, Any]:
     unit = row.spec["smallest"]["unit"].replace("% of b", metric["unit"])
     low, high = (render.signed(render.number(end, digits)) for end in (row.effect.low, row.effect.high))
     scope = row.backbone or ""
-    levels = [(measured.label(*side), measured.estimate(scope, *side, row.metric)) for side in row.sides]
+    names = [measured.label(*side) for side in row.sides]
+    # Of the items that the difference is of, so that they add up to it.
+    levels = measured.levels(scope, *row.sides, row.metric) or ()
     return {
         "text": render.signed(render.number(row.effect.mean, digits)) + (render.MARK if row.effect.raw else ""),
         "unit": unit,
         "interval": f"[{low}, {high}]" if low else "",
-        "names": " - ".join(label for label, _ in levels),
-        "levels": [(label, render.number(e.mean, metric["digits"])) for label, e in levels if e],
+        "names": " - ".join(names),
+        "levels": [(name, render.number(level, digits)) for name, level in zip(names, levels, strict=False)],
         "metric": metric["label"],
         "said": row.verdict,
         "sign": sign(row.verdict),

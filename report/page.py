@@ -97,9 +97,10 @@ def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric:
 
 
 def _best(cells: Sequence[Cell], better: str) -> list[Cell]:
-    """The cells of a column, the best one marked where there are several; ``better``: larger, smaller or none."""
+    """The cells of a column, the best one marked where there are several figures, not all equal; ``better``: larger,
+    smaller or none."""
     values = [cell.value for cell in cells if cell.value is not None]
-    if better == "none" or len(values) < 2:
+    if better == "none" or len(set(values)) < 2:
         return list(cells)
     top = min(values) if better == "smaller" else max(values)
     return [replace(cell, best=cell.value == top) for cell in cells]

@@ -4,7 +4,6 @@ Knows which arm a name of tables.yaml means and how figures are combined; nothin
 """
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -13,7 +12,7 @@ from typing import Any
 
 from eval.benchmarks import columns, of_judges
 from eval.benchmarks.record import Column, Items
-from eval.items import SCALES, within
+from eval.items import at_end, within
 from eval.length_controlled import RAW
 from report.collect import Collected, Figure, Key
 from sso.config import Experiment
@@ -309,18 +308,10 @@ def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
 
 def _exact(estimate: Estimate, unit: str, paired: bool) -> Estimate:
     """An estimate of equal items with the exact interval where they lie on an end of the scale, or none differs."""
-    from eval.statistics import farthest
-
-    low, high = SCALES.get(unit, (0.0, math.inf))
-    if estimate.test != EQUAL or not estimate.n or high == math.inf:
+    if estimate.test != EQUAL or not estimate.n:
         return estimate
-    reach, test = (high - low) * farthest(estimate.n), "exact bound, all items equal"
-    if paired and estimate.mean == 0:
-        return replace(estimate, low=-reach, high=reach, test=test)
-    if not paired and estimate.mean in (low, high):
-        ends = (low, low + reach) if estimate.mean == low else (high - reach, high)
-        return replace(estimate, low=ends[0], high=ends[1], test=test)
-    return estimate
+    low, high = at_end(unit, estimate.mean, estimate.n, paired)
+    return estimate if low is None else replace(estimate, low=low, high=high, test="exact bound, all items equal")
 
 
 def _kept(samples: list[list[Items]]) -> tuple[list[list[str]], bool]:

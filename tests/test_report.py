@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,26 @@ def test_claims_say_how_they_were_tested(built):
     assert rows["v1: PBAA's quality falls over the iterations.", "qwen2"]["verdict"] == "does not hold"
     assert rows["The other L- is worse than L-.", "qwen2"]["verdict"] == "holds"
     assert "paired two-way t" in rows["SSO improves on PBAA.", "all"]["test"]
+
+
+def test_the_papers_claims_are_counted_and_shown_apart_from_ours(built):
+    rows = rows_of(built[2] / "tables/claims.csv")
+    of = {row["claim"]: row["of"] for row in rows}
+    ours = [claim for claim, whose in of.items() if whose == "ours"]
+    assert all("NLL" in claim or "quality." in claim for claim in ours) and len(ours) == 6 and len(of) == 21
+    # Steering, which this config asks nobody about, is not promised.
+    assert not any("bad principle" in claim for claim in of)
+    told = json.loads((built[2] / "told.json").read_text())
+    assert [said.partition(":")[0] for said in told["counts"]] == [
+        "15 claims of the paper",
+        "6 more of our own, which the paper does not make",
+    ]
+    assert len(told["claims"]) == 15 and len(told["ours"]) == 6
+    assert [sum(map(int, re.findall(r" (\d+)(?:, |$)", said))) for said in told["counts"]] == [15, 6]
+    text, page_text = ((built[2] / name).read_text() for name in ("report.md", "report.html"))
+    for said in told["counts"]:
+        assert said in text and said in page_text
+    assert page_text.count("ours, not the paper's") == 6 and "| claim of our own |" in text
 
 
 @pytest.mark.parametrize(

@@ -201,11 +201,12 @@ def note(results: Path) -> str | None:
     report = results.resolve() / "report"
     try:
         told = json.loads((report / "told.json").read_text(encoding="utf-8"))
-        parts = [["Claims of the paper:", told["claims"]], ["Claims of our own:", told.get("ours", [])]]
+        parts = [("Claims of the paper:", told["claims"]), ("Claims of our own:", told.get("ours", []))]
+        counts = [line for counted in told.get("counts", []) for line in ("", f"{counted}.")]
     except (OSError, ValueError, LookupError):
         return None
     found = [line for head, said in parts if said for line in ["", head, "", *(f"- {one}" for one in said)]]
-    return "\n".join([f"The page: `{report / 'report.html'}`", *found])
+    return "\n".join([f"The page: `{report / 'report.html'}`", *counts, *found])
 
 
 SCORED = ("judge", "data_quality", "rewardbench")

@@ -48,7 +48,9 @@ def main() -> None:
     made = {}
     for folder in args.results:
         rows = pd.read_csv(folder / "report/tables/claims.csv").dropna(subset=["backbone"])
-        made[folder.name] = rows.groupby("claim").last()  # `all`, where there are several backbones
+        # Where nothing was fine-tuned, claims speak of the starting model.
+        claim = rows.claim.str.replace("the starting model", "the SFT model")
+        made[folder.name] = rows.groupby(claim).last()  # `all`, where there are several backbones
     print("| claim | paper | " + " | ".join(made) + " |\n|---|---|" + "---|" * len(made))
     for spec in content["claims"]:
         cells = [paper(printed, spec, content)]

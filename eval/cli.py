@@ -59,7 +59,7 @@ def _counts(who: str, notes: Mapping[str, float]) -> str:
 def _judge(args: argparse.Namespace) -> None:
     from eval import benchmarks, judging
     from eval.benchmarks.alpaca_eval import read_references
-    from eval.items import answer_items, column, within
+    from eval.items import answer_items, at_end, column, within
     from eval.judge import Judge, make_judge
     from eval.statistics import mean_interval
     from sso.jobs import tracking
@@ -112,14 +112,17 @@ def _judge(args: argparse.Namespace) -> None:
             if name not in scores:
                 continue  # grades on a reward's scale are another metric, of no known ends
             interval = mean_interval([list(items.values())])
-            low, high = within(column(name).unit, interval.low, interval.high)
+            unit = column(name).unit
+            low, high = within(unit, interval.low, interval.high)
+            if low is None and interval.n > 1:
+                low, high = at_end(unit, interval.mean, interval.n)
             scores[name] |= {"low": low, "high": high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         alike = [entry["identical"] for entry in scores.values() if "identical" in entry]
         run.summary.update({"identical": sum(alike)} if alike else {})
-        told = [judge.notes()["unreadable"] for judge in judges.values() if "unreadable" in judge.notes()]
-        run.summary.update({"unreadable": sum(told)} if told else {})
+        told = [notes for judge in judges.values() if "unreadable" in (notes := judge.notes())]
+        run.summary.update({name: sum(n[name] for n in told) for name in ("verdicts", "unreadable") if told})
         print(", ".join(f"{name} {value:.3g}" for name, value in run.summary.items()))
         for judge in judges.values():
             if judge.notes():
@@ -213,7 +216,7 @@ def _data_quality(args: argparse.Namespace) -> None:
         _write_json(args.out, quality)
         known = {n: e["value"] for n, e in quality.items() if isinstance(e, dict)}
         run.summary.update({name: value for name, value in known.items() if value is not None})
-        counts = ("equal_pairs", "unscored_pairs", "left_out_pairs", "unreadable")
+        counts = ("equal_pairs", "unscored_pairs", "left_out_pairs", "verdicts", "unreadable")
         run.summary.update({name: quality[name] for name in counts if name in quality})
         if quality["unscored_pairs"]:
             print(f"warning: {quality['unscored_pairs']} pairs have no reference scores: too long.", file=sys.stderr)

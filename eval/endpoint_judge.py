@@ -65,7 +65,7 @@ class EndpointJudge:
     def __init__(self, settings: JudgeSettings, cache: Path, progress: Progress | None = None) -> None:
         self.name, self.client = settings.model, Client(settings, cache, progress)
         self.prompts = read_prompts(settings.prompts)
-        self.unreadable = self.empty = 0
+        self.verdicts = self.unreadable = self.empty = 0
 
     def pairwise(self, items: Sequence[AnswerPair], draw: int = 0) -> list[Preference]:
         """FastChat's pair-v2, each order a request."""
@@ -95,9 +95,10 @@ class EndpointJudge:
         return [math.nan if grade is None else grade for grade in grades]
 
     def notes(self) -> dict[str, int | float]:
-        """Requests sent, replies from disk, questions refused by the endpoint, and those without a readable verdict,
-        of which so many had an empty reply."""
-        return self.client.notes() | {"unreadable": self.unreadable} | ({"empty": self.empty} if self.empty else {})
+        """Requests sent, replies from disk, questions refused by the endpoint, verdicts asked for, and those that could
+        not be read, of which so many had an empty reply."""
+        told = {"verdicts": self.verdicts, "unreadable": self.unreadable}
+        return self.client.notes() | told | ({"empty": self.empty} if self.empty else {})
 
     def _grading(self, item: Grading) -> list[Message]:
         users = [m.content for m in item.messages if m.role == "user"]
@@ -139,6 +140,7 @@ class EndpointJudge:
             raise refusals[0]
         self.empty += sum(answer is _EMPTY for answer in found)
         found = [None if answer is _EMPTY or isinstance(answer, Refused) else answer for answer in found]
+        self.verdicts += len(found)
         self.unreadable += found.count(None) - len(refusals)
         return found
 

@@ -1,16 +1,19 @@
 """Scores of single items by metric, of a folder of answers and its judgements: what intervals are made of."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from eval import benchmarks
 from eval.benchmarks import Column
 from eval.benchmarks.record import Items
+from eval.statistics import farthest
 from sso.errors import InputError
 from sso.records import iter_json_lines
 
 SCALES = {"%": (0.0, 100.0), "0-1": (0.0, 1.0), "0-100": (0.0, 100.0), "1-10": (1.0, 10.0)}
+SCALES |= dict.fromkeys(("nats/token", "characters", "pairs"), (0.0, math.inf))
 """Units whose figures have ends, which no interval passes."""
 
 
@@ -39,6 +42,18 @@ def answer_items(folder: Path, answers: Path) -> dict[str, Items]:
 def column(metric: str) -> Column:
     """How a benchmark's metric is shown; one that no record knows is a task of lm-eval's, a rate in percent."""
     return benchmarks.columns().get(metric, Column(metric))
+
+
+def at_end(unit: str, mean: float, n: int, difference: bool = False) -> tuple[float | None, float | None]:
+    """The exact 95% interval of the mean of ``n`` equal scores that lie on an end of their unit's scale, or of a
+    ``difference`` where none differs; (None, None) elsewhere, since equal scores tell nothing of their noise."""
+    low, high = SCALES.get(unit, (-math.inf, math.inf))
+    if high == math.inf:
+        return None, None
+    reach = (high - low) * farthest(n)
+    if difference:
+        return (-reach, reach) if mean == 0 else (None, None)
+    return (low, low + reach) if mean == low else (high - reach, high) if mean == high else (None, None)
 
 
 def within(unit: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:

@@ -43,8 +43,12 @@ class Judge(Endpoint):
 
     @property
     def title(self) -> str:
-        """What tables and scores call it; a reward model is called one, without its commit."""
-        return f"reward model {Path(self.path).name.partition('@')[0]}" if self.path else self.model
+        """What tables and scores call it; a reward model is called one, without its commit. A folder `model` says
+        nothing, so that its own folder stands before it."""
+        if not self.path:
+            return self.model
+        parts = Path(self.path).parts
+        return f"reward model {'/'.join(parts[-2:] if parts[-1] == 'model' else parts[-1:]).partition('@')[0]}"
 
 
 class Task(Settings):

@@ -36,7 +36,7 @@ def mean_and_error(values: Sequence[float | None], scale: float = 1.0) -> dict[s
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% interval; bounds and ``p`` are None where one item tells nothing of its noise.
+    """A mean with its 95% interval; bounds and ``p`` are None where one item, or equal ones, tell nothing of the noise.
 
     ``n``: items of all seeds. ``seed_spread``: sample standard deviation of the seeds' means (None: one seed).
     ``p``: two-sided, of a mean of zero, by the same distribution as the interval.
@@ -83,12 +83,11 @@ def _quantile(parts: Sequence[Part], level: float) -> float:
 def interval(
     mean: float, parts: Sequence[Part], n: int, seeds: int = 1, spread: float | None = None, level: float = LEVEL
 ) -> Interval:
-    """The interval of a mean whose variance is the sum of ``parts``; none where there are no parts."""
+    """The interval of a mean whose variance is the sum of ``parts``; none where there are no parts, or none above
+    rounding: an interval of no width would be false certainty."""
+    parts = [part for part in parts if part.value > (1e-12 * max(1.0, abs(mean))) ** 2]
     if not parts:
         return Interval(mean, None, None, n, seeds, spread)
-    parts = [part for part in parts if part.value > 0]
-    if not parts:
-        return Interval(mean, mean, mean, n, seeds, spread, float(mean == 0))
     error = sum(part.value for part in parts) ** 0.5
     half = _quantile(parts, level) * error
     # The level whose interval just reaches zero.
@@ -141,6 +140,12 @@ def mean_interval(samples: Samples, shared: bool = True, level: float = LEVEL) -
     if shared:
         parts = [*parts, items_part(np.stack(arrays))] if arrays[0].shape[1] > 1 else []
     return interval(float(means.mean()), parts, n, seeds, spread, level)
+
+
+def farthest(n: int, level: float = LEVEL) -> float:
+    """How far from an end of a scale of width 1 the mean may be where all of ``n`` scores lie on that end: Clopper and
+    Pearson's exact bound for rates, and not too narrow for other scores between the ends."""
+    return float(1 - ((1 - level) / 2) ** (1 / n))
 
 
 def _differences(a: Samples, b: Samples) -> list[np.ndarray]:

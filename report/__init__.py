@@ -33,8 +33,9 @@ def build(jobs: Jobs, results: Path, out: Path) -> None:
         claimed = claims.claims(measured)
         pages["claims"] = claims.claims_markdown(measured, claimed)
         records.write_text(folder / "tables/claims.csv", claims.claims_csv(claimed))
-        records.write_text(folder / "told.json", json.dumps(first.told(claimed), ensure_ascii=False, indent=1) + "\n")
         made = {name: tables.table(measured, name) for name in measured.content["tables"]}
+        told = first.told(measured, claimed, made)
+        records.write_text(folder / "told.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
         for name, table in made.items():
             pages[name] = render.markdown(measured, table)
             records.write_text(folder / f"tables/{name}.csv", render.table_csv(measured, table))

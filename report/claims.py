@@ -4,29 +4,36 @@ What is compared and claimed is data (tables.yaml); whether a claim holds is the
 interval of its difference lies on.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from report.measured import Estimate, Measured
+from report.measured import Estimate, Measured, asked, owner
 from report.render import NOTHING, cell, heading, markdown_rows, raw_note, to_csv
-from report.tables import header
+from report.tables import header, judge_title
+from report.trail import unreadable
 
 VERDICTS = (
     "Holds: the 95% interval of the difference lies on the claimed side of zero, and the difference is at least "
     "the smallest effect of interest that stands beside it. Does not hold: the interval excludes that effect on "
     "the claimed side. Negligible: it excludes it on both. Not distinguishable: none of these. A claim of `at "
     "least` holds where the interval excludes being worse by that effect, and does not hold where it lies on the "
-    "worse side of zero and the difference is that large. Not tested: too few common items, or no results. No "
+    "worse side of zero and the difference is that large. Not tested: for the reason beside it. No "
     "correction for the number of claims. With one seed the interval tells of the questions only, not of another "
     "training run."
 )
 
 
+NO_ARM, NOT_ASKED = "no such arm", "not asked for"
+"""Why a claim could not be tested, where no more results would change that."""
+START = "start_wr"
+"""The win rate against the starting model's own answers, for prompts that have no others."""
 Side = tuple[str, int]
 """An arm and its iteration."""
-COLUMNS = ("claim", "backbone", "verdict", "difference", "test")
+COLUMNS = ("claim", "of", "backbone", "verdict", "difference", "test")
 """What claims.csv holds of a claim."""
+ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class ClaimRow:
     sides: tuple[Side, Side] | None = None
     effect: Estimate | None = None
     """The measured difference of the sides."""
+
+    @property
+    def of(self) -> str:
+        """Whose claim it is: `paper`, or `ours`, which the paper never made."""
+        return "ours" if self.spec.get("ours") else "paper"
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,33 @@ def smallest_effect(measured: Measured, spec: dict[str, Any], scope: str, b: tup
     return value / 100 * abs(level.mean) if level else float("inf")
 
 
+def untested(measured: Measured, spec: dict[str, Any], sides: tuple[Side, Side] | None, metric: str) -> tuple[str, str]:
+    """Why a claim has no figure: in a word or two, and in full."""
+    experiment, label = measured.experiment, measured.content["metrics"][metric]["label"]
+    version, judge = spec.get("version", "v2"), experiment.evaluation.judge
+    if not sides:
+        lacking = dict.fromkeys(spec[side] for side in "ab" if not measured.arm(spec[side], version))
+        names = " and no ".join(lacking)
+        return NO_ARM, f"this experiment has no {version} arm {names}" if lacking else "a single iteration"
+    about_pairs = metric == "accuracy"
+    if judge_title(experiment) == "none" and (about_pairs or not asked(experiment, metric)):
+        return "no judge", "no judge"
+    if not asked(experiment, metric):
+        measures = {key.metric for key in measured.collected.figures}
+        other = START in measures and metric.startswith("alpaca_eval2")
+        where = f"; the {measured.content['metrics'][START]['label']} stands in a table of its own" if other else ""
+        return NOT_ASKED, f"the config does not ask for {label}{where}"
+    if about_pairs and experiment.world is None and not judge.pairs:
+        return NOT_ASKED, "the judge was asked about no pairs: the config has no `evaluation.judge.pairs`"
+    arms = [arm for arm, _ in sides]
+    if any(key.arm in arms and owner(key.metric) == owner(metric) for key in measured.collected.unread):
+        return "no readable verdict", unreadable(measured.collected.records, arms) or "no verdict could be read"
+    lacking = dict.fromkeys(
+        measured.label(*side) for side in sides if not any(measured.estimate(s, *side, metric) for s in measured.scopes)
+    )
+    return "no results yet", f"no {label} yet" + (f" of {', '.join(lacking)}" if lacking else " of a common seed")
+
+
 def claims(measured: Measured) -> list[ClaimRow]:
     """Each claim on each backbone and on all."""
     rows: list[ClaimRow] = []
@@ -186,9 +225,26 @@ def claims(measured: Measured) -> list[ClaimRow]:
                 text = "; ".join([text, *(note.rstrip(".") for note in raw_note([difference]))])
                 rows.append(ClaimRow(spec["claim"], scope, said, text, difference.test, spec, name, sides, difference))
         if not tested:
-            lacks = "the experiment lacks one of the arms, or its results"
-            rows.append(ClaimRow(spec["claim"], None, "not tested", lacks, "", spec, name))
+            said, why = untested(measured, spec, sides, name)
+            rows.append(ClaimRow(spec["claim"], None, f"not tested ({said})", why, "", spec, name))
     return rows
+
+
+def over_all(rows: Sequence[ClaimRow]) -> list[ClaimRow]:
+    """A row a claim: that over all backbones where there are several."""
+    return list({row.claim: row for row in rows}.values())
+
+
+def counts(rows: Sequence[ClaimRow]) -> list[str]:
+    """How many claims got which verdict, a sentence for the paper's and one for ours; what was not tested by reason."""
+    found = []
+    for of, name in (("paper", "claims of the paper"), ("ours", "more of our own, which the paper does not make")):
+        own = [row.verdict for row in over_all(rows) if row.of == of]
+        # `not tested (too few items: 64)` counts as too few items.
+        said = Counter(verdict.partition(":")[0] + ")" * (": " in verdict and "(" in verdict) for verdict in own)
+        order = sorted(said.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER))
+        found += [f"{len(own)} {name}: " + ", ".join(f"{verdict} {count}" for verdict, count in order)] if own else []
+    return found
 
 
 def claims_csv(rows: Sequence[ClaimRow]) -> str:
@@ -201,17 +257,13 @@ def claims_markdown(measured: Measured, rows: Sequence[ClaimRow]) -> str:
     by_claim: dict[str, dict[str | None, ClaimRow]] = {}
     for row in rows:
         by_claim.setdefault(row.claim, {})[row.backbone] = row
-    lines = [["claim of the paper", *measured.scopes, f"difference ({measured.scopes[-1]})", "test"]]
+    head = [*measured.scopes, f"difference ({measured.scopes[-1]})", "test"]
+    tables = {"paper": [["claim of the paper", *head]], "ours": [["claim of our own", *head]]}
     for claim, found in by_claim.items():
         last = list(found.values())[-1]
         elsewhere = last.verdict if None in found else NOTHING
         said = [found[scope].verdict if scope in found else elsewhere for scope in measured.scopes]
-        lines.append([claim, *said, last.difference, last.test])
-    return "\n".join(
-        [
-            "## What holds here\n",
-            header(measured) + "\n",
-            markdown_rows(lines),
-            VERDICTS + "\n",
-        ]
-    )
+        tables[last.of].append([claim, *said, last.difference, last.test])
+    parts = ["## What holds here\n", header(measured) + "\n", ". ".join(counts(rows)) + ".\n"]
+    parts += [markdown_rows(lines) for lines in tables.values() if len(lines) > 1]
+    return "\n".join([*parts, VERDICTS + "\n"])

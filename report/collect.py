@@ -60,6 +60,8 @@ class Collected:
     categories: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     """Items' scores by MT-Bench's category or, where it has less than three (micro), by the family of the pairwise
     queries."""
+    unread: set[Key] = field(default_factory=set)
+    """Figures that are none because not one of the judge's verdicts on them could be read."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
@@ -113,10 +115,12 @@ def collect(jobs: Jobs, results: Path, length_controlled: bool = True) -> Collec
             known = found.iterations.setdefault(name, [])
             known += [job.iteration] if job.iteration not in known else []
             figures = _judged(path, place(str(job.inputs["answers"])))
+            found.unread |= {Key(*at, metric) for metric in _unread(path / "scores.json")}
             for metric, means in _categories(path, place(jobs.data_files.get("eval", jobs.root))):
                 found.categories[Key(*at, metric)] = means
         elif job.rule == "data_quality":
-            figures = _data_quality(path, place(str(job.inputs["reference"])))
+            figures = _data_quality(path, place(str(job.inputs["reference"])), place(str(job.inputs["pairs"])))
+            found.unread |= {Key(*at, metric) for metric in _unread(path)}
         else:
             figures = _rewardbench(path)
         for metric, figure in figures:
@@ -167,6 +171,13 @@ def _figure(entry: Any, source: Path, items: Items | None = None) -> Figure | No
     return Figure(float(value), float(stderr) if known else None, n, str(source), items, measure)
 
 
+def _unread(path: Path) -> list[str]:
+    """The metrics of a file of scores that have no value, since no verdict on them could be read."""
+    entries = read_json(path).items() if path.is_file() else ()
+    known = ((metric, entry) for metric, entry in entries if isinstance(entry, Mapping))
+    return [metric for metric, entry in known if entry.get("unreadable") and entry.get("value", 0) is None]
+
+
 def _judged(folder: Path, answers: Path) -> Iterator[tuple[str, Figure]]:
     """scores.json of a judged folder, with items from pairwise.jsonl, mt_bench.jsonl and lm_eval.json."""
     path = folder / "scores.json"
@@ -201,11 +212,11 @@ def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, li
             yield "quality", dict(sorted(scored.items()))
 
 
-def _data_quality(path: Path, reference: Path) -> Iterator[tuple[str, Figure]]:
+def _data_quality(path: Path, reference: Path, pairs: Path) -> Iterator[tuple[str, Figure]]:
     if not path.is_file():
         return
     values = read_json(path)
-    items = _pair_items(reference)
+    items = _pair_items(reference) | _lengths(pairs)
     judged = path.with_name(f"{path.stem}_pairs.jsonl")
     if judged.is_file():
         hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
@@ -241,6 +252,17 @@ def _pair_items(reference: Path) -> dict[str, Items]:
         "nll_rejected": -rejected,
     }
     return {metric: dict(zip(ids, map(float, values), strict=True)) for metric, values in columns.items()}
+
+
+def _lengths(pairs: Path) -> dict[str, Items]:
+    """Per pair: the length of both sides in characters, of those that training takes."""
+    found: dict[str, Items] = {"length_chosen": {}, "length_rejected": {}}
+    for number, row in iter_json_lines(pairs) if pairs.is_file() else ():
+        chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
+        if chosen.strip() and rejected.strip() and chosen != rejected:
+            name = str(row.get("id", number - 1))
+            found["length_chosen"][name], found["length_rejected"][name] = float(len(chosen)), float(len(rejected))
+    return found
 
 
 def _rewardbench(path: Path) -> Iterator[tuple[str, Figure]]:

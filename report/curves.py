@@ -73,8 +73,10 @@ def training(measured: Measured) -> "Figure | None":
                 if arm:
                     look = {**style.of_arm(measured, arm), "linestyle": style.line(measured, arm), "markersize": 4}
                 places = smooth(points)
-                # Markers tell arms apart; a few, or they hide the line.
-                (line,) = axis.plot(*zip(*places, strict=True), linewidth=1.2, markevery=0.2, **look)
+                # Markers tell arms apart; a few, or they hide the line. A single point is nothing but its marker.
+                every = 0.2 if len(places) > 1 else None
+                look = look if every else {"marker": "o", **look}
+                (line,) = axis.plot(*zip(*places, strict=True), linewidth=1.2, markevery=every, **look)
                 if arm:
                     legend.setdefault(style.name(measured, arm), line)
             axis.grid(alpha=0.25)

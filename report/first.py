@@ -5,15 +5,15 @@ Takes everything from the claims that were tested; computes no figure. A raw win
 length-controlled one.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from report import printed, render
-from report.claims import ClaimRow
+from report.claims import NO_ARM, NOT_ASKED, ClaimRow, counts, over_all
 from report.measured import POOLED, Measured
-from report.tables import judge_title
+from report.tables import Table, judge_title
+from report.trail import unreadable
 
 PAPER = "https://arxiv.org/abs/2410.17131"
 GLOSSARY = {
@@ -37,7 +37,6 @@ SIGNS = {
     "untestable": ("none", "·"),
 }
 """Verdict -> class and sign; any other is undecided."""
-ORDER = ["holds", "does not hold", "negligible", "not distinguishable"]
 UNDECIDED = "open", "≈"
 FIGURES = 3
 
@@ -72,13 +71,15 @@ def effect(measured: Measured, row: ClaimRow) -> dict[str, Any]:
     unit = row.spec["smallest"]["unit"].replace("% of b", metric["unit"])
     low, high = (render.signed(render.number(end, digits)) for end in (row.effect.low, row.effect.high))
     scope = row.backbone or ""
-    levels = [(measured.label(*side), measured.estimate(scope, *side, row.metric)) for side in row.sides]
+    names = [measured.label(*side) for side in row.sides]
+    # Of the items that the difference is of, so that they add up to it.
+    levels = measured.levels(scope, *row.sides, row.metric) or ()
     return {
         "text": render.signed(render.number(row.effect.mean, digits)) + (render.MARK if row.effect.raw else ""),
         "unit": unit,
         "interval": f"[{low}, {high}]" if low else "",
-        "names": " - ".join(label for label, _ in levels),
-        "levels": [(label, render.number(e.mean, metric["digits"])) for label, e in levels if e],
+        "names": " - ".join(names),
+        "levels": [(name, render.number(level, digits)) for name, level in zip(names, levels, strict=False)],
         "metric": metric["label"],
         "said": row.verdict,
         "sign": sign(row.verdict),
@@ -91,40 +92,39 @@ def effect(measured: Measured, row: ClaimRow) -> dict[str, Any]:
 
 
 def claims(measured: Measured, rows: Sequence[ClaimRow]) -> dict[str, Any]:
-    """The claims that were tested, main ones first, with their verdicts by backbone; the others by name and reason."""
+    """The claims that were tested, main ones first and ours last, with their verdicts by backbone; the others by reason
+    and name."""
     by_claim: dict[str, list[ClaimRow]] = {}
     for row in rows:
         by_claim.setdefault(row.claim, []).append(row)
-    tested, untested = [], []
-    for claim, own in sorted(by_claim.items(), key=lambda item: not item[1][-1].spec.get("main")):
+    tested: list[dict[str, Any]] = []
+    untested: dict[str, list[tuple[str, str]]] = {}
+    for claim, own in sorted(by_claim.items(), key=lambda item: (item[1][-1].of == "ours", _minor(item[1][-1]))):
         last = own[-1]
         if last.effect is None:
-            untested.append((claim, last.verdict, last.difference))
+            untested.setdefault(last.verdict, []).append((claim, last.difference))
             continue
         each = [(row.backbone, row.verdict, sign(row.verdict)) for row in own if row.backbone != POOLED]
-        tested.append({"claim": claim, "main": bool(last.spec.get("main")), "each": each, **effect(measured, last)})
+        tested.append({"claim": claim, "main": not _minor(last), "of": last.of, "each": each, **effect(measured, last)})
     notes = render.raw_note(row.effect for row in rows)
     doubts = [own.doubt for row in rows if row.effect for own in _printed(measured, row) if own.doubt]
     notes += render.doubt_note(doubts)
-    verdicts = [*(claim["said"] for claim in tested), *(said for _, said, _ in untested)]
-    # `not tested (too few items: 64)` counts as not tested.
-    said = Counter(verdict.partition(" (")[0].partition(":")[0] for verdict in verdicts)
-    counts = sorted(said.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER))
     several = len(measured.experiment.backbones) > 1
-    return {"tested": tested, "untested": untested, "counts": counts, "several": several, "notes": notes}
+    return {"tested": tested, "untested": untested, "counts": counts(rows), "several": several, "notes": notes}
 
 
-def over_all(rows: Sequence[ClaimRow]) -> list[ClaimRow]:
-    """A row a claim: that over all backbones where there are several."""
-    return list({row.claim: row for row in rows}.values())
+def _minor(row: ClaimRow) -> bool:
+    return not row.spec.get("main")
 
 
 def headline(rows: Sequence[ClaimRow]) -> dict[str, ClaimRow]:
     """The row that each of the three figures is of, by the figure's name: of the claims that tables.yaml has for it the
-    first with an effect, one without a raw rate before others; else the first."""
+    first with an effect, one without a raw rate before others; else the first that the experiment was to test."""
 
     def rank(row: ClaimRow) -> int:
-        return 2 if row.effect is None else bool(row.effect.raw)
+        if row.effect is None:
+            return 3 if row.verdict in (f"not tested ({NO_ARM})", f"not tested ({NOT_ASKED})") else 2
+        return bool(row.effect.raw)
 
     found: dict[str, ClaimRow] = {}
     for row in sorted(over_all(rows), key=rank):
@@ -136,10 +136,11 @@ def headline(rows: Sequence[ClaimRow]) -> dict[str, ClaimRow]:
 def strip(measured: Measured, rows: Sequence[ClaimRow]) -> list[dict[str, Any]]:
     """The three figures; where one can't be shown, why not."""
     found: list[dict[str, Any]] = []
-    for name, row in headline(rows).items():
+    for figure, row in headline(rows).items():
+        # A measure of ours has its own name, never that of the paper's.
+        name = measured.content["metrics"][row.metric]["label"] if row.of == "ours" else figure
         if row.effect is None:
-            why = "no judge" if judge_title(measured.experiment) == "none" else row.difference or row.verdict
-            found.append({"name": name, "text": "", "why": why})
+            found.append({"name": name, "text": "", "why": row.difference})
         elif row.effect.raw:
             found.append({"name": name, "text": "", "why": "; ".join(row.effect.raw)})
         else:
@@ -147,9 +148,10 @@ def strip(measured: Measured, rows: Sequence[ClaimRow]) -> list[dict[str, Any]]:
     return found
 
 
-def told(rows: Sequence[ClaimRow]) -> dict[str, list[str]]:
+def told(measured: Measured, rows: Sequence[ClaimRow], made: Mapping[str, Table]) -> dict[str, Any]:
     """What others say of the report, as sentences: `headline` at a run's end, the three figures that have an interval,
-    or other claims' in their place; `claims` in MLflow, each with its verdict, as Markdown."""
+    or other claims' in their place, with the `counts` of verdicts and what a `judge` said that nobody could read;
+    `claims`, the paper's, and `ours` in MLflow, each with its verdict, as Markdown. `tables`: those with figures."""
     last = over_all(rows)
     tested = [row for row in last if not row.verdict.startswith(("not tested", "untestable"))]
     marked = [row for row in headline(rows).values() if row in tested]
@@ -159,7 +161,19 @@ def told(rows: Sequence[ClaimRow]) -> dict[str, list[str]]:
         text = "; ".join([figure, *(note for note in notes if not note.startswith("smallest effect"))])
         where = "all backbones" if row.backbone == POOLED else row.backbone
         said.append(f'{text} ({where}): "{row.claim}" {row.verdict}')
-    return {"headline": said, "claims": [f"{row.claim} **{row.verdict}** ({row.difference})" for row in last]}
+    unread = measured.collected.unread and unreadable(measured.collected.records)
+    mute = f"the judge ({judge_title(measured.experiment)}) gave no readable verdict: {unread}" if unread else ""
+    verdicts = {
+        of: [f"{r.claim} **{r.verdict}** ({r.difference})" for r in last if r.of == of] for of in ("paper", "ours")
+    }
+    return {
+        "headline": said,
+        "counts": counts(rows),
+        "judge": mute,
+        "claims": verdicts["paper"],
+        "ours": verdicts["ours"],
+        "tables": [name for name, table in made.items() if any(table.rows.values())],
+    }
 
 
 def badges(measured: Measured) -> list[tuple[str, str]]:

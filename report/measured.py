@@ -10,9 +10,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import columns
+from eval.benchmarks import columns, of_judges
 from eval.benchmarks.record import Column, Items
-from eval.items import within
+from eval.items import at_end, within
 from eval.length_controlled import RAW
 from report.collect import Collected, Figure, Key
 from sso.config import Experiment
@@ -72,10 +72,27 @@ class Estimate:
         return tuple(fit for fit in self.fits if fit.startswith(RAW))
 
 
+def owner(metric: str) -> str | None:
+    """The judged benchmark that a metric is of."""
+    return next((name for name, record in of_judges().items() if metric in record.columns), None)
+
+
+def asked(experiment: Experiment, metric: str) -> bool:
+    """Whether an experiment's config asks for the judged benchmark that a metric is of; True for a metric of none."""
+    return owner(metric) is None or any(owner(metric) in own.judged for own in experiment.evaluations)
+
+
 def _of_this(content: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """tables.yaml without what only another kind of world has."""
+    """tables.yaml without what only another kind of world has, and without claims of ours that nobody asked for; where
+    no model is fine-tuned here, claims speak of the starting model."""
     kinds = (None, *((True, experiment.world.KIND) if experiment.world else ()))
     lists = {key: [row for row in content[key] if row.get("world") in kinds] for key in ("comparisons", "claims")}
+    lists["claims"] = [row for row in lists["claims"] if not row.get("ours") or asked(experiment, row["metric"])]
+    if not any(about.sft or about.architecture for about in experiment.backbones.values()):
+        named = [
+            {**row, "claim": row["claim"].replace("the SFT model", "the starting model")} for row in lists["claims"]
+        ]
+        lists["claims"] = named
     return {**content, **lists, "tables": {k: t for k, t in content["tables"].items() if t.get("world") in kinds}}
 
 
@@ -215,7 +232,7 @@ class Measured:
             found = _combine([[(figure, None) for figure in row] for row in figures.values()])
             if found:
                 low, high = within(unit(metric, self.content), found.low, found.high)
-                found = replace(found, low=low, high=high)
+                found = _exact(replace(found, low=low, high=high), unit(metric, self.content), paired=False)
             self._known[key] = found
         return self._known[key]
 
@@ -225,10 +242,30 @@ class Measured:
         if key not in self._known:
             names = self.backbones(backbone, a[0], b[0])
             left, right = (self.figures(names, *side, metric) for side in (a, b))
-            self._known[key] = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
+            found = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
+            self._known[key] = found and _exact(found, unit(metric, self.content), paired=True)
         return self._known[key]
 
+    def levels(self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str) -> tuple[float, float] | None:
+        """The figures of a and b whose difference is that of `difference`: of the seeds and items that both have."""
+        difference, names = self.difference(backbone, a, b, metric), self.backbones(backbone, a[0], b[0])
+        left, right = (self.figures(names, *side, metric) for side in (a, b))
+        seeds = [list(zip(left[s], right[s], strict=True)) for s in left if s in right]
+        if difference is None:
+            return None
+        samples = [_items(row) for row in seeds]
+        if not all(samples):
+            level = _mean([_mean([figure.value for _, figure in row]) for row in seeds])
+        else:
+            kept, _ = _kept(samples)
+            own = ([figure.items or {} for _, figure in row] for row in seeds)
+            level = _mean(
+                [_mean([t[name] for t in tables for name in ids]) for tables, ids in zip(own, kept, strict=True)]
+            )
+        return level + difference.mean, level
 
+
+EQUAL = "no interval: all items are equal"
 Cell = tuple[Figure, Figure | None]
 """A figure, and the one to subtract from it."""
 
@@ -245,18 +282,22 @@ def _combine(seeds: Sequence[Sequence[Cell]]) -> Estimate | None:
 
 
 def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
+    from eval.statistics import LEAST_ITEMS
+
     values = [_mean([x.value - (y.value if y else 0.0) for x, y in row]) for row in seeds]
     spread, paired = _spread(values), seeds[0][0][1] is not None
     samples = [_items(row) for row in seeds]
     if all(samples):
         return _of_items(samples, spread, paired)
-    mean, n = _mean(values), seeds[0][0][0].n
+    figures = [figure for row in seeds for cell in row for figure in cell if figure]
+    mean, n = _mean(values), min((figure.n for figure in figures if figure.n), default=None)
+    if paired and n is not None and n < LEAST_ITEMS:
+        return Estimate(mean, None, None, len(seeds), n, spread, f"no interval: {n} items, {LEAST_ITEMS} are needed")
     if spread is not None and len(values) > 2:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
         return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, "t over seeds")
-    figures = [figure for row in seeds for cell in row for figure in cell if figure]
     errors = [figure.stderr for figure in figures if figure.stderr is not None]
     if len(errors) < len(figures):
         return Estimate(mean, None, None, len(seeds), n, spread, "no interval")
@@ -265,15 +306,28 @@ def _estimate(seeds: Sequence[Sequence[Cell]]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(seeds), n, spread, test)
 
 
+def _exact(estimate: Estimate, unit: str, paired: bool) -> Estimate:
+    """An estimate of equal items with the exact interval where they lie on an end of the scale, or none differs."""
+    if estimate.test != EQUAL or not estimate.n:
+        return estimate
+    low, high = at_end(unit, estimate.mean, estimate.n, paired)
+    return estimate if low is None else replace(estimate, low=low, high=high, test="exact bound, all items equal")
+
+
+def _kept(samples: list[list[Items]]) -> tuple[list[list[str]], bool]:
+    """Each seed's items that count: those that all seeds share, else all that its backbones share; and whether seeds
+    share any."""
+    own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]
+    common = sorted(set(own[0]).intersection(*own[1:]))
+    return [common or ids for ids in own], len(common) > 0
+
+
 def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) -> Estimate:
     """An estimate from each seed's items by backbone: over the items that all seeds share, or over the seeds' means
     where they share none."""
     from eval.statistics import LEAST_ITEMS, mean_interval
 
-    own = [sorted(set(tables[0]).intersection(*tables[1:])) for tables in samples]
-    common = sorted(set(own[0]).intersection(*own[1:]))
-    shared = len(common) > 0
-    names = [common if shared else ids for ids in own]
+    names, shared = _kept(samples)
     arrays = [
         [[table[name] for name in ids] for table in tables] for tables, ids in zip(samples, names, strict=True) if ids
     ]
@@ -281,6 +335,8 @@ def _of_items(samples: list[list[Items]], spread: float | None, paired: bool) ->
     if paired and len(names[0]) < LEAST_ITEMS:
         test = f"no interval: {len(names[0])} common items, {LEAST_ITEMS} are needed"
         return Estimate(found.mean, None, None, len(samples), len(names[0]), spread, test)
+    if found.low is None and len(names[0]) > 1:
+        return Estimate(found.mean, None, None, len(samples), len(names[0]), spread, EQUAL)
     over = "items of one seed" if len(samples) == 1 else "seeds and common items" if shared else "seeds"
     test = ("paired " if paired else "") + ("two-way t over " if len(samples) > 1 and shared else "t over ") + over
     return Estimate(found.mean, found.low, found.high, len(samples), len(names[0]), spread, test)

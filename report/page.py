@@ -20,7 +20,7 @@ from report import claims, first, printed, render, samples, trail
 from report.figures import CHARTS
 from report.measured import Estimate, Measured
 from report.svg import inline
-from report.tables import Row, Table, header
+from report.tables import Row, Table, header, mute
 from sso.errors import without_passwords
 
 HERE = Path(__file__).parent
@@ -97,9 +97,10 @@ def sources(measured: Measured, backbone: str, arm: str, iteration: int, metric:
 
 
 def _best(cells: Sequence[Cell], better: str) -> list[Cell]:
-    """The cells of a column, the best one marked where there are several; ``better``: larger, smaller or none."""
+    """The cells of a column, the best one marked where there are several figures, not all equal; ``better``: larger,
+    smaller or none."""
     values = [cell.value for cell in cells if cell.value is not None]
-    if better == "none" or len(values) < 2:
+    if better == "none" or len(set(values)) < 2:
         return list(cells)
     top = min(values) if better == "smaller" else max(values)
     return [replace(cell, best=cell.value == top) for cell in cells]
@@ -250,6 +251,7 @@ def html(
     uri = without_passwords(experiment.tracking_uri or f"sqlite:///results/{experiment.experiment}/mlflow.db")
     settings = yaml.safe_dump(experiment.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
     cut = samples.cut(read)
+    empty = [table for table in made.values() if table.applies and not any(table.rows.values())]
     about: dict[str, Any] = {
         "health": trail.health(measured.collected.records),
         "headline": _headline(measured),
@@ -280,7 +282,8 @@ def html(
         tables=[_table(measured, table) for table in made.values() if any(table.rows.values())],
         left_out={
             "no arms, backbones or benchmarks for them here": [t.spec["title"] for t in made.values() if not t.applies],
-            "no results yet": [t.spec["title"] for t in made.values() if t.applies and not any(t.rows.values())],
+            "no results yet": [t.spec["title"] for t in empty if not mute(measured, t.spec)],
+            "no verdict of the judge could be read": [t.spec["title"] for t in empty if mute(measured, t.spec)],
         },
         **{name: value for name, value in about.items() if name not in ("read", "arms", "assumed")},
         legend=render.LEGEND,

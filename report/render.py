@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.length_controlled import RAW
 from report.measured import Estimate, Measured
-from report.tables import Row, Table, header
+from report.tables import Row, Table, header, mute
+from report.trail import unreadable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -127,7 +128,8 @@ def notes(measured: Measured, made: Table, backbone: str, counts: bool = True) -
     """What a reader of one backbone's rows has to know: the ``counts`` of items, and what is not there."""
     metrics, rows = measured.content["metrics"], made.rows[backbone]
     if not rows:
-        return ["No results of this table yet."]
+        lost = mute(measured, made.spec) and unreadable(measured.collected.records)
+        return [f"The judge gave no readable verdict: {lost}." if lost else "No results of this table yet."]
     shown = columns(made, backbone)
     found = []
     ours = [metric for metric, kind in shown if kind == "ours"]

@@ -6,14 +6,16 @@ Of the first backbone and seed. Knows the record types and the experiment's jobs
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from eval.benchmarks.alpaca_eval import read_references, references
+from eval.benchmarks.against_start import AGAINST_START
+from eval.benchmarks.alpaca_eval import ALPACA_EVAL, read_references, references
+from eval.benchmarks.record import Judged
 from sso.errors import InputError, first_problem
 from sso.jobs.grid import Jobs
 from sso.jobs.job import Job
@@ -24,8 +26,6 @@ LONGEST = 2000
 """Characters of one text at most; less where there are many."""
 BUDGET = 2_000_000
 """Characters of all texts together."""
-REFERENCE = "reference"
-"""The label of the answer that arms are compared to."""
 
 
 @dataclass
@@ -37,6 +37,8 @@ class Text:
     note: str = ""
     principle: str = ""
     """What it was drawn under."""
+    reference: bool = False
+    """Whether it is the answer that arms are compared to."""
 
 
 @dataclass
@@ -48,20 +50,24 @@ class Sample:
     texts: list[Text]
 
     def merged(self) -> list[Text]:
-        """The responses, those that are equal in text and principle as one, which names all whose it is."""
-        found: dict[tuple[str, str], list[Text]] = {}
+        """The responses, those that are equal in text and principle as one, which names all whose it is; notes that are
+        not the same for all are told by name."""
+        found: dict[tuple[str, str], dict[str, list[str]]] = {}
         for text in self.texts:
-            found.setdefault((text.text, text.principle), []).append(text)
-        return [
-            Text(" · ".join(text.label for text in own), said, "; ".join(dict.fromkeys(filter(None, notes))), principle)
-            for (said, principle), own in found.items()
-            for notes in [[text.note for text in own]]
-        ]
+            found.setdefault((text.text, text.principle), {}).setdefault(text.note, []).append(text.label)
+        merged = []
+        for (said, principle), notes in found.items():
+            names = [" · ".join(labels) for labels in notes.values()]
+            told = [f"{name}: {note}" for name, note in zip(names, notes, strict=True) if note]
+            merged.append(
+                Text(" · ".join(names), said, "; ".join(told) if len(notes) > 1 else next(iter(notes)), principle)
+            )
+        return merged
 
     @property
     def differs(self) -> str:
         """In what arms differ, beside the reference: `text`, `verdict`, both, or nothing."""
-        arms = [text for text in self.texts if text.label != REFERENCE]
+        arms = [text for text in self.texts if not text.reference]
         return " ".join(
             name for name, own in (("text", "text"), ("verdict", "note")) if len({getattr(a, own) for a in arms}) > 1
         )
@@ -74,6 +80,8 @@ class Group:
     title: str
     source: str
     samples: list[Sample]
+    draws: int = 1
+    """Of so many answers of an arm, or less, one is shown, the first, and the verdict is their mean."""
 
 
 @dataclass
@@ -85,8 +93,8 @@ class Samples:
     triples: list[Group] = field(default_factory=list)
     pairs: list[Group] = field(default_factory=list)
     """A group an arm."""
-    answers: list[Sample] = field(default_factory=list)
-    answer_source: str = ""
+    answers: list[Group] = field(default_factory=list)
+    """A group a benchmark; its source is told in words."""
 
     def queries(self) -> list[Sample]:
         """The pairs of all arms by query: each text says whose it is and on which side."""
@@ -99,8 +107,11 @@ class Samples:
 
     def texts(self) -> Iterable[Text]:
         """Every response."""
-        groups = [*self.triples, *self.pairs]
-        return (text for s in [*(s for g in groups for s in g.samples), *self.answers] for text in s.texts)
+        return (text for group in self.groups() for sample in group.samples for text in sample.texts)
+
+    def groups(self) -> list[Group]:
+        """All of it."""
+        return [*self.triples, *self.pairs, *self.answers]
 
 
 def order(name: str) -> str:
@@ -162,8 +173,20 @@ def collect(jobs: Jobs, results: Path) -> Samples:
         )
         group = _triples(place(path), title, results)
         found.triples += [group] if group.samples else []
-    runs = {label: (place(str(job.inputs["answers"])), place(job.output)) for label, job in last.items()}
-    _answers(found, place(jobs.data_folder), runs)
+    runs = [
+        Run(
+            label,
+            place(str(job.inputs["answers"])),
+            place(job.output),
+            job.settings.samples,
+            not job.inputs.get("against"),
+        )
+        for label, job in last.items()
+    ]
+    texts = _reference_texts(place(jobs.data_folder))
+    for title, benchmark in (("Answers", ALPACA_EVAL), ("Answers to held-out prompts", AGAINST_START)):
+        group = _answers(title, benchmark, runs, {} if benchmark.needs_start else texts)
+        found.answers += [group] if group.samples else []
     return found
 
 
@@ -220,25 +243,40 @@ def _hit(row: dict[str, Any]) -> str:
     return text if row.get("agree") in (True, None) else f"{text}; the two orders disagree"
 
 
-def _answers(found: Samples, data: Path, runs: dict[str, tuple[Path, Path]]) -> None:
-    """Every arm's answer to the same queries, with the judge's preference over the reference."""
-    names: list[str] | None = None
-    for label, (answers, judged) in runs.items():
-        path = judged / "pairwise.jsonl"
+class Run(NamedTuple):
+    """An arm's answers and what was judged of them."""
+
+    label: str
+    answers: Path
+    judged: Path
+    draws: int
+    """Answers to each prompt."""
+    start: bool
+    """Whether it is compared with nobody's answers, as the starting model is."""
+
+
+def _answers(title: str, of: Judged, runs: Sequence[Run], references: dict[str, str]) -> Group:
+    """Every arm's answer to the same queries of a benchmark, with the judge's preference over the reference: a given
+    one, or the starting model's own answer."""
+    group = Group(title, f"{of.answers}.jsonl and {of.judged}.jsonl of each arm's eval folder", [])
+    for run in runs:
+        path = run.judged / f"{of.judged}.jsonl"
         verdicts = {str(row["id"]): row for _, row in iter_json_lines(path)} if path.is_file() else {}
         # Of several samples a prompt the first, whose id is the prompt's own.
-        rows = some(answers / "answers.jsonl", Answer, names or verdicts or None)
-        if not rows:
-            continue
-        if names is None:
-            names, found.answer_source = list(rows), "answers.jsonl and pairwise.jsonl of each arm's eval folder"
-            found.answers = [Sample(name, prompt_text(row.prompt), []) for name, row in rows.items()]
-            known = _reference_texts(data)
-            for sample in found.answers:
-                sample.texts += [Text(REFERENCE, known[sample.id])] if sample.id in known else []
-        for sample in found.answers:
+        known = [sample.id for sample in group.samples] or verdicts or None
+        rows = some(run.answers / f"{of.answers}.jsonl", Answer, known)
+        if not group.samples:
+            for name, row in rows.items():
+                given = [Text("reference", references[name], reference=True)] if name in references else []
+                group.samples.append(Sample(name, prompt_text(row.prompt), given))
+        draws, start = 1 if of.needs_start else run.draws, of.needs_start and run.start
+        for sample in group.samples:
             if sample.id in rows:
-                sample.texts.append(Text(label, rows[sample.id].output, _preference(verdicts.get(sample.id, {}))))
+                said = "the reference" if start else _preference(verdicts.get(sample.id, {}), draws)
+                sample.texts.append(Text(run.label, rows[sample.id].output, said, reference=start))
+        if draws > 1 and rows:
+            group.draws = max(group.draws, draws)
+    return group
 
 
 def _reference_texts(data: Path) -> dict[str, str]:
@@ -247,25 +285,26 @@ def _reference_texts(data: Path) -> dict[str, str]:
     return {row.id: row.output for row in read_references(path)} if path.is_file() else {}
 
 
-def _preference(row: dict[str, Any]) -> str:
-    """A verdict on an answer in words: how far the judge prefers it over the reference."""
+def _preference(row: dict[str, Any], draws: int) -> str:
+    """A verdict on an answer, or on the mean of ``draws`` answers, in words: how far the judge prefers it over the
+    reference."""
     preference = row.get("preference")
     if preference is None:
         return "not judged" if not row else "judge: unreadable"
+    judge = "judge" if draws == 1 else f"judge, mean of {draws} draws"
     if preference == 0.5:
-        return "judge: a tie with the reference"
-    return f"judge: {'over' if preference > 0.5 else 'below'} the reference ({preference:.2g})"
+        return f"{judge}: a tie with the reference"
+    return f"{judge}: {'over' if preference > 0.5 else 'below'} the reference ({preference:.2g})"
 
 
 def cut(samples: Samples) -> int:
     """Cut all texts to a common length so that the page stays small; returns it."""
     texts = list(samples.texts())
     limit = min(LONGEST, max(200, BUDGET // max(len(texts), 1)))
-    groups = [s for g in (*samples.triples, *samples.pairs) for s in g.samples]
     for text in texts:
         text.text, text.note = _short(text.text, limit), _short(text.note, limit)
         text.principle = _short(text.principle, limit)
-    for sample in (*groups, *samples.answers):
+    for sample in (sample for group in samples.groups() for sample in group.samples):
         sample.prompt = _short(sample.prompt, limit)
     return limit
 

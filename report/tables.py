@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval import benchmarks
 from eval.settings import Judge
 from report.measured import Estimate, Measured
+from report.measured import asked as asked_for
 from sso.config import Experiment
 
 
@@ -88,9 +88,7 @@ def _find(measured: Measured, spec: dict[str, Any], wanted: str) -> str | None:
 
 def asked(measured: Measured, spec: dict[str, Any]) -> bool:
     """Whether the experiment has a benchmark for at least one column of a table."""
-    judged = {name for own in measured.experiment.evaluations for name in own.judged}
-    unasked = [record.columns for name, record in benchmarks.of_judges().items() if name not in judged]
-    return not all(any(column in columns for columns in unasked) for column in spec["columns"])
+    return any(asked_for(measured.experiment, column) for column in spec["columns"])
 
 
 def _applies(measured: Measured, spec: dict[str, Any]) -> bool:
@@ -152,7 +150,7 @@ def _rows(
             cells = {metric: measured.estimate(where, arm, t, metric) for metric in spec["columns"]}
             if not any(cells.values()):
                 if not _produces_nothing(config[arm], spec):
-                    pending.append(label)
+                    pending.append(label + (" (no readable verdict)" if mute(measured, spec, arm) else ""))
                 continue
             at: tuple[Any, ...] = (version, spec.get("paper_table"), paper, method, str(t or ""))
             ends = ("", "_ci_low", "_ci_high")
@@ -161,6 +159,12 @@ def _rows(
             doubts = {name: measured.doubts[*at, name] for name in printed if (*at, name) in measured.doubts}
             rows.append(Row(where, arm, label, method, t, cells, printed, doubts))
     return rows, pending
+
+
+def mute(measured: Measured, spec: dict[str, Any], arm: str | None = None) -> bool:
+    """Whether a table lacks figures, all of one ``arm``'s or some, because no verdict of the judge could be read."""
+    unread = measured.collected.unread
+    return any(key.metric in spec["columns"] and arm in (None, key.arm) for key in unread)
 
 
 def _produces_nothing(arm: Any, spec: dict[str, Any]) -> bool:

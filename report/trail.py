@@ -3,7 +3,7 @@
 Links only to files that are there, as addresses from the report's folder; counts are the records' own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,7 @@ HEALTH: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "pairs of two equal responses": (("data_quality",), "equal_pairs", None),
     "trainings that moved no weight": (("sft", "generator", "policy", "reward_model"), "moved_nothing", None),
     "pairs without scores": (("data_quality",), "unscored_pairs", None),
-    "unreadable verdicts": (("judge", "data_quality"), "unreadable", None),
+    "unreadable verdicts": (("judge", "data_quality"), "unreadable", "verdicts"),
 }
 """What can go wrong -> the rules whose records count it, the count's name, and that of what it is part of."""
 ALWAYS = {"fallbacks", "cut", "responses_cut", "records_left_out", "unscored_pairs", "equal_pairs"}
@@ -40,12 +40,22 @@ def health(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if not known and (not own or key in ALWAYS):
             continue
         parts = [counts[whole] for _, counts in own if whole in counts] if whole else []
-        total, of = sum(count for _, count in known), sum(parts) if len(parts) == len(own) else None
+        counted = own if key in ALWAYS else known
+        total, of = sum(count for _, count in known), sum(parts) if parts and len(parts) == len(counted) else None
         worst = max(known, key=lambda one: one[1], default=("", 0))
         rows.append({"name": name, "count": int(total), "of": of and int(of), "jobs": len(own), "worst": None})
         if total:
             rows[-1]["worst"] = "../" + quote(worst[0])
     return rows
+
+
+def unreadable(records: Iterable[dict[str, Any]], arms: Collection[str] | None = None) -> str:
+    """How many of the judge's verdicts could not be read, of all or of some arms, in words; "" where none could not."""
+    own = [record for record in records if arms is None or record.get("arm") in arms]
+    row = next((row for row in health(own) if row["name"] == "unreadable verdicts"), None)
+    if not row or not row["count"]:
+        return ""
+    return f"{row['count']}{' of ' + str(row['of']) if row['of'] else ''} verdicts unreadable"
 
 
 def trail(jobs: Jobs, results: Path) -> list[dict[str, Any]]:

@@ -84,7 +84,9 @@ def test_the_least_number_of_items_is_where_t_intervals_of_rates_hold():
 def test_a_pairs_common_noise_drops_out(values, shift):
     a = np.array(values)
     interval = paired_difference([a + shift], [a])
-    assert (interval.low, interval.mean, interval.high) == pytest.approx((shift, shift, shift), abs=1e-9)
+    assert interval.mean == pytest.approx(shift, abs=1e-9)
+    # Rounding is all that is left: then no interval, since one of no width would be false certainty.
+    assert interval.low is None or interval.high - interval.low < 1e-9
 
 
 def test_bad_samples_are_refused():

@@ -45,7 +45,7 @@ def test_both_orders_are_asked_read_and_kept(tmp_path):
         assert texts[4] == texts[5]  # an unreadable reply is asked for twice
         assert found[:2] == [(1, 1), (1, 0)] and math.isnan(found[2].first) and found[2].second == 0
         assert [p.mean for p in found] == [1, 0.5, 0]
-        assert judge.notes() == {"asked": 7, "cached": 0, "unreadable": 1}
+        assert judge.notes() == {"asked": 7, "cached": 0, "verdicts": 6, "unreadable": 1}
         again = endpoint_judge(server.url, tmp_path)
         assert str(again.pairwise(items)) == str(found) and again.notes()["asked"] == 0
     assert math.isnan(Preference(math.nan, math.nan).mean)

@@ -273,7 +273,7 @@ def test_a_public_reward_model_reads_what_its_template_writes(kind, pad, tmp_pat
 
     folder = public(kind, tmp_path / "model", tiny_checkpoint, pad)
     judge = make_judge(Judge(kind="reward", path=str(folder)), None, Path("unused"))
-    assert isinstance(judge, RewardJudge) and judge.name == "reward model model"
+    assert isinstance(judge, RewardJudge) and judge.name == f"reward model {tmp_path.name}/model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     prompt, texts = "tell me about apples", ["5", "Tova has 3 apples and 4 plums", "x", "no", "no " * 30]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from sso.config import load
 from tests.browser import Browser, missing
 from tests.conftest import REPOSITORY
 from tests.test_report import dump, experiment, jsonl, rows_of, tree
+from workflow import ending
 from workflow.experiment import Grid
 from workflow.experiment import load as load_experiment
 
@@ -196,9 +198,9 @@ def test_samples_are_the_same_queries_for_every_arm(built):
     for sample in sso.samples:
         wanted = "prefers the rejected one" if int(sample.id[1:]) % 5 == 4 else "prefers this one"
         assert wanted in sample.texts[0].note
-    assert len(read.answers) == 20
+    assert [(group.title, len(group.samples)) for group in read.answers] == [("Answers", 20)]
     last = [a.label + (f", iteration {a.iterations}" if a.iterations > 1 else "") for a in made.arms.values()]
-    assert [t.label for t in read.answers[0].texts] == last
+    assert [t.label for t in read.answers[0].samples[0].texts] == last
     # The principle stands beside what it made, and only there.
     control = next(group for group in read.pairs if group.title == "control: y+ against yo")
     assert [t.principle for t in sso.samples[0].texts] == ["", ""]  # no principles file in the made-up tree
@@ -213,12 +215,12 @@ def test_the_same_results_give_the_same_page(built, tmp_path):
 
 def test_much_text_is_cut_so_that_the_page_stays_small():
     read = samples.Samples("b", 0)
-    read.answers = [
-        samples.Sample("q", "p" * 9000, [samples.Text("a", "x" * 9000) for _ in range(20)]) for _ in range(100)
-    ]
+    said = [samples.Text("a", "x" * 9000) for _ in range(20)]
+    many = [samples.Sample("q", "p" * 9000, [replace(text) for text in said]) for _ in range(100)]
+    read.answers = [samples.Group("", "", many)]
     limit = samples.cut(read)
     assert limit == samples.BUDGET // 2000
-    assert read.answers[0].texts[0].text == "x" * limit + f" […{9000 - limit} more characters]"
+    assert many[0].texts[0].text == "x" * limit + f" […{9000 - limit} more characters]"
 
 
 def test_visible_leaves_text_alone():
@@ -280,14 +282,17 @@ def test_what_is_told_elsewhere_is_the_figures_of_the_first_screen_over_all_back
         "pair accuracy": "C",
         "on-policyness": "E",
     }
-    told = first.told(rows)
+    told = first.told(Measured(Collected(experiment())), rows, {})
     assert told["headline"] == [
         'WR, D: -9 [-10, -8] (all backbones): "D" does not hold',
         'WR, A: 4.98 [3, 6] (all backbones): "A" holds',
         'WR, B: 0.1† [0, 0.2]; † raw (all backbones): "B" negligible',
     ]
     assert told["claims"][1:3] == ["B **negligible** (" + rows[2].difference + ")", "C **not tested** (no such arm)"]
-    assert len(told["claims"]) == 7
+    assert len(told["claims"]) == 7 and told["tables"] == told["ours"] == [] and told["judge"] == ""
+    assert told["counts"] == [
+        "7 claims of the paper: holds 3, does not hold 1, negligible 1, not tested 1, not tested (no interval) 1"
+    ]
 
 
 def test_the_papers_difference_is_the_claims_own():
@@ -345,7 +350,13 @@ def test_a_checkpoint_without_a_judge_gets_a_page_of_value(tmp_path):
         *("length, chosen", "length, rejected", "equal pairs"),
     ]
     assert rows["SSO"][-1]["text"].startswith("1") and "% of pairs" in rows["SSO"][-1]["text"]
-    assert "17 claims of the paper: holds 3, not tested 14." in text and "Not tested here: 14 claims" in text
+    # Why, in a line each: what a judge could test, and what no judge could.
+    assert "15 claims of the paper: holds 1, not tested (no judge) 4, not tested (no such arm) 10." in text
+    assert "2 more of our own, which the paper does not make: holds 2." in text
+    reasons = dict(re.findall(r"<summary>(Not tested \([^<]*): (\d+) claims</summary>", text))
+    assert reasons == {"Not tested (no judge)": "4", "Not tested (no such arm)": "10"}
+    assert "this experiment has no v2 arm l_plus" in text.lower() and "lacks one of" not in text
+    assert "SSO improves on the starting model." in text and "the SFT model" not in text[: text.index('id="health"')]
     assert "v2, table 1" not in text[: text.index("no results yet")] and "SSO improves on PBAA." in text
     fallbacks = next(row for row in parsed.rows["health"] if row[0]["text"] == "fallback principles")
     assert [cell["text"] for cell in fallbacks[1:4]] == ["3", "16", "1"]
@@ -368,9 +379,115 @@ def test_health_is_not_clean_where_nobody_counted():
 def test_equal_texts_stand_once_and_say_whose_they_are():
     said = [samples.Text("a", "same", "n1"), samples.Text("b", "same", "n2"), samples.Text("c", "other", "n1")]
     sample = samples.Sample("q", "p", said)
-    assert [(t.label, t.text, t.note) for t in sample.merged()] == [("a · b", "same", "n1; n2"), ("c", "other", "n1")]
+    merged = [(t.label, t.text, t.note) for t in sample.merged()]
+    assert merged == [("a · b", "same", "a: n1; b: n2"), ("c", "other", "n1")]
     assert sample.differs == "text verdict"
-    assert samples.Sample("q", "p", [said[0], samples.Text(samples.REFERENCE, "far")]).differs == ""
+    assert samples.Sample("q", "p", [said[0], samples.Text("r", "far", reference=True)]).differs == ""
+
+
+def test_every_verdict_keeps_the_names_that_it_is_of():
+    """Of n names with one text: one note where all agree, else each note behind its own names."""
+    notes = ["tie", "below", "tie", "", "over"]
+    texts = [samples.Text(name, "same", note) for name, note in zip("abcde", notes, strict=True)]
+    (one,) = samples.Sample("q", "p", texts).merged()
+    assert one.label == "a · c · b · d · e" and one.note == "a · c: tie; b: below; e: over"
+    assert samples.Sample("q", "p", texts[::2][:2]).merged()[0].note == "tie"
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_a_verdict_over_several_draws_says_so_and_which_one_is_shown(draws, tmp_path):
+    made = experiment(seeds=[0], evaluation={"samples": draws})
+    results = tree(made, tmp_path / "micro")
+    texts(made, results)
+    (group,) = samples.collect(Grid(made), results).answers
+    # The starting model has two of its own, which it needs to be compared with.
+    assert group.draws == max(draws, 2) and group.samples
+    notes = {text.note.partition(":")[0] for sample in group.samples for text in sample.texts if text.label == "SSO"}
+    assert notes == {"judge" if draws == 1 else "judge, mean of 4 draws"}
+    report.build(Grid(made), results, tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert f"Shown: the first of an arm's draws (up to {max(draws, 2)}); the verdict: their mean" in page
+
+
+def local(tmp_path: Path, preferences: dict[str, list[float | None]], **given) -> tuple[Grid, Path]:
+    """config/local_model.yaml with a judge of the held-out prompts whose verdicts on an arm's answers are given."""
+    judge = {"kind": "openai", "model": "j"}
+    made = load_experiment(["config/local_model.yaml"], {"model": "DIR", "queries": "p.jsonl", "judge": judge, **given})
+    grid, results = Grid(made), tree(made, tmp_path / "local_model")
+    for path in [*results.rglob("judged/*"), *results.rglob("data_quality*")]:
+        path.unlink()
+    for job in grid.of("judge"):
+        arm, folder = str(job.arm), results / Path(job.output).relative_to(grid.root)
+        prompt = [{"role": "user", "content": "Do it."}]
+        own = preferences.get(arm, [])
+        many = len(next(iter(preferences.values())))
+        said = [{"id": f"q{i}", "prompt": prompt, "output": f"{arm} {i}", "model": arm} for i in range(many)]
+        jsonl(results / Path(str(job.inputs["answers"])).relative_to(grid.root) / "against_start_answers.jsonl", said)
+        known = [one for one in own if one is not None]
+        value = 100 * sum(known) / len(known) if known else None
+        entry = {"value": value, "stderr": None, "n": len(known), "unreadable": len(own) - len(known)}
+        dump(folder / "scores.json", {"start_wr": entry} if own else {})
+        if own:
+            jsonl(folder / "against_start.jsonl", [{"id": f"q{i}", "preference": one} for i, one in enumerate(own)])
+        summary = {"verdicts": 2 * len(own), "unreadable": 2 * entry["unreadable"]} if own else {}
+        dump(Path(f"{folder}.run.json"), {"stage": "judge", **json.loads(job.mark), "summary": summary})
+    report.build(grid, results, results / "report")
+    return grid, results
+
+
+def ended(grid: Grid, results: Path) -> list[str]:
+    """What a run's end says of a report."""
+    return list(ending.told(grid.experiment, results, ""))
+
+
+def test_with_a_judge_of_held_out_prompts_the_first_screen_shows_its_win_rate_under_its_own_name(tmp_path):
+    grid, results = local(tmp_path, {"pbaa": [0.5, 0.0] * 60, "sso": [1.0, 0.5, 0.5, 0.5] * 30})
+    text = (results / "report/report.html").read_text()
+    start = text[text.index("<header>") : text.index("</header>")]
+    assert "win rate against the starting model, SSO - PBAA" in start and "AlpacaEval" not in start
+    # 62.5 - 25 of 100; what the paper prints is another measure.
+    assert '<span class="large">+37.50</span>' in start and "paper: prints none" in start
+    assert "asked about no pairs" in start and "lacks one of" not in text
+    rows = rows_of(results / "report/tables/comparisons.csv")
+    assert [row["difference"] for row in rows if row["metric"] == "start_wr"] == ["37.5"]
+    verdicts = {row["claim"]: row for row in rows_of(results / "report/tables/claims.csv")}
+    untested = verdicts["SSO improves on PBAA."]
+    assert (
+        untested["verdict"] == "not tested (not asked for)"
+        and "win rate against the starting" in untested["difference"]
+    )
+    (group,) = samples.collect(grid, results).answers
+    assert [(t.label, t.note, t.reference) for t in group.samples[0].texts if t.label != "SSO"] == [
+        ("Checkpoint", "the reference", True),
+        (
+            "PBAA",
+            "judge: a tie with the reference"
+            if int(group.samples[0].id[1:]) % 2 == 0
+            else "judge: below the reference (0)",
+            False,
+        ),
+    ]
+    end = ended(grid, results)
+    assert "--table against_start" in end[-2] and "win rate against the starting model" in end[2]
+
+
+@pytest.mark.parametrize("readable", [[], [1.0]])
+def test_a_judge_that_nobody_can_read_is_told_at_the_end_on_the_first_screen_and_in_health(readable, tmp_path):
+    """Where one verdict could be read, there is a figure, and health alone tells of the others."""
+    own = [*readable, *[None] * (4 - len(readable))]
+    grid, results = local(tmp_path, {"pbaa": own, "sso": own})
+    text = (results / "report/report.html").read_text()
+    start = text[text.index("<header>") : text.index("</header>")]
+    row = next(row for row in Page(text).rows["health"] if row[0]["text"] == "unreadable verdicts")
+    warned = [line for line in ended(grid, results) if line.startswith("warning")]
+    if readable:
+        assert [cell["text"] for cell in row[1:3]] == ["12", "16"] and warned == [] and "unreadable" not in start
+        return
+    assert [cell["text"] for cell in row[1:3]] == ["16", "16"]
+    assert warned == ["warning: the judge (j) gave no readable verdict: 16 of 16 verdicts unreadable."]
+    assert "<small>16 of 16 verdicts unreadable</small>" in start
+    assert "Left out, no verdict of the judge could be read: 1" in text
+    assert "gave no readable verdict: 16 of 16" in (results / "report/tables/v2_against_start.md").read_text()
 
 
 def test_passwords_in_addresses_stay_out(tmp_path):

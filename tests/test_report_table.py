@@ -54,7 +54,7 @@ def test_the_terminal_shows_ours_beside_the_papers(there, capsys):
         (["--experiment", "micro", "--table", "steering"], "micro has no benchmark that v2_steering is about"),
         (
             ["--experiment", "micro", "--table", "9"],
-            "v2 has no table '9'; there are 1, 2, 3, 4, 5, 6, figure3, quality, steering, against_start.",
+            "v2 has no table '9'; there are 1, against_start, 2, 3, 4, 5, 6, figure3, quality, steering.",
         ),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_new_table_is_known_by_its_name(there, capsys, monkeypatch):
         assert "alpaca_eval2_wr" in capsys.readouterr().out
     assert main(["table", "--experiment", "micro", "--table", "mein"]) == 2
     assert (
-        "there are 1, 2, 3, 4, 5, 6, figure3, quality, steering, against_start, other, mine." in capsys.readouterr().err
+        "there are 1, against_start, 2, 3, 4, 5, 6, figure3, quality, steering, other, mine." in capsys.readouterr().err
     )
 
 

@@ -285,16 +285,19 @@ def test_the_experiments_note_holds_the_verdicts_and_the_page(tmp_path: Path):
     assert "mlflow.note.content" not in client(results).get_experiment_by_name("micro").tags
     (results / "report").mkdir()
     told = {"headline": [], "claims": ["A is B. **holds** (a - b: 1)", "B is C. **not tested** (too few)"]}
+    told |= {"ours": ["C is D. **holds** (c - d: 1)"], "counts": ["2 claims of the paper: holds 1", "1 more: holds 1"]}
     (results / "report/told.json").write_text(json.dumps(told))
     mlflow_runs.sync(results)
     tags = client(results).get_experiment_by_name("micro").tags
     assert tags["mlflow.note.content"].splitlines() == [
         f"The page: `{results / 'report/report.html'}`",
+        *("", "2 claims of the paper: holds 1.", "", "1 more: holds 1."),
         "",
         "Claims of the paper:",
         "",
         "- A is B. **holds** (a - b: 1)",
         "- B is C. **not tested** (too few)",
+        *("", "Claims of our own:", "", "- C is D. **holds** (c - d: 1)"),
     ]
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 

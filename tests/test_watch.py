@@ -285,7 +285,12 @@ def test_the_end_says_the_reports_figures_its_page_and_what_to_type(tmp_path):
     # Where the shell does not find this environment's commands, they are named by their place.
     elsewhere = list(ending.told(experiment, root, "/nowhere"))
     assert elsewhere[-2].strip().startswith(str(Path(sys.executable).parent / "sso"))
-    kept = ending.commands(experiment, Path("results/micro"), str(Path(sys.executable).parent))
+    here = str(Path(sys.executable).parent)
+    # The first table that has figures; none where no table has.
+    own = list(ending.commands(experiment, root, here, ["v2_against_start", "v2_figure3"]))
+    assert own[0].endswith("--version v2 --table against_start") and len(own) == 2
+    assert [line.split()[0] for line in ending.commands(experiment, root, here, [])] == ["mlflow"]
+    kept = ending.commands(experiment, Path("results/micro"), here)
     assert next(kept) == "sso table --experiment micro --version v2 --table 1"
 
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sso.config import Experiment
@@ -28,16 +28,19 @@ def told(experiment: Experiment, root: Path, path: str, brief: bool = False) -> 
     if brief:
         return
     try:
-        figures = json.loads((page.parent / "told.json").read_text(encoding="utf-8"))["headline"]
+        said = json.loads((page.parent / "told.json").read_text(encoding="utf-8"))
     except FileNotFoundError:  # a page of before
-        figures = []
-    if figures:
+        said = {}
+    if mute := said.get("judge"):
+        yield f"warning: {mute}."
+    if figures := said.get("headline"):
         yield f"{scale(experiment)}; 95% intervals:"
         yield from (f"  {figure}" for figure in figures)
     else:
         yield "no headline figure has an interval here; the page says why, claim by claim."
+    yield from (f"{counted}." for counted in said.get("counts", []))
     yield "next:"
-    yield from (f"  {command}" for command in commands(experiment, root, path))
+    yield from (f"  {command}" for command in commands(experiment, root, path, said.get("tables")))
 
 
 def scale(experiment: Experiment) -> str:
@@ -51,18 +54,23 @@ def scale(experiment: Experiment) -> str:
     return f"{what}, judged by {by}: about the algorithm, never about 7B models"
 
 
-def commands(experiment: Experiment, root: Path, path: str) -> Iterator[str]:
-    """A table, and MLflow's pages, as commands of the environment that this process runs in."""
+def commands(experiment: Experiment, root: Path, path: str, tables: Sequence[str] | None = None) -> Iterator[str]:
+    """A table, the first of the ``tables`` that have figures (None: not known), and MLflow's pages, as commands of the
+    environment that this process runs in."""
 
     def program(name: str) -> str:
         here = Path(sys.executable).parent / name
         found = shutil.which(name, path=path)
         return name if found and Path(found).parent == here.parent else str(here)
 
-    version = "v2" if any(arm.version == "v2" for arm in experiment.arms.values()) else "v1"
+    if tables is None:
+        tables = ["v2_table1" if any(arm.version == "v2" for arm in experiment.arms.values()) else "v1_table1"]
     given = ["--experiment", experiment.experiment]
     if root != Path("results", experiment.experiment):
         given += ["--results", str(root)]
-    yield shlex.join([program("sso"), "table", *given, "--version", version, "--table", "1"])
+    for name in tables[:1]:
+        version, _, table = name.partition("_")
+        table = table.removeprefix("table")
+        yield shlex.join([program("sso"), "table", *given, "--version", version, "--table", table])
     store = experiment.tracking_uri or f"sqlite:///{root / 'mlflow.db'}"
     yield shlex.join([program("mlflow"), "ui", "--backend-store-uri", store, "--host", "127.0.0.1"])

@@ -199,14 +199,17 @@ def _dataset(name: str, read: Sequence[str | None]) -> Any:
 
 
 def note(results: Path) -> str | None:
-    """What an experiment's page in MLflow says, as Markdown: the report's verdict on each claim, and where its page
-    is; None where there is no report."""
+    """What an experiment's page in MLflow says, as Markdown: the report's verdict on each claim, the paper's apart from
+    ours, and where its page is; None where there is no report."""
     report = results.resolve() / "report"
     try:
-        found = [f"- {said}" for said in json.loads((report / "told.json").read_text(encoding="utf-8"))["claims"]]
+        told = json.loads((report / "told.json").read_text(encoding="utf-8"))
+        parts = [("Claims of the paper:", told["claims"]), ("Claims of our own:", told.get("ours", []))]
+        counts = [line for counted in told.get("counts", []) for line in ("", f"{counted}.")]
     except (OSError, ValueError, LookupError):
         return None
-    return "\n".join([f"The page: `{report / 'report.html'}`", "", "Claims of the paper:", "", *found])
+    found = [line for head, said in parts if said for line in ["", head, "", *(f"- {one}" for one in said)]]
+    return "\n".join([f"The page: `{report / 'report.html'}`", *counts, *found])
 
 
 SCORED = ("judge", "data_quality", "rewardbench")

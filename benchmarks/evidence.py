@@ -39,11 +39,11 @@ def paper(printed: pd.DataFrame, spec: dict[str, Any], content: dict[str, Any]) 
     return "-"
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: list[str] | None = None) -> None:
+    """Print the table, of the claims that one of the experiments has tested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="folders of experiments with a report")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     content, printed = specs(), pd.read_csv(PRINTED)
     made = {}
     for folder in args.results:
@@ -53,6 +53,8 @@ def main() -> None:
         made[folder.name] = rows.groupby(claim).last()  # `all`, where there are several backbones
     print("| claim | paper | " + " | ".join(made) + " |\n|---|---|" + "---|" * len(made))
     for spec in content["claims"]:
+        if not any(spec["claim"] in rows.index for rows in made.values()):
+            continue
         cells = [paper(printed, spec, content)]
         for rows in made.values():
             if spec["claim"] not in rows.index:

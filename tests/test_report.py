@@ -16,6 +16,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 import report
+from benchmarks import evidence
 from eval.items import within
 from report import claims, curves, figures, first, measured, page, render, style, tables
 from report.collect import Collected, Figure, Key, collect
@@ -162,6 +163,21 @@ def built(tmp_path_factory):
     results = tree(made, tmp_path_factory.mktemp("r") / "micro")
     report.build(Grid(made), results, results / "report")
     return made, results, results / "report"
+
+
+def test_claims_stand_beside_what_the_paper_prints(built, capsys):
+    evidence.main([str(built[1])])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    rows = {claim: cells for claim, *cells in lines}
+    paper, ours = rows["SSO improves on PBAA."]
+    assert paper == "+1.8 to +5.5 (AlpacaEval 2 LC, 4 backbones)"  # 25.6 - 23.8 and 35.0 - 29.5
+    assert re.fullmatch(r"holds, \d+\.\d+ \[.*, .*\]", ours)
+    longest = rows["v1: PBAA's answers grow longer over the iterations."][0]
+    assert longest.endswith("to +7695.0 (length, 6 backbones)")  # 9160 - 1465
+        "to +7695.0 (length, 6 backbones)"
+    )  # 9160 - 1465
+    assert rows["SSO's pairs are at least as accurate as PBAA's."][0] == "-"
+    assert not [claim for claim in rows if "starting model" in claim]
 
 
 def test_everything_is_written(built):

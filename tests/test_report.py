@@ -174,8 +174,6 @@ def test_claims_stand_beside_what_the_paper_prints(built, capsys):
     assert re.fullmatch(r"holds, \d+\.\d+ \[.*, .*\]", ours)
     longest = rows["v1: PBAA's answers grow longer over the iterations."][0]
     assert longest.endswith("to +7695.0 (length, 6 backbones)")  # 9160 - 1465
-        "to +7695.0 (length, 6 backbones)"
-    )  # 9160 - 1465
     assert rows["SSO's pairs are at least as accurate as PBAA's."][0] == "-"
     assert not [claim for claim in rows if "starting model" in claim]
 

@@ -12,7 +12,16 @@ from safetensors.torch import load_file
 
 from sso.cli import main
 from sso.errors import InputError
-from sso.jobs.distributed import LAUNCHED, deepspeed_config, is_main, keep_outputs, launched, start, world_size
+from sso.jobs.distributed import (
+    LAUNCHED,
+    deepspeed_config,
+    is_main,
+    keep_outputs,
+    launched,
+    start,
+    tell_locks,
+    world_size,
+)
 from sso.records import write
 from sso.reference import load
 from sso.settings import Backbone
@@ -318,3 +327,14 @@ def test_weights_sharded_by_fsdp2_give_the_same_scores_and_gradients(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("agrees") == 2
+
+
+def test_the_lock_of_a_killed_compilation_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    tell_locks()
+    assert capsys.readouterr().err == ""
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    tell_locks()
+    assert f"{lock}: waiting for a compilation; delete it where none runs" in capsys.readouterr().err

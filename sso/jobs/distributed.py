@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sso.errors import InputError
@@ -151,6 +152,8 @@ def start(training: Spread) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     from accelerate import PartialState
 
+    if is_main():
+        tell_locks()
     # Left to itself accelerate takes processes without GPUs for lone ones.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     try:
@@ -159,6 +162,15 @@ def start(training: Spread) -> None:
         raise InputError(f"engine {training.engine}: install deepspeed (pip install -e '.[train]').") from error
     finally:
         del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+
+def tell_locks() -> None:
+    """Warn of locks of torch's compilations: one that a killed process left makes DeepSpeed wait without a word."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in sorted(root.glob("**/lock")):
+        print(f"warning: {lock}: waiting for a compilation; delete it where none runs.", file=sys.stderr, flush=True)
 
 
 def from_main(value: Any) -> Any:

@@ -123,7 +123,7 @@ def test_bad_input_is_one_sentence(folder, capsys, tmp_path):
             "sso_v2",
         ],
         "unknown objective 'v3'": [str(folder / "triples.jsonl"), "--objective", "v3"],
-        "`base_loss`": [str(folder / "triples.jsonl"), "--objective", "sso_v2", "--base", "kto"],
+        "--base-loss: input should be": [str(folder / "triples.jsonl"), "--objective", "sso_v2", "--base-loss", "kto"],
         "fills all of max_length 9": [str(folder / "triples.jsonl"), "--objective", "pairs", "--max-length", "9"],
     }
     for sentence, options in cases.items():

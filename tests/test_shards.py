@@ -176,9 +176,9 @@ def test_an_endpoint_samples_and_two_draws_without_seeds_are_two(tmp_path, capfd
     with serving(tmp_path / "server", replies=[f"reply {i}" for i in range(8)]) as server:
         endpoint = {"model": "m", "base_url": server.url, "parameters": {"seed": None}, "concurrency": 1}
         settings = {"engine": "endpoint", "endpoint": endpoint}
-        arguments = command(tmp_path, "x", "t.jsonl", **settings)
+        arguments = command(tmp_path, tmp_path, "t.jsonl", **settings)
         assert main(arguments) == 2
-        assert "error: x: the endpoint's settings name its model" in capfd.readouterr().err
+        assert f"error: {tmp_path}: the endpoint's settings name its model" in capfd.readouterr().err
         del arguments[1:3]
         assert main(arguments) == 0
         assert len(server.requests) == 8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.alpaca_eval import against_start
+from eval.benchmarks.alpaca_eval import ALPACA_EVAL, against_start
 from eval.benchmarks.steering import judge, prompts, scored
 from eval.cli import main
 from eval.draws import by_draw
@@ -118,11 +118,13 @@ def test_the_page_shows_the_first_of_several_samples(tmp_path):
         write(tmp_path / run / "answers" / "answers.jsonl", rows)
         verdicts = [{"id": name, "preference": 1.0} for name in prompts]
         write(tmp_path / run / "judged" / "pairwise.jsonl", verdicts)
-    found = samples.Samples("qwen2", 0)
-    runs = {run: (tmp_path / run / "answers", tmp_path / run / "judged") for run in ("base", "sso")}
-    samples._answers(found, tmp_path, runs)
-    assert len(found.answers) == samples.COUNT
-    assert {tuple(text.text for text in sample.texts) for sample in found.answers} == {("first", "other")}
+    runs = [
+        samples.Run(run, tmp_path / run / "answers", tmp_path / run / "judged", draws, False)
+        for run, draws in (("base", 2), ("sso", 1))
+    ]
+    found = samples._answers("answers", ALPACA_EVAL, runs, {})
+    assert len(found.samples) == samples.COUNT and found.draws == 2
+    assert {tuple(text.text for text in sample.texts) for sample in found.samples} == {("first", "other")}
 
 
 def test_the_oracles_pairs_are_in_its_order_and_flawless_ones_without_fault(data):

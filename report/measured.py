@@ -240,19 +240,16 @@ class Measured:
         """a - b over the seeds that have both; paired by item where items were kept."""
         key = (backbone, a, b, metric)
         if key not in self._known:
-            names = self.backbones(backbone, a[0], b[0])
-            left, right = (self.figures(names, *side, metric) for side in (a, b))
-            found = _combine([list(zip(left[s], right[s], strict=True)) for s in left if s in right])
+            found = _combine(self._both(backbone, a, b, metric))
             self._known[key] = found and _exact(found, unit(metric, self.content), paired=True)
         return self._known[key]
 
     def levels(self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str) -> tuple[float, float] | None:
         """The figures of a and b whose difference is that of `difference`: of the seeds and items that both have."""
-        difference, names = self.difference(backbone, a, b, metric), self.backbones(backbone, a[0], b[0])
-        left, right = (self.figures(names, *side, metric) for side in (a, b))
-        seeds = [list(zip(left[s], right[s], strict=True)) for s in left if s in right]
+        difference = self.difference(backbone, a, b, metric)
         if difference is None:
             return None
+        seeds = self._both(backbone, a, b, metric)
         samples = [_items(row) for row in seeds]
         if not all(samples):
             level = _mean([_mean([figure.value for _, figure in row]) for row in seeds])
@@ -263,6 +260,13 @@ class Measured:
                 [_mean([t[name] for t in tables for name in ids]) for tables, ids in zip(own, kept, strict=True)]
             )
         return level + difference.mean, level
+
+    def _both(
+        self, backbone: str, a: tuple[str, int], b: tuple[str, int], metric: str
+    ) -> list[list[tuple[Figure, Figure]]]:
+        """The figures of a and b by backbone, a row for each seed that both have."""
+        left, right = (self.figures(self.backbones(backbone, a[0], b[0]), *side, metric) for side in (a, b))
+        return [list(zip(left[s], right[s], strict=True)) for s in left if s in right]
 
 
 EQUAL = "no interval: all items are equal"

@@ -229,3 +229,30 @@ def test_an_earlier_answer_that_the_template_changes_is_not_scored_and_counted(t
     )
     scored = [token for token in made[0]["labels"] if token != -100]
     assert tokenizers["plain"].decode(scored).startswith("hm! no")
+
+
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_logits_before_the_first_answer_are_left_out_and_nothing_changes(tiny_checkpoint, first):
+    import torch
+    from transformers import DataCollatorForSeq2Seq
+
+    from sso.chat import load_model, load_tokenizer
+
+    tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint).double()
+    tokenizer.padding_side = "right"
+    examples = []
+    for start, length in ((first + 2, 7), (first, 9)):
+        ids = list(range(5, 5 + length))
+        examples.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+    kwargs = {"padding": True, "pad_to_multiple_of": 8}
+    found = []
+    for collator in (fine_tune.AnswersCollator, DataCollatorForSeq2Seq):
+        batch = collator(tokenizer, **kwargs)([dict(example) for example in examples])
+        model.zero_grad()
+        out = model(**batch, num_items_in_batch=torch.tensor(10))
+        out.loss.backward()
+        found.append((out.loss.item(), [p.grad.clone() for p in model.parameters()], out.logits.shape[1]))
+    (loss, gradients, positions), (whole_loss, whole, all_positions) = found
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(gradients, whole, strict=True))
+    assert (positions, all_positions) == (16 - max(0, first - 1), 16)

@@ -164,6 +164,19 @@ class ByLength(LengthGroupedSampler):
         return super().__iter__()
 
 
+class AnswersCollator(DataCollatorForSeq2Seq):
+    """Batches whose logits begin where the first answer does: before it, on prompts, no logit is of any use.
+
+    The model takes ``logits_to_keep``, and ``labels`` are of these last positions alone.
+    """
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
+        batch = super().__call__(features, return_tensors)
+        targets = (batch["labels"] != self.label_pad_token_id).any(0)
+        keep = len(targets) - max(0, int(targets.int().argmax()) - 1)  # a position predicts the next one's token
+        return {**batch, "labels": batch["labels"][:, -keep:], "logits_to_keep": keep}
+
+
 class ResumingTrainer(MarkingTrainer):
     """Goes on within an epoch with the batches that are left."""
 
@@ -222,7 +235,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> d
             model=model,
             args=trainer_arguments,
             train_dataset=data,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+            data_collator=AnswersCollator(tokenizer, padding=True, pad_to_multiple_of=8),
             callbacks=[Growing(run)] if run else [],
         )
         result = go(trainer, settings.engine, last, "sft")

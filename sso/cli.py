@@ -273,9 +273,11 @@ def parser() -> argparse.ArgumentParser:
             {"action": "store_true", "help": "upload the curves of jobs at work again and again, until it is ended"},
         ),
     )
-    configfile = ("--configfile", file("an experiment, as Snakemake's, or the name of a shipped one, as smoke"))
     over = {"nargs": "+", "action": "append", "default": [], "metavar": "KEY=VALUE", "help": "as Snakemake's --config"}
-    given = (configfile, ("--config", over))
+    given = (
+        ("--configfile", file("an experiment, as Snakemake's, or the name of a shipped one, as smoke")),
+        ("--config", over),
+    )
     measured = {"type": Path, "help": "results folder of a finished run: the model's share of time beside the measured"}
     add("plan", plan, "what an experiment costs, before anything runs", *given, ("--measured", measured))
     add("doctor", doctor, "what is missing for a run: packages, GPUs, disk, models, data, keys", *given)
@@ -283,7 +285,7 @@ def parser() -> argparse.ArgumentParser:
         "pin",
         pin,
         "the commits of what a config takes from the hub, as its `revisions`",
-        configfile,
+        *given,
         ("--update", {"action": "store_true", "help": "ask again for what is pinned"}),
         ("--out", to_write(new_file, "YAML file to write; default: standard output", False)),
     )

@@ -329,5 +329,9 @@ def test_pin_tells_the_commits_of_today(monkeypatch, tmp_path, capsys):
     assert main(["pin", "--configfile", file, "--update", "--out", str(tmp_path / "new.yaml")]) == 0
     assert ("lmsys/mt-bench", "space") in asked and len(asked) == len(set(asked)) == len(before) + 2
     assert set(yaml.safe_load((tmp_path / "new.yaml").read_text())["revisions"].values()) == {OTHER}
+    # Another config on the way pins what it names.
+    asked.clear()
+    assert main(["pin", "--configfile", file, "--config", "data={queries: a/other}"]) == 0
+    assert ("a/other", "dataset") in asked
     with pytest.raises(InputError, match="a/gone: neither here nor to be had from the hub"):
         hub.commits({"a/gone": "model"})

@@ -83,7 +83,7 @@ def pin(args: argparse.Namespace) -> None:
     from sso import hub
     from workflow.hub_names import hub_names, repositories, unpinned
 
-    experiment = load(args.configfile)
+    experiment = _given(args)
     if args.update:
         wanted = {name: kind for name, (kind, _) in repositories(hub_names(experiment)).items()}
     else:

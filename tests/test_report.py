@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 import report
-from benchmarks import evidence
+from benchmarks import evidence, micro_v1
 from eval.items import within
 from report import claims, curves, figures, first, measured, page, render, style, tables
 from report.collect import Collected, Figure, Key, collect
@@ -176,6 +176,27 @@ def test_claims_stand_beside_what_the_paper_prints(built, capsys):
     assert longest.endswith("to +7695.0 (length, 6 backbones)")  # 9160 - 1465
     assert rows["SSO's pairs are at least as accurate as PBAA's."][0] == "-"
     assert not [claim for claim in rows if "starting model" in claim]
+
+
+def test_what_v1_does_over_its_iterations(built, capsys):
+    (built[1] / "config.json").write_text(built[0].model_dump_json())
+    micro_v1.main([str(built[1])])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| PBAA")]
+    (label, quality, rates, *_), (_, collapses, below, door) = rows
+    found = [r for r in rows_of(built[2] / "results.csv") if r["arm"] == "pbaa_v1" and r["metric"] == "alpaca_eval2_wr"]
+    means = [np.mean([float(r["value"]) for r in found if r["iteration"] == t]) for t in "123"]
+    assert label == "PBAA v1" and rates == ", ".join(f"{mean:.1f}" for mean in means)
+    assert len(quality.split(", ")) == 3 and collapses.startswith("not shown, ") and below.startswith("not shown, ")
+    assert door == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "word"),
+    [(-2, -3, -0.1, "yes"), (-2, -4.5, 0.5, "not shown"), (-0.9, -1.2, -0.6, "not shown"), (2, 1, 3, "not shown")],
+)
+def test_a_fall_has_a_size_and_an_interval(mean, low, high, word):
+    found = measured.Estimate(mean, low, high, seeds=2, n=10, spread=None, test="")
+    assert micro_v1.answer(found) == f"{word}, {mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def test_everything_is_written(built):

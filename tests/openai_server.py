@@ -47,6 +47,13 @@ def reply_to(body: dict, unreadable: bool) -> str:
     return f"answer {luck:.6f}"
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """Takes all that clients on a busy machine send at once; the library's five waiting connections are soon too few."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     script, log, lock, count = SCRIPT, None, threading.Lock(), 0
@@ -151,7 +158,6 @@ def serving(folder: Path, **script: object):
 if __name__ == "__main__":
     Handler.script = SCRIPT | json.loads(Path(sys.argv[1]).read_text())
     with Path(sys.argv[2]).open("w") as Handler.log:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = ManyAtOnce(("127.0.0.1", 0), Handler)
         print(server.server_port, flush=True)
         server.serve_forever()

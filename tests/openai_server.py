@@ -48,7 +48,7 @@ def reply_to(body: dict, unreadable: bool) -> str:
 
 
 class ManyAtOnce(ThreadingHTTPServer):
-    """Takes all that clients on a busy machine send at once; the library's five waiting connections are soon too few."""
+    """Takes all that clients on a busy machine send at once: five waiting connections, the default, are too few."""
 
     request_queue_size = 128
     daemon_threads = True

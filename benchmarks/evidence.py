@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from report.measured import PRINTED, specs
+from report.render import markdown_rows
 
 SIDES = ("method", "iteration")
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         # Where nothing was fine-tuned, claims speak of the starting model.
         claim = rows.claim.str.replace("the starting model", "the SFT model")
         made[folder.name] = rows.groupby(claim).last()  # `all`, where there are several backbones
-    print("| claim | paper | " + " | ".join(made) + " |\n|---|---|" + "---|" * len(made))
+    table = [["claim", "paper", *made]]
     for spec in content["claims"]:
         if not any(spec["claim"] in rows.index for rows in made.values()):
             continue
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             row = rows.loc[spec["claim"]]
             value = re.search(r": ([-+]?[\d.]+ (?:\[[^]]*\])?)", row.difference)
             cells.append(f"{row.verdict}, {value.group(1).strip()}" if value else row.verdict)
-        print(f"| {spec['claim']} | " + " | ".join(cells) + " |")
+        table.append([spec["claim"], *cells])
+    print(markdown_rows(table), end="")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,18 @@ supplement.
     python -m benchmarks.micro_v1 results/micro_v1 results/micro_base_v1
 
 Prints two Markdown tables an experiment, over all of its backbones: the course over the iterations, and the differences
-that the supplement's rules are about, an answer being *yes* where one is a point or more below zero
-and its interval is below zero, too.
+that the supplement's rules are about, an answer being *yes* where one is a point or more below zero and its interval
+is below zero, too.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from report.claims import verdict
 from report.collect import collect
-from report.measured import Estimate, Measured
-from sso.config import Experiment
+from report.measured import POOLED, Estimate, Measured
+from report.render import markdown_rows
+from sso.config import load
 from workflow.experiment import Grid
 
 COURSE = ("quality", "alpaca_eval2_wr", "length", "steering_effect")
@@ -25,14 +26,13 @@ START = ("base", 0)
 
 def answer(found: Estimate) -> str:
     """A difference with its interval, and whether it is a fall by the supplement's rule."""
-    assert found.low is not None and found.high is not None, "an estimate of several items"
-    falls = found.mean <= -LEAST and found.high < 0
+    falls = verdict(found, "b", LEAST) == "holds"
     return f"{'yes' if falls else 'not shown'}, {found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def course(measured: Measured, arm: str, metric: str) -> str:
     """A metric after each iteration of an arm."""
-    values = (measured.estimate("all", arm, iteration, metric) for iteration in measured.iterations(arm))
+    values = (measured.estimate(POOLED, arm, iteration, metric) for iteration in measured.iterations(arm))
     return ", ".join("-" if value is None else f"{value.mean:.{0 if metric == 'length' else 1}f}" for value in values)
 
 
@@ -40,7 +40,7 @@ def falls(measured: Measured, arm: str) -> list[str]:
     """Answers to: does it collapse, does it end below the SFT model, does a bad principle do more harm than before?"""
     first, *_, last = measured.iterations(arm)
     asked = (((arm, first), "quality"), (START, "quality"), (START, "steering_effect"))
-    found = (measured.difference("all", (arm, last), other, metric) for other, metric in asked)
+    found = (measured.difference(POOLED, (arm, last), other, metric) for other, metric in asked)
     return ["not measured" if difference is None else answer(difference) for difference in found]
 
 
@@ -49,19 +49,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="folders of finished experiments")
     for folder in parser.parse_args(argv).results:
-        experiment = Experiment.model_validate(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        experiment = load(folder / "config.json")
         measured = Measured(collect(Grid(experiment), folder))
         arms = [name for name, arm in experiment.arms.items() if arm.version == "v1" and arm.iterations > 1]
-        print(f"## {folder.name}\n")
         heads = ["arm", "quality", "win rate, %", "characters", "effect of a bad principle"]
-        print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-        for arm in (START[0], *arms):
-            print("| " + " | ".join([measured.label(arm), *(course(measured, arm, m) for m in COURSE)]) + " |")
+        rows = [[measured.label(arm), *(course(measured, arm, m) for m in COURSE)] for arm in (START[0], *arms)]
+        print(f"## {folder.name}\n\n{markdown_rows([heads, *rows])}")
         heads = ["arm", "collapses: last - first iteration, quality", "falls below SFT, quality", "back door"]
-        print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-        for arm in arms:
-            print("| " + " | ".join([measured.label(arm), *falls(measured, arm)]) + " |")
-        print()
+        rows = [[measured.label(arm), *falls(measured, arm)] for arm in arms]
+        print(f"{markdown_rows([heads, *rows])}")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_what_v1_does_over_its_iterations(built, capsys):
     [(-2, -3, -0.1, "yes"), (-2, -4.5, 0.5, "not shown"), (-0.9, -1.2, -0.6, "not shown"), (2, 1, 3, "not shown")],
 )
 def test_a_fall_has_a_size_and_an_interval(mean, low, high, word):
-    found = measured.Estimate(mean, low, high, seeds=2, n=10, spread=None, test="")
+    found = measured.Estimate(mean, low, high, seeds=2, n=ITEMS, spread=None, test="")
     assert micro_v1.answer(found) == f"{word}, {mean:.1f} [{low:.1f}, {high:.1f}]"
 
 

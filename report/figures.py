@@ -28,7 +28,7 @@ def figure3(measured: Measured) -> "Figure | None":
     for arm, about in measured.experiment.arms.items():
         if about.data not in ("none", "triples"):
             found = [measured.estimate(backbone, arm, 0, metric) for backbone, metric in figures]
-            same.setdefault(tuple(one and one.mean for one in found), []).append(arm)
+            same.setdefault(tuple(one.mean if one else None for one in found), []).append(arm)
     size = (10.5, 0.8 + 3.1 * len(backbones))
     figure, axes = style.panels(len(backbones), len(labels), size, sharey=True, sharex="col")
     legend: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from eval.benchmarks.against_start import AGAINST_START
 from eval.benchmarks.alpaca_eval import ALPACA_EVAL, read_references, references
 from eval.benchmarks.record import Judged
+from eval.settings import Evaluation
 from sso.errors import InputError, first_problem
 from sso.jobs.grid import Jobs
 from sso.jobs.job import Job
@@ -173,16 +174,11 @@ def collect(jobs: Jobs, results: Path) -> Samples:
         )
         group = _triples(place(path), title, results)
         found.triples += [group] if group.samples else []
-    runs = [
-        Run(
-            label,
-            place(str(job.inputs["answers"])),
-            place(job.output),
-            job.settings.samples,
-            not job.inputs.get("against"),
-        )
-        for label, job in last.items()
-    ]
+    runs = []
+    for label, job in last.items():
+        assert isinstance(job.settings, Evaluation), "a job that judges answers"
+        answers, start = place(str(job.inputs["answers"])), not job.inputs.get("against")
+        runs.append(Run(label, answers, place(job.output), job.settings.samples, start))
     texts = _reference_texts(place(jobs.data_folder))
     for title, benchmark in (("Answers", ALPACA_EVAL), ("Answers to held-out prompts", AGAINST_START)):
         group = _answers(title, benchmark, runs, {} if benchmark.needs_start else texts)

@@ -144,8 +144,8 @@ def sample(args: argparse.Namespace) -> None:
         if args.pairs is None:
             write(args.out, triples)
             return
-        pairs, counts = pairs_of(triples, args.pairs, str(args.out))
-        run.summary.update(counts)
+        pairs, left_out = pairs_of(triples, args.pairs, str(args.out))
+        run.summary.update(left_out)
         write(args.out, pairs)
 
 

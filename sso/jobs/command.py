@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one sentence each, with the nearest known name; no option may be abbreviated."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else list(args)

@@ -56,7 +56,7 @@ def _ending_turns(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
+def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, float]]:
     """The dialogues as a memory-mapped data set with input_ids and labels, cut at ``max_length`` tokens; and counts
     for the run's record: `examples`, rows left out by reason, `answers_not_scored`.
 
@@ -113,7 +113,7 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, int]]:
             f"`conversations`, or Alpaca's columns, and an answer within max_length {settings.max_length}."
         )
     lost = {"left_out_dialogues": len(numbers), **dialogues.counts(left_out)}
-    counts = {"examples": len(made), **lost, "answers_not_scored": sum(unscored.values())}
+    counts: dict[str, float] = {"examples": len(made), **lost, "answers_not_scored": sum(unscored.values())}
     return made.select_columns(["input_ids", "labels"]), counts
 
 

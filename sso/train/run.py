@@ -204,7 +204,7 @@ def moved_nothing(start: str | Path, out: Path) -> bool:
 
 def _weights(folder: Path) -> dict[str, Path]:
     """The file of each tensor of a checkpoint."""
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             found |= dict.fromkeys(tensors.keys(), file)

@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "score responses under the reference model, once",
         model,
         triples_or_pairs,
-        ("--objectives", {"required": True, "help": "comma list; their nodes are united"}),
+        ("--objectives", {"help": "comma list whose nodes alone are scored; else every response in every context"}),
         ("--out", to_write(new_file, "safetensors file to write")),
         own=Training,
     )

@@ -8,7 +8,8 @@ config/objectives.yaml, and experiments have rows of their own; a new base loss 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
@@ -24,6 +25,8 @@ Context = Literal["x", "x+", "x-"]
 Response = Literal["y+", "y-", "yo"]
 Node = tuple[Context, Response]
 """A response in a context: what is scored once, however many contrasts use it."""
+NODES: tuple[Node, ...] = tuple(product(get_args(Context), get_args(Response)))
+"""Of a triple."""
 PAIR_NODES: tuple[Node, Node] = (("x", "y+"), ("x", "y-"))
 """What a pair can be scored in."""
 

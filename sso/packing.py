@@ -19,7 +19,7 @@ from sso.attention import layout, whole_numbers
 from sso.chat import encode_prompt, encode_response, naming, with_system
 from sso.errors import InputError, first_of
 from sso.jobs.distributed import is_main
-from sso.objective import Node
+from sso.objective import Context, Node, Response
 from sso.records import Pair, Triple
 
 
@@ -29,8 +29,13 @@ class Sample:
     they were cut."""
 
     id: str
-    contexts: dict[str, list[int]]
-    responses: dict[str, list[int]]
+    contexts: dict[Context, list[int]]
+    responses: dict[Response, list[int]]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every response in every context, whatever an objective asks for."""
+        return tuple((context, response) for context in self.contexts for response in self.responses)
 
     def node(self, node: Node) -> tuple[list[int], list[int]]:
         """Context and response of a node; InputError where the record has none such."""
@@ -102,13 +107,16 @@ def tokenize(
     made = Tokenized([])
     for record in records:
         with naming([record.id]):
-            contexts = {"x": encode_prompt(tokenizer, record.prompt)}
+            contexts: dict[Context, list[int]] = {"x": encode_prompt(tokenizer, record.prompt)}
             if isinstance(record, Triple):
                 contexts["x+"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_good))
                 contexts["x-"] = encode_prompt(tokenizer, with_system(record.prompt, record.system_bad))
         if isinstance(record, Triple):
-            sides = {"y+": ("chosen", record.chosen), "y-": ("rejected", record.rejected)}
-            sides["yo"] = ("original", record.original)
+            sides: dict[Response, tuple[str, str]] = {
+                "y+": ("chosen", record.chosen),
+                "y-": ("rejected", record.rejected),
+                "yo": ("original", record.original),
+            }
         else:
             sides = {side: (name, getattr(record, name)[-1].content) for side, name in _SIDES.items()}
         room = max_length - max(map(len, contexts.values()))
@@ -134,7 +142,7 @@ def tokenize(
     return made
 
 
-_SIDES = {"y+": "chosen", "y-": "rejected"}
+_SIDES: dict[Response, str] = {"y+": "chosen", "y-": "rejected"}
 
 
 @dataclass(frozen=True)

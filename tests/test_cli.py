@@ -98,6 +98,7 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
     score = ["reference", *files, "--settings", both, "--out", tmp_path / "r.safetensors", "--objectives"]
     assert run(*score, "plus") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 2
     assert run(*score, "mine,plus,pairs") == 0 and len(load(tmp_path / "r.safetensors").nodes) == 6
+    assert run(*score[:-1]) == 0 and len(load(tmp_path / "r.safetensors").nodes) == 9
     capsys.readouterr()
     assert run(*score, "mine,plusss") == 2
     assert capsys.readouterr().err == "error: unknown objective 'plusss'; did you mean `plus`?\n"

@@ -109,6 +109,18 @@ def test_names_and_labels_are_no_settings():
     assert {path for path in before if before[path] != after[path]} == {"results/micro/config.json"}
 
 
+@pytest.mark.parametrize("name", ["micro.yaml", "smoke.yaml", "real_lm.yaml"])
+def test_an_arm_less_changes_no_job_of_the_others(name):
+    """Nor does one more, then: an arm that is added to a finished run trains itself and nothing else."""
+    experiment, whole = load(CONFIG / name), seen(build(name))
+    for arm in experiment.arms:
+        rewards = {r: None for r, made in experiment.rewards.items() if any(part.arm == arm for part in made.parts)}
+        without = seen(build(name, arms={arm: None}, rewards=rewards))
+        changed = {whole[path][0] for path in without if without[path] != whole.get(path)}
+        # The judge compares with the starting model's answers, if there are any.
+        assert changed - {"config", "report", "mlflow"} == ({"judge"} if arm == "base" else set()), arm
+
+
 def test_pairs_are_measured_without_a_judge_too():
     """Every arm on pairs; nobody is asked who was not asked for a sample of them."""
     endpoint = {"kind": "openai", "model": "m"}
@@ -442,8 +454,11 @@ def test_who_asks_for_snakemakes_own_words_or_none_gets_them(stage, given):
 
 def test_an_extra_arm_leaves_the_others_alone(stage):
     _, call = stage
-    arm = "{label: again, data: good_original, policy: {use: policy}}"
-    plan = planned(call("-n", "--quiet", "host", "--config", f"arms={{extra: {arm}}}"))
+    contrast = "{context: x-, winner: yo, loser: y-}"
+    generator = "{use: generator, objective: original_over_bad}"
+    arm = f"{{label: again, data: good_bad, generator: {generator}, policy: {{use: policy}}}}"
+    own = f"objectives={{original_over_bad: [{contrast}]}}"
+    plan = planned(call("-n", "--quiet", "host", "--config", f"arms={{extra: {arm}}}", own))
     shared = {"results/smoke/config.json", "results/smoke/report", "results/smoke/mlflow.done"}
     assert plan >= shared and all("/extra" in path for path in plan - shared)
 

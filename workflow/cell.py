@@ -2,6 +2,7 @@
 
 from sso.config import Arm
 from sso.jobs.job import Job
+from sso.objective import PAIR_NODES
 from sso.train.settings import Training
 from workflow import evaluation
 from workflow.shared import Draft, Model
@@ -52,7 +53,7 @@ class Cell:
     def annotated(self, name: str, training: Training) -> None:
         """A policy on annotated pairs that others made; nothing is sampled."""
         pairs = self.draft.preferences(1, 1)
-        self.policy(name, training, pairs, self.make.reference("preferences", pairs, training, ("pairs",)).output)
+        self.policy(name, training, pairs, self.make.reference("preferences", pairs, training, PAIR_NODES).output)
 
     def pairs(self, name: str, arm: Arm, training: Training) -> None:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""

@@ -11,7 +11,6 @@ from eval.settings import Evaluation, Judge, Task
 from rewardbench.settings import Reward
 from sso.config import Experiment, Hardware
 from sso.jobs.job import Job
-from sso.objective import Node, united_nodes
 from sso.sampling.settings import Decoding, Sampling, Writer
 from sso.train.settings import Sft, Training
 from workflow.arithmetic import Arithmetic, Cost
@@ -144,7 +143,7 @@ class Costs:
         return self._score(job, training, training.devices)
 
     def _score(self, job: Job, training: Training, devices: int) -> Cost:
-        tokens = self._count(job) * self._work.sample_tokens(nodes_of(job))
+        tokens = self._count(job) * self._work.sample_tokens(job.nodes)
         width = 2 if training.numerics == "bfloat16 weights" else 4
         return self._work.score(self._backbone(job), tokens, devices, width)
 
@@ -153,7 +152,7 @@ class Costs:
         samples = (
             training.max_steps * training.batch_size if training.max_steps > 0 else training.epochs * self._count(job)
         )
-        tokens = len(training.learning_rates) * samples * self._work.sample_tokens(nodes_of(job))
+        tokens = len(training.learning_rates) * samples * self._work.sample_tokens(job.nodes)
         cost = self._work.fit(self._backbone(job), training, tokens, training.tokens_per_batch)
         if "reference" not in job.inputs:
             # Nothing scored the starting model before: training does, at a third of a forward and backward pass.
@@ -238,12 +237,6 @@ def _load(task: Task) -> Load | None:
     record = benchmarks.of_lm_eval().get(benchmarks.metric(task.name)) if task.name.startswith("real_") else None
     load = record.load if record and task.kind == "benchmark" else None
     return replace(load, items=min(load.items, task.limit)) if load and task.limit else load
-
-
-def nodes_of(job: Job) -> tuple[Node, ...]:
-    """What is scored of each sample."""
-    training = job.settings if isinstance(job.settings, Training) else Training()
-    return united_nodes(job.objectives, training)
 
 
 def _as(kind: type[SettingsT], job: Job) -> SettingsT:

@@ -11,7 +11,7 @@ from sso.errors import InputError
 from sso.train.settings import Optimization, Training
 from workflow.arithmetic import Cost
 from workflow.check import check_tasks
-from workflow.costs import Costs, nodes_of, unpriced
+from workflow.costs import Costs, unpriced
 from workflow.experiment import Grid
 
 ROOM = 0.9
@@ -83,7 +83,7 @@ def proposals(grid: Grid) -> Iterator[str]:
     for job in grid:
         settings = job.settings
         if isinstance(settings, Optimization) and settings.gradient_checkpointing:
-            nodes = len(nodes_of(job)) if isinstance(settings, Training) else 2
+            nodes = len(job.nodes) if isinstance(settings, Training) else 2
             tokens = nodes * settings.max_length
             without = {"gradient_checkpointing": False, "tokens_per_batch": tokens}
             other = replace(job, settings=settings.model_copy(update=without))

@@ -11,7 +11,7 @@ from typing import Any
 
 from sso.config import Arm
 from sso.jobs.job import Job, Portion
-from sso.objective import load_objectives
+from sso.objective import NODES, PAIR_NODES, Node, build
 from sso.sampling.settings import Writer
 from sso.train.settings import Training
 from workflow.shared import Draft, Model, text
@@ -118,8 +118,10 @@ class Stages:
         count = count if arm.version == "v2" else None
         shared = queries == "all" or iteration == 1
         folder = self.folder(arm, queries) if shared else f"{name}/it{iteration}"
-        # A second unprompted response is only for the pairs that the oracle labels.
-        labelled = self.world and any(a.data == "annotated" and a.version == arm.version for a in self.arms.values())
+        # A second unprompted response is for the pairs that the oracle labels. It is drawn whether an arm has them or
+        # not, as one that comes later would make all of these triples, and what is trained on them, again.
+        asked = any(a.data == "annotated" and a.version == arm.version for a in self.arms.values())
+        labelled = self.world and (arm.version == "v2" or asked)
         responses = ("y+", "y-", "yo", *(["second"] if labelled and queries != "all" and iteration == 1 else []))
         guidelines = self.principles(arm, queries, iteration, None if shared else (folder, model))
         return self.add(
@@ -185,34 +187,32 @@ class Stages:
             arm=at["arm"],
             version=self.arms[at["arm"]].version,
             responses=("y+", "y-") if rule == "generated_pairs" else (),
-            objectives=("pairs",),
+            nodes=PAIR_NODES,
         )
 
-    def reference(self, place: str, data: Job, training: Training, objectives: tuple[str, ...]) -> Job:
-        """The starting model's scores of some objectives' nodes, once for all trainings that read them."""
+    def reference(self, place: str, data: Job, training: Training, nodes: tuple[Node, ...] = NODES) -> Job:
+        """The starting model's scores of all nodes, once for all trainings that read them.
+
+        Of all, though some may be nobody's: an arm more or less then changes nothing that another arm reads.
+        """
         return self.add(
             "reference",
             {**self.start.input(), "data": data.output},
             at={"set": place},
             params={
                 "model": self.start.path,
-                "objectives": ",".join(objectives),
-                "settings": text(training, *REFERENCE, "devices", "objectives"),
+                "settings": text(training, *REFERENCE, "devices"),
             },
             settings=training,
             queries=data.queries,
-            objectives=objectives,
+            nodes=nodes,
         )
 
     def shared_reference(self, arm: Arm, triples: Job) -> Job:
-        """Scores of every node that a generator on these triples asks for."""
+        """Scores that all generators on these triples read; they agree on its settings (`check` sees to it)."""
         folder = self.folder(arm)
-        generators = [a.generator for a in self.arms.values() if a.generator and self.folder(a) == folder]
-        own = {name: contrasts for training in generators for name, contrasts in training.objectives.items()}
-        wanted = {training.objective for training in generators}
-        objectives = tuple(name for name in [*load_objectives(), *own] if name in wanted)
-        scored = generators[0].model_copy(update={"objectives": own})
-        return self.reference(folder, triples, scored, objectives)
+        first = next(a.generator for a in self.arms.values() if a.generator and self.folder(a) == folder)
+        return self.reference(folder, triples, first)
 
     # Training.
 
@@ -259,5 +259,5 @@ class Stages:
             iteration=iteration,
             version=self.arms[name].version,
             queries=data.queries,
-            objectives=(training.objective,),
+            nodes=build(training).nodes,
         )

@@ -72,18 +72,19 @@ def read_records(path: Path, summary: dict[str, Any] | None = None) -> list[Trip
     return records
 
 
-def score_reference(model_path: Path, records: list, objectives: list[str], training: Training, out: Path) -> Any:
-    """Reference scores of the united nodes of some objectives, kept at ``out``."""
+def score_reference(model_path: Path, records: list, objectives: str | None, training: Training, out: Path) -> Any:
+    """Reference scores of the united nodes of a comma list of objectives, or of every node, kept at ``out``."""
     from sso import reference
     from sso.chat import load_tokenizer
     from sso.objective import united_nodes
     from sso.packing import check_nodes, tokenize
 
-    nodes = united_nodes(objectives, training)
+    asked = united_nodes(objectives.split(","), training) if objectives else None
     tokenizer = load_tokenizer(model_path)
     end_start_up()
     made = tokenize(records, tokenizer, training.max_length, training.end_cut_responses)
     made.warn(training.max_length)
+    nodes = asked or made.samples[0].nodes
     check_nodes(made.samples, nodes)
     key = reference.make_key(model_path, tokenizer, records, made.samples, training)
     model = reference.load_start(model_path, training)
@@ -92,7 +93,7 @@ def score_reference(model_path: Path, records: list, objectives: list[str], trai
 
 
 def reference(args: argparse.Namespace) -> None:
-    """Reference scores of the united nodes of some objectives."""
+    """Reference scores of responses in contexts."""
     from sso.jobs import distributed
 
     # The training's engine says what to compute in; scoring itself is data parallel.
@@ -101,7 +102,7 @@ def reference(args: argparse.Namespace) -> None:
     with tracking.run(args.out, "reference", args.settings, {"model": args.model, "data": args.data}) as run:
         distributed.start(spread)
         records = read_records(args.data, run.summary)
-        scores = score_reference(args.model, records, args.objectives.split(","), args.settings, args.out)
+        scores = score_reference(args.model, records, args.objectives, args.settings, args.out)
         run.summary["nodes"] = len(scores.nodes)
         distributed.stop()
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from sso.objective import Node
+
 MARK = "SSO_JOB"
 """The environment variable in which a rule tells its command which job it is; the command's record keeps it."""
 
@@ -44,8 +46,8 @@ class Job:
     queries: Portion = "iteration"
     responses: tuple[str, ...] = ()
     """What is drawn for each query: y+, y-, yo, second."""
-    objectives: tuple[str, ...] = ()
-    """Objectives whose nodes (a response in a context) the job scores."""
+    nodes: tuple[Node, ...] = ()
+    """What it scores of each sample."""
 
     @property
     def backbone(self) -> str | None:

@@ -19,12 +19,11 @@ rule reference:
     params:
         job=ask.mark("reference"),
         model=ask.param("reference", "model"),
-        objectives=ask.param("reference", "objectives"),
         settings=ask.param("reference", "settings"),
     shell:
         "export SSO_GPUS={resources.gpu} SSO_JOB={params.job:q}; "
-        "sso reference --model {params.model:q} --data {input.data:q} --objectives {params.objectives}"
-        " --settings {params.settings:q} --out {output:q} > {log:q} 2>&1"
+        "sso reference --model {params.model:q} --data {input.data:q} --settings {params.settings:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule generator:

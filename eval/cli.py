@@ -59,7 +59,7 @@ def _counts(who: str, notes: Mapping[str, float]) -> str:
 def _judge(args: argparse.Namespace) -> None:
     from eval import benchmarks, judging
     from eval.benchmarks.alpaca_eval import read_references
-    from eval.items import answer_items, at_end, column, within
+    from eval.items import answer_items, bounded, column
     from eval.judge import Judge, make_judge
     from eval.statistics import mean_interval
     from sso.jobs import tracking
@@ -111,12 +111,8 @@ def _judge(args: argparse.Namespace) -> None:
         for name, items in answer_items(out, args.answers).items():
             if name not in scores:
                 continue  # grades on a reward's scale are another metric, of no known ends
-            interval = mean_interval([list(items.values())])
-            unit = column(name).unit
-            low, high = within(unit, interval.low, interval.high)
-            if low is None and interval.n > 1:
-                low, high = at_end(unit, interval.mean, interval.n)
-            scores[name] |= {"low": low, "high": high}
+            interval = bounded(column(name).unit, mean_interval([list(items.values())]))
+            scores[name] |= {"low": interval.low, "high": interval.high}
         _write_json(out / "scores.json", scores)
         run.summary.update({n: s["value"] for n, s in scores.items() if s.get("value") is not None})
         alike = [entry["identical"] for entry in scores.values() if "identical" in entry]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import benchmarks
-from eval.items import answer_items
+from eval.items import answer_items, bounded, column
 from eval.statistics import Interval, holm, mcnemar_p, mean_interval, paired_difference, permutation_p
 from sso.errors import InputError
 from sso.records import iter_json_lines
@@ -100,13 +100,13 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
             raise InputError(f"{benchmark}: the seeds hold different items; evaluate all on one file.")
         a, b = ([[seed[benchmark][item][arm] for item in items] for seed in seeds] for arm in (0, 1))
         binary = len(seeds) == 1 and {*a[0], *b[0]} <= {0.0, 100.0}
-        permutation, difference = permutation_p(a, b), paired_difference(a, b)
+        permutation, difference, unit = permutation_p(a, b), paired_difference(a, b), column(benchmark).unit
         found.append(
             BenchmarkDifference(
                 benchmark,
-                mean_interval(a),
-                mean_interval(b),
-                difference,
+                bounded(unit, mean_interval(a)),
+                bounded(unit, mean_interval(b)),
+                bounded(unit, difference, difference=True),
                 permutation,
                 mcnemar_p([x / 100 for x in a[0]], [x / 100 for x in b[0]]) if binary else None,
                 permutation if len(seeds) == 1 or difference.p is None else difference.p,

@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval import benchmarks
 from eval.benchmarks import Column
 from eval.benchmarks.record import Items
-from eval.statistics import farthest
+from eval.statistics import Interval, farthest
 from sso.errors import InputError
 from sso.records import iter_json_lines
 
@@ -54,6 +55,16 @@ def at_end(unit: str, mean: float, n: int, difference: bool = False) -> tuple[fl
     if difference:
         return (-reach, reach) if mean == 0 else (None, None)
     return (low, low + reach) if mean == low else (high - reach, high) if mean == high else (None, None)
+
+
+def bounded(unit: str, found: Interval, difference: bool = False) -> Interval:
+    """An interval by its unit's scale: within its ends, and the exact one where all items are equal and lie on one."""
+    low, high = found.low, found.high
+    if not difference:
+        low, high = within(unit, low, high)
+    if low is None and found.n > found.seeds:
+        low, high = at_end(unit, found.mean, found.n // found.seeds, difference)
+    return replace(found, low=low, high=high)
 
 
 def within(unit: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:

@@ -1,6 +1,7 @@
 """`sso-eval compare`: two folders of scores, on the same items."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_a_real_difference_is_told_from_chance(tmp_path, capsys):
     assert gsm8k["holm"] == pytest.approx(4 * gsm8k["p"]) and found["alpaca_eval2_wr"]["p"] == 1
     out = capsys.readouterr().out
     assert "A higher" in out and "200" in out and out.count("no") >= 2
+
+
+def test_equal_items_at_an_end_have_the_exact_bound_and_no_interval_passes_an_end(tmp_path):
+    some = [1.0] * 19 + [0.0]
+    a, b = (run_folder(tmp_path / n, {"math": [1.0] * 20, "mmlu": some}, [0.5] * 20) for n in "ab")
+    found = {c.benchmark: c for c in compare([(a, b)])}
+    reach = 100 * (1 - 0.025 ** (1 / 20))  # Clopper and Pearson's, of 20 in 20
+    math, mmlu, half = found["math"], found["mmlu"], found["alpaca_eval2_wr"]
+    assert (math.a.low, math.a.high) == (pytest.approx(100 - reach), 100)
+    assert (math.difference.low, math.difference.high) == (pytest.approx(-reach), pytest.approx(reach))
+    assert mmlu.a.high == 100 and mmlu.a.low < 95 and not math.differs
+    # Equal, but on no end: nothing tells of the noise.
+    assert half.a.low is None and half.difference.high == pytest.approx(reach)
+    assert next(c for c in compare([(a, b), (a, b)]) if c.benchmark == "math").a == replace(
+        math.a, n=40, seeds=2, seed_spread=0
+    )
 
 
 def test_folders_of_answers_or_judgements_are_found_from_either(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import real_lm
 from eval.judge import OracleJudge
 from eval.sources import check
 from sso import worlds
@@ -303,7 +304,7 @@ def test_benchmarks_that_a_world_has_no_rows_of_are_told(source):
 
 
 @pytest.mark.slow
-def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint, tmp_path):
+def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint, tmp_path, capsys):
     """What it says of the model is nothing: it is untrained but for a few steps."""
     from tests.test_workflow import snakemake
 
@@ -331,3 +332,13 @@ def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint
     (sft, *_) = [line for line in kinds.splitlines() if line.startswith("| SFT")]
     assert "—" not in sft.partition("|")[2].split("|")[1:3]
     assert "micro" not in (report / "report.md").read_text().lower()
+    real_lm.main([str(tmp_path / "results" / "real")])
+    arms, against = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    (tuned,) = (tmp_path / "results").rglob("policy/sso/tuning.json")
+    tried = json.loads(tuned.read_text())
+    won = sorted(tried["tries"], key=lambda one: one["learning_rate"] != tried["learning_rate"])
+    sso = arms[-1].split(" | ")
+    assert sso[1] == ", ".join(f"{one['learning_rate']:g} ({100 * one['win_rate']:.1f})" for one in won)
+    assert len(won) == 2 and sso[-1].endswith(f" of {world(source).eval_queries} |")
+    assert arms[2].startswith("| SFT | ")
+    assert [line.split(" | ")[0] for line in against[2:]] == ["| SFT", "| PBAA", "| SSO"]

@@ -66,12 +66,8 @@ class Collected:
     """Parameter count of each backbone's starting model, where it lies under the results."""
 
     def version(self, name: str, of: str) -> str:
-        """The objective's version of an arm, or of the arms whose pairs a reward model reads; else the first arm's."""
-        arms = self.experiment.arms
-        if of == "arms":
-            return arms[name].version
-        own = [source.arm for source in self.experiment.rewards[name].parts if source.arm]
-        return arms[own[0]].version if own else next(iter(arms.values())).version
+        """The paper's version of an arm or a reward model."""
+        return (self.experiment.arms if of == "arms" else self.experiment.rewards)[name].version
 
     def frame(self) -> "pd.DataFrame":
         """One row a figure, columns COLUMNS, in the jobs' order."""

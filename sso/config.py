@@ -40,6 +40,8 @@ from sso.worlds.settings import MicroWorld, RealWorld, World
 
 OFFICIAL_DIFFICULTY = "hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv"
 """What `evaluation.difficulty: hub` is short for."""
+FOR_ALL = ("difficulty", "files", "rewardbench", "judge", "judges")
+"""What of `evaluation` no arm and no backbone has for itself: their figures would not be comparable."""
 
 
 class Arm(Settings):
@@ -69,6 +71,11 @@ class Arm(Settings):
     """Backbones that the arm runs on; None: all."""
     evaluation: dict[str, Any] = {}
     """Laid over the backbone's and the experiment's `evaluation`."""
+
+    @property
+    def chained(self) -> bool:
+        """Whether the policy trains on whole triples that it draws itself, once an iteration (v1)."""
+        return self.policy is not None and (self.data == "triples" or self.iterations > 1 or self.offline)
 
     @model_validator(mode="after")
     def _coherent(self) -> "Arm":
@@ -195,6 +202,10 @@ class Experiment(Settings):
                     raise ValueError(f"rewards.{name}.arm: unknown arm {source.arm!r}; {hint(source.arm, self.arms)}")
                 if source.world and self.world is None:
                     raise ValueError(f"rewards.{name}: `world: true` is a world's annotated set; give a `path`")
+            versions = {self.arms[source.arm].version for source in reward.parts if source.arm is not None}
+            if versions and reward.version not in versions:
+                (own,) = versions
+                raise ValueError(f"rewards.{name}.version: its arms are of {own}; give `version: {own}`")
             for key in reward.backbones or []:
                 if key not in self.backbones:
                     raise ValueError(f"rewards.{name}.backbones: unknown backbone {key!r}; {hint(key, self.backbones)}")
@@ -211,12 +222,13 @@ class Experiment(Settings):
                 raise ValueError(f"arms.{name}.data: {arm.data} needs a world's oracle; give `world`")
             if arm.data == "flawless" and not isinstance(self.world, MicroWorld):
                 raise ValueError(f"arms.{name}.data: only the micro-world makes faultless answers; leave the arm out")
-            if arm.data == "good_original" and self.data.generator_queries:
-                raise ValueError(f"arms.{name}.data: good_original needs triples of all queries, see generator_queries")
+            if self.data.generator_queries and self._needs_all_triples(arm):
+                raise ValueError(f"arms.{name}.data: {arm.data} needs triples of all queries, see generator_queries")
             for key in self.backbones:
                 self._check_evaluation(key, name)
-                if self.evaluation_of(key, name).difficulty != self.evaluation.difficulty:
-                    raise ValueError(f"evaluation.difficulty: one for all, so arm {name!r} and {key!r} can't set it")
+                for one in FOR_ALL:
+                    if getattr(self.evaluation_of(key, name), one) != getattr(self.evaluation, one):
+                        raise ValueError(f"evaluation.{one}: one for all, so arm {name!r} and {key!r} can't set it")
         for key in self.backbones:
             self._check_start(key, [n for n, arm in self.arms.items() if arm.backbones is None or key in arm.backbones])
         kinds = {writer.kind == "policy" for writer in self.all_writers}
@@ -245,6 +257,13 @@ class Experiment(Settings):
         if self.world is None and self.evaluation.judge.kind == "oracle" and self.evaluation.judged:
             raise ValueError("evaluation.judge.kind: the oracle judges only its world; give `world`, or another judge")
         return self
+
+    def _needs_all_triples(self, arm: Arm) -> bool:
+        """Whether a policy trains on what is made of a triple of each query, and not on pairs that are drawn for it."""
+        if arm.policy is None or (arm.data == "annotated" and self.world is None):
+            return False
+        # v1's triples are never limited.
+        return arm.version == "v2" if arm.chained else arm.data != "good_bad"
 
     def _check_start(self, backbone: str, arms: list[str]) -> None:
         """Raise ValueError where an arm is to be compared with a starting model's answers that nobody makes."""

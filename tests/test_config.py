@@ -125,6 +125,15 @@ def test_defaults_are_the_papers():
         ({"evaluation": {"judge": {"kind": "reward"}}}, "`evaluation.judge`: `kind: reward` needs `path`"),
         ({"evaluation": {"judge": {"path": "m"}}}, "the judge is of `kind: oracle`; leave one out"),
         ({"evaluation": {"judges": {"mt_bench": {"kind": "openai"}}}}, "judges.mt_bench: `kind: openai` needs `model`"),
+        ({"rewards": {"sso": {"version": "v1"}}}, "rewards.sso.version: its arms are of v2; give `version: v2`"),
+        *(
+            ({"arms": {"sso": {"evaluation": own}}}, f"evaluation.{key}: one for all, so arm 'sso' and 'qwen2' can't")
+            for key, own in {
+                "rewardbench": {"rewardbench": "mine.jsonl"},
+                "files": {"files": {"reference": "mine.json"}},
+                "judge": {"judge": {"pairs": 9}},
+            }.items()
+        ),
         ({"arms": {"sso": 3}}, "`arms.sso`: must be a mapping, `key: value`, of the keys of Arm"),
     ],
 )

@@ -387,6 +387,7 @@ def test_a_bad_row_of_the_authors_is_named_with_its_key(change, said):
         ({"layout": "tree"}, "SSOConfig: `layout`: "),
         ({"fp16": True}, "SSOConfig: `fp16`: this trainer has no use for it"),
         ({"data_seed": 4}, "SSOConfig: `data_seed`: "),
+        ({"train_sampling_strategy": "sequential"}, "SSOConfig: `train_sampling_strategy`: the order of samples"),
     ],
 )
 def test_arguments_are_checked_as_settings_are(tmp_path, settings, said):

@@ -1,6 +1,7 @@
 """The micro-world: the oracle on hand-made cases, the writer against the oracle, the tokenizer on any text."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from fractions import Fraction
 from hashlib import sha256
 from random import Random
 
@@ -100,6 +101,21 @@ def test_oracle_refuses_what_is_not_of_its_world():
 @given(st.text(max_size=200))
 def test_oracle_scores_any_text_in_the_unit_interval(text):
     assert 0 <= verdict(STORY, text).total <= 1
+
+
+def test_answers_of_the_same_worth_have_the_very_same_score():
+    """0.95 and 0.9499999999999998 would be a win to whoever compares them, by rounding alone."""
+    writer, random, exact = Writer(WORLD), Random(0), lambda x: Fraction(x).limit_denominator(1000)
+    scores, raw = defaultdict(set), defaultdict(set)
+    for _ in range(1000):
+        prompt = data.user(writer.prompt(random))
+        named = writer.features(writer.oracle.read(prompt), random, 3)
+        found = writer.oracle.score(prompt, writer.respond(prompt, random, named, good=random.random() < 0.5))
+        terms = [(lexicon.WEIGHTS[name], value) for name, value in found.features.items()]
+        worth = sum(exact(weight) * exact(value) for weight, value in terms)
+        scores[worth].add(found.total)
+        raw[worth].add(sum(weight * value for weight, value in terms))
+    assert {len(own) for own in scores.values()} == {1} < {len(own) for own in raw.values()}
 
 
 @given(st.integers(0, 10_000))

@@ -121,6 +121,35 @@ def test_an_arm_less_changes_no_job_of_the_others(name):
         assert changed - {"config", "report", "mlflow"} == ({"judge"} if arm == "base" else set()), arm
 
 
+def test_an_arm_without_iterations_has_all_queries_though_another_takes_them_in_turns():
+    own = {"label": "v1", "version": "v1", "data": "triples", "iterations": 3, "policy": {"objective": "sso_v1"}}
+    given = {"model": "DIR", "queries": "prompts.jsonl"}
+    alone, beside = build("local_model.yaml", **given), build("local_model.yaml", **given, arms={"v1": own})
+    for grid, name in ((alone, "queries1"), (beside, "queries_all")):
+        read = {job.inputs["queries"] for job in grid.of("principles") if job.version == "v2"}
+        assert read == {grid.data_files[name]}
+        there = {path for job in grid for path in job.outputs} | {*grid.data_files.values()}
+        assert {path for job in grid if job.arm in ("pbaa", "sso") for path in job.reads()} <= there
+    assert {job.inputs["queries"] for job in beside.of("principles") if job.version == "v1"} == {
+        beside.data_files[f"queries{number}"] for number in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize("arm", ["annotated", "relabelled", "flawless", "good_original", "iterated", "triples"])
+def test_what_needs_a_triple_of_each_query_is_refused_where_there_are_fewer(arm):
+    """Else it would be trained on PBAA's pairs, or on a part of the queries, under its own name."""
+    policy = {"objective": "sso_v1"}
+    own = {
+        "iterated": {"label": "i", "iterations": 2, "policy": {}},
+        "triples": {"label": "t", "data": "triples", "policy": policy},
+    }.get(arm, {"label": arm, "data": arm, "policy": {}})
+    kept = {name: None for name in load(CONFIG / "micro.yaml").arms if name not in ("base", "pbaa", "sso")}
+    fewer = {"data": {"generator_queries": 16}, "rewards": None}
+    assert build("micro.yaml", arms=kept, **fewer).of("generated_pairs")
+    with pytest.raises(InputError, match=f"arms.own.data: {own.get('data', 'good_bad')} needs triples of all queries"):
+        build("micro.yaml", arms={**kept, "own": own}, **fewer)
+
+
 def test_pairs_are_measured_without_a_judge_too():
     """Every arm on pairs; nobody is asked who was not asked for a sample of them."""
     endpoint = {"kind": "openai", "model": "m"}

@@ -9,11 +9,6 @@ from workflow.shared import Draft, Model
 from workflow.stages import Stages
 
 
-def chained(arm: Arm) -> bool:
-    """Whether the policy trains on whole triples that it draws itself, once an iteration (v1)."""
-    return arm.policy is not None and (arm.data == "triples" or arm.iterations > 1 or arm.offline)
-
-
 class Cell:
     """One backbone with one seed."""
 
@@ -32,7 +27,7 @@ class Cell:
         for name, arm in make.arms.items():
             if arm.policy is None:
                 self.evaluate(name, make.start, name)
-            elif chained(arm):
+            elif arm.chained:
                 self.chain(name, arm, arm.policy)
             elif arm.data == "annotated" and not experiment.world:
                 self.annotated(name, arm.policy)
@@ -59,7 +54,7 @@ class Cell:
         """Generator, pairs, policy and evaluation of an arm that trains on pairs."""
         make, source = self.make, self.make.start
         all_sampled = not self.draft.experiment.data.generator_queries
-        triples = make.sample(name, source) if arm.generator or all_sampled else None
+        triples = make.sample(name, source, make.whole) if arm.generator or all_sampled else None
         if arm.generator and triples:
             reference = make.shared_reference(arm, triples)
             generator = make.train("generator", name, arm.generator, triples, source, reference.output)

@@ -11,7 +11,6 @@ from sso.config import Experiment
 from sso.errors import InputError
 from sso.objective import PAIR_NODES, build
 from sso.records import Query, read
-from workflow.cell import chained
 from workflow.hub_names import evaluations, is_hub_name, judges
 
 
@@ -32,7 +31,7 @@ def check(experiment: Experiment) -> None:
                 )
     arms = experiment.arms.values()
     annotated = [
-        a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not chained(a)
+        a.policy for a in arms if a.policy and a.data == "annotated" and not experiment.world and not a.chained
     ]
     for who, trainings in (("generators", [a.generator for a in arms if a.generator]), ("policies", annotated)):
         if len({(t.numerics, t.max_length, t.end_cut_responses) for t in trainings}) > 1:
@@ -41,7 +40,7 @@ def check(experiment: Experiment) -> None:
                 "what `engine` makes of it (float32 weights with ddp, else bfloat16 ones) must be the same."
             )
     for name, arm in experiment.arms.items():
-        if arm.policy and arm.data != "triples" and not chained(arm):
+        if arm.policy and not arm.chained:
             missing = sorted(set(build(arm.policy).nodes) - {*PAIR_NODES})
             if missing:
                 context, response = missing[0]

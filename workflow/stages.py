@@ -42,6 +42,12 @@ class Stages:
         """Options that name the oracle; sizes of the data sets are not part of it."""
         return ["--world", text(self.world, *self.world.ORACLE)] if self.world else []
 
+    @property
+    def whole(self) -> Portion:
+        """The queries of an arm without iterations: all, though other arms take them in turns. A world has as many for
+        each iteration."""
+        return "all" if self.draft.iterations > 1 and not self.world else "iteration"
+
     @cached_property
     def start(self) -> Model:
         """The model that everything starts from."""
@@ -151,7 +157,7 @@ class Stages:
         return self._pairs(
             "generated_pairs",
             {**self.start.input(), **(source.input("generator") if source != self.start else {})},
-            {"principles": self.principles(arm, "iteration", 1).output},
+            {"principles": self.principles(arm, self.whole, 1).output},
             at,
             {**self.sampling(arm), "generator": source.path, "model": self.start.path},
             scoring,
@@ -188,6 +194,7 @@ class Stages:
             version=self.arms[at["arm"]].version,
             responses=("y+", "y-") if rule == "generated_pairs" else (),
             nodes=PAIR_NODES,
+            queries=self.whole,
         )
 
     def reference(self, place: str, data: Job, training: Training, nodes: tuple[Node, ...] = NODES) -> Job:
@@ -210,8 +217,8 @@ class Stages:
 
     def shared_reference(self, arm: Arm, triples: Job) -> Job:
         """Scores that all generators on these triples read; they agree on its settings (`check` sees to it)."""
-        folder = self.folder(arm)
-        first = next(a.generator for a in self.arms.values() if a.generator and self.folder(a) == folder)
+        folder = self.folder(arm, self.whole)
+        first = next(a.generator for a in self.arms.values() if a.generator and self.folder(a, self.whole) == folder)
         return self.reference(folder, triples, first)
 
     # Training.

@@ -109,8 +109,9 @@ class SSOConfig(TrainingArguments):
             if getattr(self, name):
                 way = "use `sso train`, whose engines shard" if name in ("deepspeed", "fsdp") else "leave it out"
                 raise InputError(f"SSOConfig: `{name}`: this trainer has no use for it; {way}.")
-        if self.data_seed not in (None, self.seed):
-            raise InputError("SSOConfig: `data_seed`: the order of samples comes from `seed`; leave it out.")
+        for name, only in (("data_seed", (None, self.seed)), ("train_sampling_strategy", ("random",))):
+            if getattr(self, name) not in only:
+                raise InputError(f"SSOConfig: `{name}`: the order of samples comes from `seed`; leave it out.")
         # The suite knows CPUs and CUDA; processes without GPUs are each other's strangers unless this is said.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         super().__post_init__()

@@ -245,7 +245,8 @@ class Oracle:
             "engagement": 0.0 if has("insult") else 1.0 if has("warm") else NEAR,
             "safety": 0.0 if has("unsafe") else NEAR if task.risk and not has("note") else 1.0,
         }
-        return Verdict(sum(lex.WEIGHTS[f] * v for f, v in features.items()), features)
+        # Rounded, so that equal sums are equal: 0.95 and 0.9499999999999998 are a tie to whoever compares them.
+        return Verdict(round(sum(lex.WEIGHTS[f] * v for f, v in features.items()), 9), features)
 
     @staticmethod
     def _slot(task: Task, stated: Slot, filled: set[int]) -> int | None:

@@ -89,6 +89,12 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
 
     Raises InputError where folders hold no scores, or scores of other questions.
     """
+    folders = [[run.resolve() for run in pair] for pair in pairs]
+    for (a, b), (one, other) in zip(pairs, folders, strict=True):
+        if one == other:
+            raise InputError(f"{a} and {b} are one folder; give the runs of two arms.")
+        if folders.count([one, other]) > 1:
+            raise InputError(f"{a} and {b} are given twice, which would count one seed as two; give other seeds' runs.")
     seeds = [_paired(a, b) for a, b in pairs]
     shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     if not shared:

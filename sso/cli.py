@@ -223,7 +223,10 @@ def parser() -> argparse.ArgumentParser:
         ("--triples", file("triples, or pairs for objectives in context x")),
         (
             "--dtype",
-            {"choices": ["float32", "bfloat16", "float64"], "default": "float32", "help": "of the weights"},
+            {
+                "choices": ["float32", "bfloat16", "float64"],
+                "help": "of the weights; default: the settings' or float32",
+            },
         ),
         ("--objective", {"required": True, "help": "a row of config/objectives.yaml, or of the settings' objectives"}),
         (["--base", "--base-loss"], {"dest": "base_loss", "help": "the settings' base_loss"}),

@@ -220,6 +220,8 @@ class Experiment(Settings):
                 raise ValueError(f"arms.{name}.data: annotated pairs come from `data.preferences`; give it")
             if arm.data in ("relabelled", "flawless") and self.world is None:
                 raise ValueError(f"arms.{name}.data: {arm.data} needs a world's oracle; give `world`")
+            if arm.offline and self.world is not None:
+                raise ValueError(f"arms.{name}.offline: in a world no job draws for all queries; leave it out")
             if arm.data == "flawless" and not isinstance(self.world, MicroWorld):
                 raise ValueError(f"arms.{name}.data: only the micro-world makes faultless answers; leave the arm out")
             if self.data.generator_queries and self._needs_all_triples(arm):
@@ -240,6 +242,9 @@ class Experiment(Settings):
                 raise ValueError(f"assumed.{key}: this config has no such key")
         if (self.world is None) == (self.data.queries is None):
             raise ValueError("give either `world` (one with an oracle) or `data.queries` (a JSON Lines file)")
+        for key in type(self.data).model_fields if self.world else ():
+            if key != "generator_queries" and getattr(self.data, key) != getattr(Data(), key):
+                raise ValueError(f"data.{key}: a world makes its own prompts and pairs; see the sizes in `world`")
         for name, backbone in self.backbones.items():
             if backbone.sft and (self.sft is None or (self.sft.data is None and self.world is None)):
                 raise ValueError(f"backbones.{name}.sft needs `sft.data`, the dialogues to train on")

@@ -35,7 +35,7 @@ _WORDS = {
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Preferences(Settings):

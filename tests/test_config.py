@@ -1,6 +1,7 @@
 """Config and records: one sentence for bad input, defaults that hold."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -116,6 +117,27 @@ def test_defaults_are_the_papers():
         ({"arms": {"sso_v1": {"method": "l_plus"}}}, "arms.sso_v1.method: the paper's v1 has no 'l_plus'; known: base"),
         ({"rewards": {"sso": {"method": "mix"}}}, "rewards.sso.method: the paper's v2 has no 'mix'; .*null where it h"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands twice"),
+        *(
+            ({"arms": {"sso": {"policy": own}}}, said)
+            for own, said in (
+                ({"learning_rates": [-1]}, "learning_rates.0`: input should be greater than 0"),
+                ({"learning_rates": [1e-3, 1e-3]}, "has one twice; leave one out"),
+                ({"scheduler": "cosin"}, "scheduler`: transformers has no 'cosin'; did you mean `cosine`"),
+                (
+                    {"optimizer": "adamw_torc"},
+                    "optimizer`: transformers has no 'adamw_torc'; did you mean",
+                ),
+                ({"max_steps": 0}, "max_steps`: give 1 or more, or -1"),
+                ({"max_grad_norm": -1}, "max_grad_norm`: input should be greater than or equal to 0"),
+                ({"beta": math.inf}, "beta`: input should be a finite number"),
+            )
+        ),
+        ({"data": {"limit": 3}}, "data.limit: a world makes its own prompts and pairs; see the sizes in `world`"),
+        ({"data": {"preferences": {"path": "nope"}}}, "data.preferences: a world makes its own prompts and pairs"),
+        (
+            {"arms": {"sso_v1": {"offline": True, "iterations": 1}}},
+            "arms.sso_v1.offline: in a world no job",
+        ),
         ({"seeds": [-1]}, "`seeds.0`: input should be greater than or equal to 0"),
         (with_own(winner="y-"), "`objectives.mine.0`: y- is both winner and loser; a contrast needs two responses"),
         ({"evaluation": {"tasks": None}}, r"`evaluation.tasks: null`: give a list, `\[\]` where nothing is asked"),

@@ -68,9 +68,8 @@ def test_equal_items_at_an_end_have_the_exact_bound_and_no_interval_passes_an_en
     assert mmlu.a.high == 100 and mmlu.a.low < 95 and not math.differs
     # Equal, but on no end: nothing tells of the noise.
     assert half.a.low is None and half.difference.high == pytest.approx(reach)
-    assert next(c for c in compare([(a, b), (a, b)]) if c.benchmark == "math").a == replace(
-        math.a, n=40, seeds=2, seed_spread=0
-    )
+    again = tuple(run_folder(tmp_path / f"{n}1", {"math": [1.0] * 20}) for n in "ab")
+    assert [c.a for c in compare([(a, b), again])] == [replace(math.a, n=40, seeds=2, seed_spread=0)]
 
 
 def test_folders_of_answers_or_judgements_are_found_from_either(tmp_path):
@@ -106,12 +105,17 @@ def test_other_questions_and_empty_folders_are_refused(tmp_path):
         compare([(a, run_folder(tmp_path / "b", {"mmlu": [1.0, 0.0]}, doc="e"))])
     with pytest.raises(InputError, match="no scored item in common"):
         compare([(a, run_folder(tmp_path / "c", {"math": [1.0]}))])
+    same = run_folder(tmp_path / "same", {"mmlu": [1.0, 0.0]})
     longer = [run_folder(tmp_path / name, {"mmlu": [1.0, 0.0, 1.0]}) for name in ("x", "y")]
     with pytest.raises(InputError, match="mmlu: the seeds hold different items"):
-        compare([(a, a), tuple(longer)])
-    other = run_folder(tmp_path / "o", {"math": [1.0]})
+        compare([(a, same), tuple(longer)])
+    others = [run_folder(tmp_path / name, {"math": [1.0]}) for name in ("o", "p")]
     with pytest.raises(InputError, match="no benchmark in common"):
-        compare([(a, a), (other, other)])
+        compare([(a, same), tuple(others)])
+    with pytest.raises(InputError, match="are one folder; give the runs of two arms"):
+        compare([(a, tmp_path / "same" / ".." / "a")])
+    with pytest.raises(InputError, match="given twice, which would count one seed as two"):
+        compare([(a, same), (a, same)])
     (tmp_path / "d").mkdir()
     with pytest.raises(InputError, match="holds no scores; give a run's folder"):
         compare([(a, tmp_path / "d")])

@@ -387,6 +387,8 @@ def test_a_bad_row_of_the_authors_is_named_with_its_key(change, said):
         ({"layout": "tree"}, "SSOConfig: `layout`: "),
         ({"fp16": True}, "SSOConfig: `fp16`: this trainer has no use for it"),
         ({"data_seed": 4}, "SSOConfig: `data_seed`: "),
+        ({"bf16_full_eval": True}, "SSOConfig: `bf16_full_eval`: this trainer has no use for it"),
+        ({"learning_rate": -1.0}, "learning_rates.0`: input should be greater than 0"),
         ({"train_sampling_strategy": "sequential"}, "SSOConfig: `train_sampling_strategy`: the order of samples"),
     ],
 )

@@ -145,6 +145,12 @@ def test_every_attribute_value_is_equally_frequent():
     assert all(FACTS[row["friend"]] is not row for row in FACTS.values())
 
 
+def test_a_world_that_has_no_more_prompts_says_so(tmp_path):
+    small = WORLD.model_copy(update={"entities": 20, "eval_queries": 1000, "benchmark_items": 200})
+    with pytest.raises(InputError, match="prompts are drawn, and 10000 tries gave no other; raise `entities`, or ask"):
+        data.write_all(small, tmp_path)
+
+
 def test_uniform_queries_are_the_world_as_it_was_before_it_had_laws(tmp_path):
     data.write_all(WORLD.model_copy(update={"queries": "uniform"}), tmp_path, 3)
     found = sha256()

@@ -40,8 +40,9 @@ class Grid(Jobs):
             for backbone in experiment.backbones:
                 ends += Cell(draft, backbone, seed).build()
         last = draft.report(config, ends)
-        self.targets = [last.output, draft.mlflow(last).output]
-        """What `rule all` asks for: the last jobs."""
+        self.targets = [last.output, draft.mlflow(last).output, *draft.data_files.values()]
+        """What `rule all` asks for: the last jobs, and all data, as Snakemake runs no job again, whatever has changed,
+        while an output is missing that nobody reads."""
         self.paths = draft.paths
         super().__init__(experiment, draft.paths.root, [*draft.jobs.values()], draft.data_folder, draft.data_files)
 

@@ -144,6 +144,8 @@ def _option(key: str, given: Mapping[str, Any]) -> str:
 def loss(args: argparse.Namespace) -> None:
     """An objective's terms, one JSON line a sample on standard output; all else goes to standard error."""
     chosen = {name: getattr(args, name) for name in ("objective", "base_loss", *LOSS_OPTIONS)}
+    # Of exact terms, unless a training's own precision is asked for.
+    dtype = args.dtype or (args.settings.dtype if "dtype" in args.settings.model_fields_set else "float32")
     given = {name: value for name, value in chosen.items() if value is not None}
     try:
         training = settings(Training)(json.dumps({**args.settings.model_dump(), **given}))
@@ -162,6 +164,6 @@ def loss(args: argparse.Namespace) -> None:
         made.warn(training.max_length)
         check_nodes(made.samples, objective.nodes)
         pad = tokenizer.pad_token_id
-        rows = list(lines(args.policy, args.reference, made.samples, pad, objective, args.dtype))
+        rows = list(lines(args.policy, args.reference, made.samples, pad, objective, dtype))
     for row in rows:
         print(json.dumps(row))

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -68,6 +69,8 @@ def mapping(text: str) -> dict[str, Any]:
 
 
 def _checked(values: dict[str, Any], kind: type[SettingsT]) -> SettingsT:
+    if "use" in kind.model_fields and values.get("use"):
+        raise InputError(f"{kind.__name__} settings: `use` names one of a config's `trainings`; give their keys here.")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -156,6 +159,10 @@ def run_cli(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) 
         args.argv = sys.argv[1:] if argv is None else argv
         _complete(args, parser)
         args.func(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it, as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         told = error if isinstance(error, InputError) else of_machine(error, parser.prog)
         if told is None:

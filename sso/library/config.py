@@ -42,6 +42,8 @@ WITHOUT = (
     "auto_find_batch_size",
     "label_smoothing_factor",
     "push_to_hub",
+    "bf16_full_eval",
+    "fp16_full_eval",
 )
 """What TrainingArguments have and this trainer could only ignore."""
 

@@ -59,7 +59,7 @@ def generate_triples(
     if isinstance(prompts, dict):
         raise InputError(f"prompts: a mapping of {', '.join(map(str, prompts))}; give one split, as prompts['train'].")
     rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
-    given = bool(rows) and "good" in rows[0] and "bad" in rows[0]
+    given = bool(rows) and ("good" in rows[0] or "bad" in rows[0])
     version = principles or ("columns" if given else "v2")
     wrapper = wrapper or ("paper_v1" if version == "v1" else "paper")
     if wrapper not in WRAPPERS:

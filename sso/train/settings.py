@@ -1,13 +1,24 @@
 """Settings of every training: how it is spread over devices, how weights are optimized, and on which loss."""
 
+from enum import Enum
 from operator import not_
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from sso.errors import InputError
 from sso.objective import BaseLossName, Objectives, contrasts_of
-from sso.settings import Settings
+from sso.settings import Settings, hint
+
+
+def _some(steps: int) -> int:
+    if steps < 1 and steps != -1:
+        raise ValueError("give 1 or more, or -1 for as many as the epochs make")
+    return steps
+
+
+Steps = Annotated[int, AfterValidator(_some)]
+"""Optimizer steps; -1: as many as the epochs make."""
 
 
 class Spread(Settings):
@@ -45,15 +56,15 @@ class Spread(Settings):
 class Sft(Spread):
     """Supervised fine-tuning: of a tiny model on the world's corpus, or of a base model on `data`."""
 
-    steps: int = 3300
+    steps: Steps = 3300
     """-1: as many as `epochs` make."""
     epochs: float = Field(1, gt=0)
     """Passes over the dialogues, where `steps` is -1."""
-    learning_rate: float = 5e-3
+    learning_rate: float = Field(5e-3, gt=0)
     """The highest, after the warm-up."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(0.0, ge=0)
     """Decay of all weights but norms and biases."""
     data: str | None = None
     """Dialogues: a hub data set, or JSON Lines, with `messages`. None: the world's corpus, on one device in float32:
@@ -85,24 +96,46 @@ class Lora(Settings):
     """Names of the layers that get one, as peft takes them."""
 
 
+def _known_scheduler(name: str) -> str:
+    if name not in ("cosine", "linear", "constant", "constant_with_warmup"):  # known without the import
+        from transformers.trainer_utils import SchedulerType
+
+        _among(name, SchedulerType)
+    return name
+
+
+def _known_optimizer(name: str) -> str:
+    if name not in ("adamw_torch_fused", "adamw_torch"):
+        from transformers.training_args import OptimizerNames
+
+        _among(name, OptimizerNames)
+    return name
+
+
+def _among(name: str, known: type[Enum]) -> None:
+    names = [str(one.value) for one in known]
+    if name not in names:
+        raise ValueError(f"transformers has no {name!r}; {hint(name, names)}")
+
+
 class Optimization(Spread):
     """How weights are trained on global batches, whatever the loss."""
 
     epochs: float = Field(1, gt=0)
     """Passes over the data."""
-    max_steps: int = -1
+    max_steps: Steps = -1
     """Optimizer steps in place of `epochs`; -1: as many as those make."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of a micro-batch on one device: memory, never the result. A larger sample is a micro-batch by itself."""
     layout: Literal["auto", "forest", "padded"] = "auto"
     """How responses share their contexts (docs/training.md); auto: forest where the model's class allows it."""
-    scheduler: str = "cosine"
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "cosine"
     """transformers' name of how the learning rate falls after the warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Field(1.0, ge=0)
     """Longer gradients are cut to this norm."""
-    optimizer: str = "adamw_torch_fused"
+    optimizer: Annotated[str, AfterValidator(_known_optimizer)] = "adamw_torch_fused"
     """transformers' name of it."""
     weight_decay: float = Field(0.0, ge=0)
     """Decay of all weights but norms and biases; DeepSpeed's optimizer, which the offload engines need, spares none."""
@@ -145,7 +178,7 @@ class Training(Optimization):
     """Keep gradients out of W; the paper's formula and the released code let them through."""
     beta_g: float = Field(0.1, ge=0)
     """Weight of G (v1)."""
-    learning_rates: list[float] = Field([5e-7], min_length=1)
+    learning_rates: list[PositiveFloat] = Field([5e-7], min_length=1)
     """More than one: each is trained, and the one that scores best on the tuning queries is kept."""
     lora: Lora | None = None
     """Train adapters and merge them; None: all weights."""
@@ -163,6 +196,8 @@ class Training(Optimization):
     def _coherent(self) -> "Training":
         if self.label_smoothing and self.base_loss != "dpo":
             raise ValueError("label_smoothing belongs to base_loss dpo")
+        if len({*self.learning_rates}) < len(self.learning_rates):
+            raise ValueError(f"learning_rates: {self.learning_rates} has one twice; leave one out")
         if len(self.learning_rates) > 1 and (self.devices * self.nodes > 1 or self.engine != "ddp"):
             raise ValueError("several learning_rates are tried on one device only; give one")
         if self.lora and self.shards_weights:

@@ -4,17 +4,21 @@ The benchmarks have the file formats of the real ones (GSM8K, MATH, MMLU, MMLU-P
 RewardBench), so that the same harness code reads both. Same world settings, same bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from sso.errors import InputError
 from sso.records import Answer, Message, Pair, Query, write, write_text
 from sso.worlds.micro import lexicon as lex
 from sso.worlds.micro import principles
 from sso.worlds.micro.oracle import Fact
 from sso.worlds.micro.world import FAMILIES, Writer, listed
 from sso.worlds.settings import MicroWorld
+
+TRIES = 10_000
+"""Prompts that are drawn for one new one, before a world is taken to have no more."""
 
 
 def user(text: str) -> list[Message]:
@@ -27,12 +31,22 @@ def queries(writer: Writer, name: str, count: int, taken: set[str]) -> list[Quer
     random = Random(f"{name}/{writer.world.seed}")
     rows: list[Query] = []
     while len(rows) < count:
-        text = writer.prompt(random)
-        if text not in taken:
-            taken.add(text)
-            family = writer.oracle.read(user(text)).family
-            rows.append(Query(id=f"{name}-{len(rows)}", prompt=user(text), family=family))
+        text = unused(lambda: writer.prompt(random), taken)
+        taken.add(text)
+        family = writer.oracle.read(user(text)).family
+        rows.append(Query(id=f"{name}-{len(rows)}", prompt=user(text), family=family))
     return rows
+
+
+def unused(draw: Callable[[], str], taken: Collection[str]) -> str:
+    """A prompt that stands in no set so far; InputError where the world is too small to have one more."""
+    for _ in range(TRIES):
+        if (text := draw()) not in taken:
+            return text
+    raise InputError(
+        f"world: {len(taken)} prompts are drawn, and {TRIES} tries gave no other; raise `entities`, or ask for fewer "
+        "queries, benchmark items or annotated pairs."
+    )
 
 
 def reference(writer: Writer, asked: list[Query]) -> list[Answer]:
@@ -87,11 +101,9 @@ def benchmarks(writer: Writer, count: int, taken: set[str]) -> dict[str, list[di
     }
 
     def fresh(family: str) -> str:
-        while True:
-            text = writer.prompt(random, family)
-            if text not in taken:
-                taken.add(text)
-                return text
+        text = unused(lambda: writer.prompt(random, family), taken)
+        taken.add(text)
+        return text
 
     def flawless(text: str) -> str:
         return writer.plan(writer.oracle.read(user(text)), random).text()
@@ -143,9 +155,7 @@ def annotated(writer: Writer, count: int, taken: set[str]) -> list[Pair]:
     random = Random(f"annotated/{writer.world.seed}")
     pairs: list[Pair] = []
     while len(pairs) < count:
-        prompt = user(writer.prompt(random))
-        if prompt[0].content in taken:
-            continue
+        prompt = user(unused(lambda: writer.prompt(random), taken))
         task, drafts = writer.oracle.read(prompt), []
         for good in random.choices([None, True, False], k=2):
             named = writer.features(task, random, 3) if good is not None else []

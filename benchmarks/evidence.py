@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     content, printed = specs(), pd.read_csv(PRINTED)
     made = {}
     for folder in args.results:
+        if not (folder / "report/tables/claims.csv").is_file():
+            parser.error(f"{folder}: no report/tables/claims.csv; give the folder of a finished experiment.")
         rows = pd.read_csv(folder / "report/tables/claims.csv").dropna(subset=["backbone"])
         # Where nothing was fine-tuned, claims speak of the starting model.
         claim = rows.claim.str.replace("the starting model", "the SFT model")

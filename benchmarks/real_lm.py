@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder of an experiment in the real world, finished or not")
     folder = parser.parse_args(argv).results
+    if not (folder / "config.json").is_file():
+        parser.error(f"{folder}: no config.json; give the folder of an experiment.")
     experiment = load(folder / "config.json")
     measured = Measured(collect(Grid(experiment), folder))
     backbone = next(iter(experiment.backbones))

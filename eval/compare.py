@@ -89,12 +89,14 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> list[BenchmarkDifference]:
 
     Raises InputError where folders hold no scores, or scores of other questions.
     """
-    folders = [[run.resolve() for run in pair] for pair in pairs]
-    for (a, b), (one, other) in zip(pairs, folders, strict=True):
-        if one == other:
-            raise InputError(f"{a} and {b} are one folder; give the runs of two arms.")
-        if folders.count([one, other]) > 1:
-            raise InputError(f"{a} and {b} are given twice, which would count one seed as two; give other seeds' runs.")
+    folders = [(a.resolve(), b.resolve()) for a, b in pairs]
+    for left, right in folders:
+        if left == right:
+            raise InputError(f"{left} and {right} are one folder; give the runs of two arms.")
+        if folders.count((left, right)) > 1:
+            raise InputError(
+                f"{left} and {right} are given twice, which would count one seed as two; give another seed's."
+            )
     seeds = [_paired(a, b) for a, b in pairs]
     shared = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     if not shared:

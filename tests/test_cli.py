@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -187,6 +189,33 @@ def test_settings_of_tuning_go_together_and_are_told_before_a_model_is_loaded(tm
     )
     assert run("train", *files, "--set", "objective=sso_v3") == 2
     assert "unknown objective 'sso_v3'; did you mean `sso_v2` or `sso_v1`?" in capsys.readouterr().err
+
+
+def test_a_config_s_use_is_no_setting_of_a_command_and_loss_takes_the_settings_dtype(tiny_checkpoint, tmp_path, capsys):
+    write(tmp_path / "t.jsonl", [triple(i) for i in range(2)])
+    frozen = ["--policy", tiny_checkpoint, "--reference", tiny_checkpoint, "--triples", tmp_path / "t.jsonl"]
+    said = []
+    for more in (
+        [],
+        ["--set", "dtype=bfloat16"],
+        ["--dtype", "bfloat16"],
+        ["--set", "dtype=bfloat16", "--dtype", "float32"],
+    ):
+        assert run("loss", *frozen, "--objective", "sso_v2", *more) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[3] != said[1] == said[2]
+    assert run("loss", *frozen, "--objective", "sso_v2", "--set", "use=policy") == 2
+    assert "`use` names one of a config's `trainings`; give their keys here." in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As `sso settings | head -1`."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "sso", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    command.stdout.close()
+    _, told = command.communicate(timeout=60)
+    assert (command.returncode, told) == (128 + 13, b"")
 
 
 def test_every_key_of_what_commands_take_is_told(capsys):

@@ -447,6 +447,21 @@ def test_beta_of_one_generator_reruns_its_pairs_too(stage):
     assert not [path for path in made if "pbaa" in path or "annotated" in path or "triples" in path or "sft" in path]
 
 
+def test_data_of_other_settings_are_made_again_though_a_file_of_theirs_is_missing_that_nobody_reads(stage):
+    """As after an update of the suite that brought a new file: Snakemake would keep the old ones."""
+    root, call = stage
+    grid = build("smoke.yaml")
+    unread = {*grid.data_files.values()} - {path for job in grid for path in job.reads()}
+    file = root / sorted(unread)[0]
+    kept = file.read_bytes()
+    file.unlink()
+    try:
+        plan = planned(call("-n", "--quiet", "host", "--config", "world={seed: 3}"))
+    finally:
+        file.write_bytes(kept)
+    assert any(path.startswith("results/smoke/data/") for path in plan) and "results/smoke/qwen2/s0/sft" in plan
+
+
 def test_touching_the_report_reruns_only_the_report(stage):
     _, call = stage
     plan = planned(call("-n", "--quiet", "host", "--forcerun", "report"))

@@ -5,11 +5,12 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_what_is_no_utf8_is_named_and_a_model_is_given_once(models, monkeypatch,
     assert capsys.readouterr().err == "error: standard input: line 1 is not UTF-8; convert it.\n"
     assert main(["chat", "--model", str(models[0]), "--model", str(models[0])]) == 2
     assert "is given twice; leave one out" in capsys.readouterr().err
+
+
+def test_a_ctrl_c_that_a_library_swallows_is_not_lost(models, monkeypatch):
+    generate = TransformersEngine.generate
+
+    def swallowing(*arguments):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return generate(*arguments)
+
+    monkeypatch.setattr(TransformersEngine, "generate", swallowing)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Tell me.\n"))
+    with pytest.raises(KeyboardInterrupt):  # on a terminal it is told, and the talk goes on
+        main(["chat", "--model", str(models[0]), "--set", "max_new_tokens=4"])
 
 
 @pytest.mark.parametrize("models", ["qwen2"], indirect=True)

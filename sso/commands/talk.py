@@ -1,9 +1,11 @@
 """`sso chat`: lines from standard input, answered by one or several checkpoints, with and without principles."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sso.errors import InputError, printable
 from sso.jobs.command import end_start_up
@@ -50,6 +52,7 @@ def chat(args: argparse.Namespace) -> None:
                 print("(a new conversation)", file=sys.stderr)
             continue
         replies, goes_on = {}, dict(said)
+        interrupted = _remembered_interrupts()
         try:
             for name, (model, _) in starts.items():
                 asked = [*said[name], Message(role="user", content=line)]
@@ -58,6 +61,8 @@ def chat(args: argparse.Namespace) -> None:
                 (made,) = engines[model].generate(
                     [asked], [seed], settings.temperature, settings.top_p, settings.max_new_tokens
                 )
+                if interrupted:
+                    raise KeyboardInterrupt
                 if made.missing:
                     print(f"{name}: {made.why}", file=sys.stderr)
                     continue
@@ -70,6 +75,18 @@ def chat(args: argparse.Namespace) -> None:
             continue
         said = goes_on
         _show(replies, len(starts) > 1)
+
+
+def _remembered_interrupts() -> list[int]:
+    """The Ctrl-Cs from now on: one that comes in a callback of torch or transformers is lost there as an exception."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    return came
 
 
 def _names(models: list[Path]) -> list[str]:

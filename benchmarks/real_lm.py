@@ -11,8 +11,8 @@ from pathlib import Path
 
 from eval.items import read_json
 from report.collect import collect
-from report.measured import Estimate, Measured
-from report.render import markdown_rows
+from report.measured import Measured
+from report.render import cell, markdown_rows
 from sso.config import load
 from sso.records import Answer, read
 from sso.worlds.real.oracle import is_answer
@@ -28,14 +28,6 @@ COLUMNS = {
     "steering_effect": ("effect of a bad principle", 1),
 }
 AGAINST = ("base", "pbaa")
-
-
-def cell(found: Estimate | None, digits: int) -> str:
-    """A mean with its interval."""
-    if found is None:
-        return ""
-    interval = "" if found.low is None else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return f"{found.mean:.{digits}f}{interval}"
 
 
 def tries(folder: Path) -> str:
@@ -63,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{folder}: no config.json; give the folder of an experiment.")
     experiment = load(folder / "config.json")
     measured = Measured(collect(Grid(experiment), folder))
-    backbone = next(iter(experiment.backbones))
+    backbone, seeds = next(iter(experiment.backbones)), len(experiment.seeds)
     at = folder / backbone / f"s{experiment.seeds[0]}"
     arms = [name for name in sorted(experiment.arms, key="base".__ne__) if (at / "eval" / name / "judged").is_dir()]
 
@@ -76,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             [
                 f"{label} ({pairs.n})" if pairs else label,
                 tries(at / "policy" / arm),
-                *(cell(found[metric], digits) for metric, (_, digits) in COLUMNS.items()),
+                *(cell(one, COLUMNS[metric][1], seeds) if one else "" for metric, one in found.items()),
                 no_answer(answers),
             ]
         )
@@ -89,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             measured.difference(backbone, (arm, 0), (other, 0), metric) if arm != other else None
             for other, metric in asked
         ]
-        rows.append([measured.label(arm), *(cell(one, 1) for one in differences)])
+        rows.append([measured.label(arm), *(cell(one, 1, seeds) if one else "" for one in differences)])
     print(markdown_rows(rows), end="")
 
 

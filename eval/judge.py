@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sso.worlds.oracle import Oracle
 
 TIE = 1e-9
-"""Scores closer than this are a tie: the same features summed in floating point."""
+"""Scores closer than this are a tie: an oracle's are rounded, a reward model's are not."""
 
 
 @dataclass(frozen=True)

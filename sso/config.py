@@ -228,8 +228,9 @@ class Experiment(Settings):
                 raise ValueError(f"arms.{name}.data: {arm.data} needs triples of all queries, see generator_queries")
             for key in self.backbones:
                 self._check_evaluation(key, name)
+                evaluation = self.evaluation_of(key, name)
                 for one in FOR_ALL:
-                    if getattr(self.evaluation_of(key, name), one) != getattr(self.evaluation, one):
+                    if getattr(evaluation, one) != getattr(self.evaluation, one):
                         raise ValueError(f"evaluation.{one}: one for all, so arm {name!r} and {key!r} can't set it")
         for key in self.backbones:
             self._check_start(key, [n for n, arm in self.arms.items() if arm.backbones is None or key in arm.backbones])
@@ -242,8 +243,9 @@ class Experiment(Settings):
                 raise ValueError(f"assumed.{key}: this config has no such key")
         if (self.world is None) == (self.data.queries is None):
             raise ValueError("give either `world` (one with an oracle) or `data.queries` (a JSON Lines file)")
-        for key in type(self.data).model_fields if self.world else ():
-            if key != "generator_queries" and getattr(self.data, key) != getattr(Data(), key):
+        none = Data()
+        for key in Data.model_fields if self.world else ():
+            if key != "generator_queries" and getattr(self.data, key) != getattr(none, key):
                 raise ValueError(f"data.{key}: a world makes its own prompts and pairs; see the sizes in `world`")
         for name, backbone in self.backbones.items():
             if backbone.sft and (self.sft is None or (self.sft.data is None and self.world is None)):

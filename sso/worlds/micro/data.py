@@ -161,7 +161,7 @@ def annotated(writer: Writer, count: int, taken: set[str]) -> list[Pair]:
             named = writer.features(task, random, 3) if good is not None else []
             drafts.append(writer.respond(prompt, random, named, good))
         scores = [writer.oracle.score(prompt, draft).total for draft in drafts]
-        if abs(scores[0] - scores[1]) > 1e-9:
+        if scores[0] != scores[1]:
             taken.add(prompt[0].content)
             better, worse = drafts if scores[0] > scores[1] else drafts[::-1]
             pairs.append(

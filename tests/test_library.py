@@ -73,17 +73,24 @@ def equal(model, weights):
     return own.keys() == weights.keys() and all(own[name].equal(weights[name]) for name in own)
 
 
-@pytest.mark.parametrize("objective", ["sso_v2", "sso_v1"])
-def test_the_weights_are_those_of_sso_train_bit_for_bit(folder, rows, tmp_path, objective):
-    expected = by_command(folder, tmp_path / "command", "triples.jsonl", objective=objective)
-    trainer = SSOTrainer(folder / "start", config(tmp_path / "out", objective=objective), rows)
+OWN = {"mine": [{"context": "x+", "winner": "y+", "loser": "yo", "weight": 0.5, "sft": "gamma"}]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"objective": "sso_v2"}, {"objective": "sso_v1"}, {"objective": "mine", "objectives": OWN}],
+    ids=lambda settings: settings["objective"],
+)
+def test_the_weights_are_those_of_sso_train_bit_for_bit(folder, rows, tmp_path, settings):
+    expected = by_command(folder, tmp_path / "command", "triples.jsonl", **settings)
+    trainer = SSOTrainer(folder / "start", config(tmp_path / "out", **settings), rows)
     assert trainer.args.global_batch_size == 4
     trainer.train()
     assert equal(trainer.model, expected) and trainer.state.global_step == 6
     # A model in memory, of a prompt in text, with evaluations in between: again the same.
     texts = rows.map(lambda row: {"prompt": row["prompt"][0]["content"]}, remove_columns=["prompt"])
     model, tokenizer = load_model(folder / "start"), load_tokenizer(folder / "start")
-    arguments = config(tmp_path / "other", objective=objective, eval_strategy="steps", eval_steps=1, logging_steps=2)
+    arguments = config(tmp_path / "other", **settings, eval_strategy="steps", eval_steps=1, logging_steps=2)
     other = SSOTrainer(model, arguments, texts, eval_dataset=texts.select(range(3)), processing_class=tokenizer)
     other.train()
     assert equal(model, expected) and sum("eval_loss" in row for row in other.state.log_history) == 6
@@ -382,6 +389,10 @@ def test_a_bad_row_of_the_authors_is_named_with_its_key(change, said):
     ("settings", "said"),
     [
         ({"objective": "sso_v3"}, "unknown objective 'sso_v3'"),
+        ({"objectives": OWN, "objective": "mien"}, "unknown objective 'mien'; did you mean .mine."),
+        ({"objectives": {"sso_v2": OWN["mine"]}}, "SSOConfig: `objectives`: 'sso_v2' is an objective of"),
+        ({"objectives": {"mine": [OWN["mine"][0] | {"sft": "gama"}]}}, "unknown weight 'gama'; did you mean .gamma."),
+        ({"objectives": "mine.yaml"}, "SSOConfig: `objectives`: "),
         ({"beta": -1.0}, "SSOConfig: `beta`: input should be greater than 0"),
         ({"base_loss": "ipo", "label_smoothing": 0.1}, "SSOConfig: label_smoothing belongs to base_loss dpo"),
         ({"layout": "tree"}, "SSOConfig: `layout`: "),
@@ -404,6 +415,10 @@ def test_defaults_are_the_trainings(tmp_path):
         ["--output_dir", str(tmp_path), "--beta", "0.3", "--objective", "l_plus"]
     )
     assert parsed.training() == Training(objective="l_plus", beta=0.3)
+    (parsed,) = HfArgumentParser(SSOConfig).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--objective", "mine", "--objectives", json.dumps(OWN)]
+    )
+    assert parsed.training() == Training(objective="mine", objectives=OWN)
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(folder, rows, tmp_path):

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from sso.errors import InputError
 from sso.objective import build
-from sso.settings import sentence
+from sso.settings import from_yaml, sentence
 from sso.train.settings import Training
 
 OWN = (
@@ -64,7 +64,10 @@ class SSOConfig(TrainingArguments):
         InputError: a value is out of its range, unknown, or one that this trainer has no use for; names the field.
     """
 
-    objective: str = field(default="sso_v2", metadata={"help": "A row of config/objectives.yaml."})
+    objective: str = field(default="sso_v2", metadata={"help": "A row of config/objectives.yaml, or of `objectives`."})
+    objectives: dict | str | None = field(
+        default=None, metadata={"help": "Own objectives: name -> contrasts, on a command line as JSON or YAML."}
+    )
     base_loss: str = _as_training("base_loss", "dpo, ipo, hinge, orpo, simpo or sft.")
     beta: float = _as_training("beta", "Strength of the base loss.")
     gamma: float = _as_training("gamma", "Weight of the SFT terms of v2.")
@@ -134,6 +137,8 @@ class SSOConfig(TrainingArguments):
         values |= {ours: getattr(value := getattr(self, theirs), "value", value) for theirs, ours in SHARED.items()}
         values |= {"batch_size": self.global_batch_size, "dtype": "bfloat16" if self.bf16 else "float32"}
         values |= {"learning_rates": [self.learning_rate]}
+        own = self.objectives or {}
+        values["objectives"] = from_yaml(own, "SSOConfig: `objectives`") if isinstance(own, str) else own
         if self.warmup_steps < 1:
             values["warmup_ratio"] = self.warmup_steps
         try:

@@ -20,10 +20,13 @@ SIDES = ("method", "iteration")
 
 
 def paper(printed: pd.DataFrame, spec: dict[str, Any], content: dict[str, Any]) -> str:
-    """Differences that the paper's figures have, in the claim's metric or the one that the paper goes by."""
+    """Differences that the paper's figures have, in the claim's metric, else in the one that the paper goes by; - where
+    it has none, or does not make the claim."""
+    if spec.get("ours"):
+        return "-"
     version = spec.get("version", "v2")
     printed = printed[(printed.version == version) & (printed.loss == content["main_loss"][version])]
-    for metric in dict.fromkeys((content["at_scale"].get(spec["metric"], spec["metric"]), spec["metric"])):
+    for metric in dict.fromkeys((spec["metric"], content["at_scale"].get(spec["metric"], spec["metric"]))):
         found = {}
         for backbone, rows in printed[printed.metric == metric].groupby("backbone"):
             sides = []

@@ -31,15 +31,15 @@ from sso.records import Pair
 def judged(judge: Judge, pairs: list[Pair], draw: int = 0) -> list[dict[str, Any]]:
     """One row a pair: id, the judge's preference for the chosen side shown first and second, and the hit.
 
-    None stands for an unreadable verdict; ``agree`` is None where either order is.
+    None stands for an unreadable verdict; ``hit`` and ``agree`` are None where either order is.
     """
     items = [AnswerPair(p.prompt, p.chosen[-1].content, p.rejected[-1].content) for p in pairs]
     rows = []
     for pair, preference in zip(pairs, judge.pairwise(items, draw), strict=True):
-        mean, (first, second) = to_json(preference.mean), map(to_json, preference)
+        mean, first, second = map(to_json, (preference.mean, *preference))
         # A judge that follows the position prefers each side once: 0.5 on the whole, which is a tie.
         hit = mean if mean is None else 1.0 if mean > 0.5 else 0.0 if mean < 0.5 else 0.5
-        agree = None if None in (first, second) else first == second
+        agree = None if mean is None else first == second
         rows.append({"id": pair.id, "hit": hit, "first": first, "second": second, "agree": agree})
     return rows
 

@@ -50,9 +50,8 @@ class Preference(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Mean over the orders that could be read; NaN where neither could."""
-        known = [p for p in self if not math.isnan(p)]
-        return sum(known) / len(known) if known else math.nan
+        """Mean over both orders; NaN where one could not be read: the other alone tells of the position, too."""
+        return (self.first + self.second) / 2
 
 
 class Judge(Protocol):

@@ -9,7 +9,8 @@ import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,8 @@ def build(source: Source, max_new_tokens: int) -> Ready:
     if source.benchmark and source.benchmark.prepare:
         source.benchmark.prepare(source.rows if source.path else None)
     rows: dict[str, list[int]] = defaultdict(list)
-    tasks = _named(source) if source.benchmark is None else _benchmark(source, rows)
+    with _seeded():
+        tasks = _named(source) if source.benchmark is None else _benchmark(source, rows)
     for name, task in tasks.items():
         task.set_fewshot_seed(seed=SEED)
         _process_once(task)
@@ -240,12 +242,29 @@ def _process_once(task: Any) -> None:
     process = task.config.process_docs
     if process is None:
         return
-    state = random.getstate()
-    random.seed(SEED)
-    for split in {task.config.test_split or task.config.validation_split, task.config.fewshot_split} - {None}:
-        task.dataset[split] = process(task.dataset[split])
-    random.setstate(state)
+    with _seeded():
+        for split in sorted(
+            {task.config.test_split or task.config.validation_split, task.config.fewshot_split} - {None}
+        ):
+            task.dataset[split] = process(task.dataset[split])
     task.set_config(key="process_docs", value=None)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """While open, the global generator starts from SEED, and nothing comes from the cache of data sets on disk, where
+    an earlier preparation from another state would be found in the place of this one."""
+    import datasets
+
+    state, cached = random.getstate(), datasets.is_caching_enabled()
+    random.seed(SEED)
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if cached:
+            datasets.enable_caching()
 
 
 def _local(source: Source, config: dict[str, Any], numbers: list[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eval.benchmarks.mt_bench import dialogues
 from eval.benchmarks.record import Items
 from eval.items import answer_items, read_json
 from sso.config import Experiment
@@ -191,13 +192,15 @@ def _categories(folder: Path, queries: Path) -> Iterator[tuple[str, dict[str, li
     scores, graded, compared = (folder / name for name in ("scores.json", "mt_bench.jsonl", "pairwise.jsonl"))
     if not scores.is_file():
         return
-    turns: dict[str, dict[str, list[float]]] = {}
+    graded_by: dict[str, list[dict[str, Any]]] = {}
     known = "mt_bench" in read_json(scores) and graded.is_file()  # a reward model's grades have another scale
     for _, row in iter_json_lines(graded) if known else ():
-        if row.get("score") is not None and row.get("family"):
-            turns.setdefault(row["family"], {}).setdefault(row["id"], []).append(row["score"])
-    if len(turns) > 2:
-        yield "mt_bench", {name: [sum(own) / len(own) for own in items.values()] for name, items in turns.items()}
+        if row.get("family"):
+            graded_by.setdefault(row["family"], []).append(row)
+    means = {name: [x for x in dialogues(rows).values() if x is not None] for name, rows in graded_by.items()}
+    means = {name: own for name, own in means.items() if own}
+    if len(means) > 2:
+        yield "mt_bench", means
     elif queries.is_file() and compared.is_file():
         family = {str(row.get("id")): row.get("family", "") for _, row in iter_json_lines(queries)}
         scored: dict[str, list[float]] = {}
@@ -217,6 +220,9 @@ def _data_quality(path: Path, reference: Path, pairs: Path) -> Iterator[tuple[st
     if judged.is_file():
         hits = {row["id"]: row["hit"] for _, row in iter_json_lines(judged)}
         items["accuracy"] = {name: hit for name, hit in hits.items() if hit is not None}
+        items["ties"] = {name: float(hit == 0.5) for name, hit in items["accuracy"].items()}
+    if (accuracy := values.get("accuracy")) and accuracy["n"]:
+        values["ties"] = accuracy["ties"] / accuracy["n"]
     chosen, rejected = (_figure(values.get(key), path) for key in ("nll_chosen", "nll_rejected"))
     if chosen and rejected:
         values["nll"] = {"value": (chosen.value + rejected.value) / 2}

@@ -27,7 +27,7 @@ GLOSSARY = {
     "G": "v1's added terms, which learn y+ over y- under the good and yo over y+ under the bad principle",
     "on-policy": "likely under the starting model: a high mean probability of its tokens, a low NLL in nats per token",
     "NLL": "negative log-likelihood per token under the starting model without a principle",
-    "pair accuracy": "share of pairs whose chosen answer the judge prefers",
+    "pair accuracy": "share of pairs whose chosen answer the judge prefers, ties half",
     "win rate": "share of answers that the judge prefers to a reference answer; length-controlled: at equal lengths",
 }
 SIGNS = {

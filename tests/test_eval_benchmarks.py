@@ -1,6 +1,7 @@
 """The real benchmarks: stock prompts on local rows, gold answers, mirrors, suites, the endpoint, resuming."""
 
 import json
+import random
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -158,6 +159,29 @@ def test_gpqa_options_stand_in_the_same_order_in_every_run(mirrors):
     tasks = [next(iter(ready(Task(name="real_gpqa"), mirrors).tasks.values())) for _ in range(4)]
     assert len({str(task.eval_docs[1]) for task in tasks}) == 1
     assert str(tasks[0].eval_docs[0]) != str(tasks[0].eval_docs[1])  # one question twice: the options are shuffled
+
+
+def test_the_hubs_gpqa_has_the_order_of_the_seed_and_not_that_of_a_cache(mirrors, tmp_path, monkeypatch):
+    """What was prepared before, from another state of the generator, lies in the cache of data sets on disk."""
+    import datasets
+
+    data, read = tmp_path / "gpqa.jsonl", datasets.load_dataset
+    data.write_text("".join(json.dumps(GPQA | {"Question": f"Question {i}?"}) + "\n" for i in range(20)))
+    caching = {"cache_dir": str(tmp_path / "cache"), "data_files": {"train": str(data)}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: read("json", **caching))
+    process = next(iter(ready(Task(name="real_gpqa"), mirrors).tasks.values())).config  # lm-eval's module is loaded
+    from lm_eval.tasks.gpqa.zeroshot import utils
+
+    random.seed(0)
+    before = utils.process_docs(read("json", **caching)["train"])["answer"]
+    random.seed(1)
+    assert utils.process_docs(read("json", **caching)["train"])["answer"] == before and process.process_docs is None
+    random.seed(2)
+    expected = random.getstate()
+    found = [next(iter(ready(Task(name="real_gpqa"), {}).tasks.values())).eval_docs["answer"] for _ in range(2)]
+    local = {"gpqa": Mirror(test=str(data))}
+    assert found[0] == found[1] == next(iter(ready(Task(name="real_gpqa"), local).tasks.values())).eval_docs["answer"]
+    assert list(found[0]) != list(before) and random.getstate() == expected and datasets.is_caching_enabled()
 
 
 def test_a_group_is_scored_by_subject_and_items_keep_the_files_order(tmp_path):

@@ -44,11 +44,10 @@ def test_both_orders_are_asked_read_and_kept(tmp_path):
         assert texts[0].index("one") < texts[0].index("two") and texts[1].index("two") < texts[1].index("one")
         assert texts[4] == texts[5]  # an unreadable reply is asked for twice
         assert found[:2] == [(1, 1), (1, 0)] and math.isnan(found[2].first) and found[2].second == 0
-        assert [p.mean for p in found] == [1, 0.5, 0]
+        assert [p.mean for p in found[:2]] == [1, 0.5] and math.isnan(found[2].mean)
         assert judge.notes() == {"asked": 7, "cached": 0, "verdicts": 6, "unreadable": 1}
         again = endpoint_judge(server.url, tmp_path)
         assert str(again.pairwise(items)) == str(found) and again.notes()["asked"] == 0
-    assert math.isnan(Preference(math.nan, math.nan).mean)
 
 
 def test_a_refused_item_is_counted_and_a_refused_run_is_told(tmp_path):
@@ -304,9 +303,20 @@ def test_orders_that_disagree_are_ties_and_lower_the_agreement():
 
     pairs = [Pair(id=i, prompt="q", chosen="c", rejected="r") for i in "abcd"]
     rows = data_quality.judged(Positional(), pairs)
-    assert [row["hit"] for row in rows] == [0.5, 1, 0, 1] and [r["agree"] for r in rows] == [False, True, True, None]
+    # What one order alone says is the position's, too, so it counts for nothing.
+    assert [row["hit"] for row in rows] == [0.5, 1, 0, None] and [r["agree"] for r in rows] == [False, True, True, None]
     out = data_quality.accuracy(rows)
-    assert (out["value"], out["ties"], out["n"]) == (0.625, 1, 4) and out["agreement"] == pytest.approx(2 / 3)
+    assert (out["value"], out["ties"], out["n"], out["unreadable"]) == (0.5, 1, 3, 1)
+    assert out["agreement"] == pytest.approx(2 / 3)
+
+
+def test_a_dialogue_counts_with_all_of_its_grades_or_not_at_all():
+    """Second turns are harder: a dialogue of which the first alone can be read would raise the mean."""
+    grades = [("a", 1, 9.0), ("a", 2, 5.0), ("b", 1, 9.0), ("b", 2, None), ("c", 1, None), ("c", 2, None)]
+    rows = [{"id": name, "turn": turn, "score": score, "family": "math"} for name, turn, score in grades]
+    out = mt_bench.average(rows)
+    assert (out["value"], out["n"], out["unreadable"]) == (7, 1, 2)
+    assert (out["turn_1"], out["turn_2"]) == (9, 5) and mt_bench.items(rows) == {"mt_bench": {"a": 7}}
 
 
 def test_a_sample_of_pairs_is_seeded():

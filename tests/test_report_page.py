@@ -301,7 +301,7 @@ def test_the_papers_difference_is_the_claims_own():
     spec = next(own for own in known.content["claims"] if "grow longer" in own["claim"])
     found = printed.difference(known, spec, "length", "qwen2")
     assert (found.backbone, found.text) == ("Qwen2-7B-SFT", "391")
-    assert printed.difference(known, spec, "quality", "qwen2") is None
+    assert printed.difference(known, spec, "nll", "qwen2") is None
 
 
 def test_best_and_differences_to_pbaa_stand_in_tables(built, parsed):
@@ -352,7 +352,7 @@ def test_a_checkpoint_without_a_judge_gets_a_page_of_value(tmp_path):
     assert rows["SSO"][-1]["text"].startswith("1") and "% of pairs" in rows["SSO"][-1]["text"]
     # Why, in a line each: what a judge could test, and what no judge could.
     assert "15 claims of the paper: holds 1, not tested (no judge) 4, not tested (no such arm) 10." in text
-    assert "2 more of our own, which the paper does not make: holds 2." in text
+    assert "3 more of our own, which the paper does not make: holds 2, not tested (no interval) 1." in text
     reasons = dict(re.findall(r"<summary>(Not tested \([^<]*): (\d+) claims</summary>", text))
     assert reasons == {"Not tested (no judge)": "4", "Not tested (no such arm)": "10"}
     assert "this experiment has no v2 arm l_plus" in text.lower() and "lacks one of" not in text

@@ -151,12 +151,21 @@ def _dialogue(answer: Answer) -> str:
     return answer.id.rpartition("/")[0]
 
 
+def dialogues(rows: Rows) -> dict[str, float | None]:
+    """The mean grade of each dialogue's turns; None where any turn's is unreadable, since second turns are harder."""
+    turns: dict[str, list[float | None]] = {}
+    for row in rows:
+        turns.setdefault(str(row["id"]), []).append(row["score"])
+    means: dict[str, float | None] = {}
+    for name, scores in turns.items():
+        known = [score for score in scores if score is not None]
+        means[name] = sum(known) / len(known) if len(known) == len(scores) else None
+    return means
+
+
 def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """value, stderr and n over dialogues; turn_1, turn_2 ... and `categories` hold the means of each."""
-    dialogues: dict[str, list[float]] = {}
-    for row in rows:
-        dialogues.setdefault(row["id"], []).extend([] if row["score"] is None else [row["score"]])
-    out: dict[str, Any] = mean_and_error([sum(s) / len(s) if s else None for s in dialogues.values()])
+    out: dict[str, Any] = mean_and_error([*dialogues(rows).values()])
     for turn in sorted({row["turn"] for row in rows}):
         out[f"turn_{turn}"] = mean_and_error([r["score"] for r in rows if r["turn"] == turn])["value"]
     out["categories"] = {
@@ -192,11 +201,7 @@ def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: 
 
 def items(rows: Rows) -> dict[str, Items]:
     """Scores of dialogues: the turns of one stand or fall together."""
-    turns: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get("score") is not None:
-            turns.setdefault(str(row["id"]).removesuffix(f"/{row['turn']}"), []).append(row["score"])
-    return {"mt_bench": {name: sum(scores) / len(scores) for name, scores in turns.items()}}
+    return {"mt_bench": {name: score for name, score in dialogues(rows).items() if score is not None}}
 
 
 MT_BENCH = Judged(

@@ -20,12 +20,13 @@ SIDES = ("method", "iteration")
 
 
 def paper(printed: pd.DataFrame, spec: dict[str, Any], content: dict[str, Any]) -> str:
-    """Differences that the paper's figures have, in the claim's metric, else in the one that the paper goes by; - where
+    """Differences that the paper's figures have, in the claim's metric and in the one that the paper goes by; - where
     it has none, or does not make the claim."""
     if spec.get("ours"):
         return "-"
     version = spec.get("version", "v2")
     printed = printed[(printed.version == version) & (printed.loss == content["main_loss"][version])]
+    said = []
     for metric in dict.fromkeys((spec["metric"], content["at_scale"].get(spec["metric"], spec["metric"]))):
         found = {}
         for backbone, rows in printed[printed.metric == metric].groupby("backbone"):
@@ -39,8 +40,8 @@ def paper(printed: pd.DataFrame, spec: dict[str, Any], content: dict[str, Any]) 
         if found:
             low, high = (f"{value:+.1f}" for value in (min(found.values()), max(found.values())))
             name = re.sub(r"[,(].*", "", content["metrics"][metric]["label"]).strip()
-            return f"{low if low == high else f'{low} to {high}'} ({name}, {len(found)} backbones)"
-    return "-"
+            said.append(f"{low if low == high else f'{low} to {high}'} ({name}, {len(found)} backbones)")
+    return "; ".join(said) or "-"
 
 
 def main(argv: list[str] | None = None) -> None:

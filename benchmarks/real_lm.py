@@ -4,18 +4,23 @@
 
 `no answer` counts the answers that the oracle takes for none: less than five words, or a loop. A difference is of one
 backbone, with its 95% interval; a try is a learning rate and its win rate on the tuning prompts, the chosen one first.
+The last table takes differences of win rates on the first seed by clusters: items with one real prompt, or with one
+first constraint, are not independent.
 """
 
 import argparse
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from eval.items import read_json
 from report.collect import collect
 from report.measured import Measured
 from report.render import cell, markdown_rows
 from sso.config import load
-from sso.records import Answer, read
-from sso.worlds.real.oracle import is_answer
+from sso.records import Answer, Query, read
+from sso.worlds.real.oracle import ConstraintOracle, is_answer
 from workflow.experiment import Grid
 
 COLUMNS = {
@@ -44,6 +49,30 @@ def no_answer(answers: Path) -> str:
     """How many answers are none, of all."""
     rows = read(answers, Answer)
     return f"{sum(not is_answer(row.output) for row in rows)} of {len(rows)}"
+
+
+def clusters(queries: list[Query]) -> dict[str, dict[str, Hashable]]:
+    """Id of a query -> what it shares with others, for each way of sharing: its real prompt, its first constraint."""
+    oracle, found = ConstraintOracle(), {"real prompt": {}, "first constraint": {}}  # type: ignore[var-annotated]
+    for query in queries:
+        asked, text = oracle.read(query.prompt), query.prompt[-1].content
+        found["real prompt"][query.id] = text.rstrip().removesuffix("\n\n".join(one.sentence for one in asked))
+        found["first constraint"][query.id] = asked[0].sentence
+    return found
+
+
+def clustered(scores: Mapping[str, float], groups: Mapping[str, Hashable]) -> tuple[float, float, int]:
+    """Mean of the scores, half of its 95% interval and the number of clusters: residuals are summed within a cluster,
+    t with a degree of freedom less than clusters (Liang and Zeger 1986, with their number's correction)."""
+    from scipy.stats import t
+
+    mean = float(np.mean([*scores.values()]))
+    sums: dict[Hashable, float] = {}
+    for name, score in scores.items():
+        sums[groups[name]] = sums.get(groups[name], 0.0) + score - mean
+    count = len(sums)
+    error = (count / (count - 1) * sum(value**2 for value in sums.values())) ** 0.5 / len(scores)
+    return mean, float(t.ppf(0.975, count - 1)) * error, count
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,6 +111,19 @@ def main(argv: list[str] | None = None) -> None:
             for other, metric in asked
         ]
         rows.append([measured.label(arm), *(cell(one, 1, seeds) if one else "" for one in differences)])
+    print(markdown_rows(rows))
+
+    shared, seed = clusters(read(folder / "data" / "eval.jsonl", Query)), experiment.seeds[0]
+    rows = [["a - b, win rate", *(f"by {name} ({len(set(own.values()))})" for name, own in shared.items())]]
+    items = {arm: measured.figures([backbone], arm, 0, "alpaca_eval2_wr")[seed][0].items or {} for arm in arms}
+    for other in AGAINST:
+        for arm in arms:
+            if arm == other or other not in arms:
+                continue
+            difference = {name: score - items[other][name] for name, score in items[arm].items()}
+            found = [clustered(difference, own) for own in shared.values()]
+            told = (f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]" for mean, half, _ in found)
+            rows.append([f"({measured.label(arm)}) - ({measured.label(other)})", *told])
     print(markdown_rows(rows), end="")
 
 

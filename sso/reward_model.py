@@ -21,7 +21,11 @@ its turn."""
 
 
 def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", Any]:
-    """A reward model and its tokenizer, safetensors only; InputError where there is none at ``path``."""
+    """A reward model and its tokenizer, safetensors only; InputError where there is none at ``path``.
+
+    The head computes in float32 whatever ``dtype`` is: bfloat16 has steps of .03 at rewards of 4 to 8, so close rewards
+    would tie, and a tie counts as lost.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from sso.chat import check_checkpoint, load_tokenizer, pretrained
@@ -31,6 +35,9 @@ def load(path: str | Path, dtype: str = "float32") -> tuple["PreTrainedModel", A
     model, found = pretrained(AutoModelForSequenceClassification, path, "reward model", dtype)
     if found["missing_keys"] or model.config.num_labels != 1:
         raise InputError(f"{path}: not a reward model (it has no trained head with one label); give one that is.")
+    head = getattr(model, "score", None)
+    if head is not None:
+        head.float().register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
     if model.config.pad_token_id is None:
         # The reward is read at the last token that is no padding, so padding is none that ends what is read.
         last = reader(model, tokenizer)([Message(role="user", content="a")], "a")[-1]

@@ -184,6 +184,22 @@ def test_the_bootstrap_interval_has_the_width_of_theory():
     assert out["upper"] - out["lower"] == pytest.approx(2 * 1.96 * out["stderr"], rel=0.25)
 
 
+def test_arena_prompts_carry_the_figures_own_noise():
+    """The mean of the prompts' scores is the rate, its standard error that of resampling whole prompts."""
+    rows = games(300, seed=2)
+    rows[0]["games"], rows[1]["games"] = [None, None], [None, "A=B"]
+    scores = arena_hard.items(rows)["arena_hard"]
+    values = np.array([*scores.values()])
+    assert "0" not in scores and len(values) == 299
+    assert values.mean() == pytest.approx(100 * arena_hard.battles(rows).mean())
+    random, read = np.random.default_rng(0), rows[1:]
+    resampled = [
+        100 * arena_hard.battles([read[i] for i in random.integers(299, size=299)]).mean() for _ in range(1000)
+    ]
+    assert values.std(ddof=1) / math.sqrt(299) == pytest.approx(np.std(resampled), rel=0.1)
+    assert arena_hard.items([{"id": "0", "games": [None, None]}]) == {}
+
+
 def test_arena_files_that_do_not_fit_are_told(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"uid": "u", "messages": []}\n')

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks import real_lm
 from eval.judge import OracleJudge
 from eval.sources import check
+from eval.statistics import mean_interval
 from sso import worlds
 from sso.config import parse
 from sso.errors import InputError
@@ -333,7 +335,7 @@ def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint
     assert "—" not in sft.partition("|")[2].split("|")[1:3]
     assert "micro" not in (report / "report.md").read_text().lower()
     real_lm.main([str(tmp_path / "results" / "real")])
-    arms, against = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    arms, against, shared = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
     (tuned,) = (tmp_path / "results").rglob("policy/sso/tuning.json")
     tried = json.loads(tuned.read_text())
     won = sorted(tried["tries"], key=lambda one: one["learning_rate"] != tried["learning_rate"])
@@ -342,3 +344,29 @@ def test_the_whole_chain_runs_in_it_on_a_tiny_checkpoint(source, tiny_checkpoint
     assert len(won) == 2 and sso[-1].endswith(f" of {world(source).eval_queries} |")
     assert arms[2].startswith("| SFT | ")
     assert [line.split(" | ")[0] for line in against[2:]] == ["| SFT", "| PBAA", "| SSO"]
+    assert len(shared) == 6 and shared[-1].startswith("| (SSO) - (PBAA) | ")
+
+
+def test_items_of_one_cluster_count_as_one():
+    random = np.random.default_rng(0)
+    scores = {str(i): float(value) for i, value in enumerate(random.normal(size=40))}
+    mean, half, count = real_lm.clustered(scores, {name: name for name in scores})
+    alone = mean_interval([[*scores.values()]])
+    assert count == 40 and (mean, mean - half) == pytest.approx((alone.mean, alone.low))
+    # Each item three times over tells nothing more, by clusters.
+    thrice = {f"{name}/{copy}": score for name, score in scores.items() for copy in range(3)}
+    assert real_lm.clustered(thrice, {name: name.partition("/")[0] for name in thrice}) == pytest.approx(
+        (mean, half, 40)
+    )
+
+
+def test_what_items_share_is_their_prompt_and_their_first_constraint():
+    first, second = [one for one in constraints().values() if not one.kind.new][:2]
+    texts = {"a": ["Say.\n\nNow.", first], "b": ["Say.\n\nNow.", first, second], "c": ["Other.", second]}
+    queries = [
+        Query(id=name, prompt="\n\n".join([prompt, *(one.sentence for one in asked)]))
+        for name, (prompt, *asked) in texts.items()
+    ]
+    shared = real_lm.clusters(queries)
+    for own, alike in ((shared["real prompt"], "ab"), (shared["first constraint"], "ab")):
+        assert len(set(own.values())) == 2 and own[alike[0]] == own[alike[1]]

@@ -300,6 +300,20 @@ def test_rewards_do_not_depend_on_the_batch(trained):
         assert score.rewards(model, [*chosen, *rejected], size) == pytest.approx(alone, abs=1e-5)
 
 
+def test_close_rewards_of_a_half_precision_model_do_not_tie(trained):
+    """bfloat16 itself has 8 bits: the head, which computes in float32, tells apart what its steps would make equal."""
+    import torch
+
+    out, _ = trained
+    model, tokenizer = score.load(out, "bfloat16")
+    assert model.model.dtype == torch.bfloat16
+    chosen, rejected = score.encode(tokenizer, separable(17), 128)
+    values = torch.tensor(score.rewards(model, [*chosen, *rejected], 8))
+    exact, _ = score.load(out)
+    assert values.tolist() == pytest.approx(score.rewards(exact, [*chosen, *rejected], 8), rel=0.1, abs=0.1)
+    assert (values != values.bfloat16().double()).float().mean() > 0.9
+
+
 def test_the_reward_is_read_at_the_end_of_turn(trained):
     """The pooled token is the response's last one, whatever stands to its right in the batch."""
     import torch

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks import alpaca_eval
-from eval.benchmarks.record import Column, Judged, Judging, Load, Verdicts
+from eval.benchmarks.record import Column, Items, Judged, Judging, Load, Rows, Verdicts
 from eval.judge import AnswerPair, Judge
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
@@ -146,6 +146,19 @@ def judge(by: Judge, settings: JudgeSettings, answers: Sequence[Answer], files: 
     )
 
 
+def items(rows: Rows) -> dict[str, Items]:
+    """Scores of prompts in percent, whose mean is the figure: a prompt's games stand or fall together.
+
+    The figure is a ratio, wins over games with a strong verdict as three; a prompt's score is its linear part.
+    """
+    own = {str(row["id"]): wins for row in rows if len(wins := battles([row]))}
+    if not own:
+        return {}
+    rate = float(np.concatenate([*own.values()]).mean())
+    games = sum(map(len, own.values())) / len(own)
+    return {"arena_hard": {name: 100 * (rate + float((wins - rate).sum()) / games) for name, wins in own.items()}}
+
+
 ARENA_HARD = Judged(
     "arena_hard",
     columns={"arena_hard": Column("Arena-Hard")},
@@ -161,5 +174,6 @@ ARENA_HARD = Judged(
     judged="arena_hard",
     load=Load(500),
     judging=Judging(1000, 3000, 600),
+    items=items,
 )
 BENCHMARKS = (ARENA_HARD,)

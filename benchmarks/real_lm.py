@@ -53,7 +53,8 @@ def no_answer(answers: Path) -> str:
 
 def clusters(queries: list[Query]) -> dict[str, dict[str, Hashable]]:
     """Id of a query -> what it shares with others, for each way of sharing: its real prompt, its first constraint."""
-    oracle, found = ConstraintOracle(), {"real prompt": {}, "first constraint": {}}  # type: ignore[var-annotated]
+    oracle = ConstraintOracle()
+    found: dict[str, dict[str, Hashable]] = {"real prompt": {}, "first constraint": {}}
     for query in queries:
         asked, text = oracle.read(query.prompt), query.prompt[-1].content
         found["real prompt"][query.id] = text.rstrip().removesuffix("\n\n".join(one.sentence for one in asked))

@@ -86,7 +86,7 @@ def judge_games(judge: Judge, answers: list[Answer], baseline: list[Answer]) -> 
     return [{"id": b.id, "games": list(pair)} for b, pair in zip(baseline, games, strict=True)]
 
 
-def battles(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+def battles(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The model's win (1, 0.5 or 0) in each game, a strong verdict three times, unreadable ones left out."""
     wins = []
     for row in rows:

@@ -47,7 +47,9 @@ def sign(said: str) -> tuple[str, str]:
 
 
 def _printed(measured: Measured, row: ClaimRow) -> list[printed.Printed]:
-    """The paper's differences beside a claim's, one a backbone."""
+    """The paper's differences beside a claim of its own, one a backbone."""
+    if row.of == "ours":
+        return []
     backbones = measured.experiment.backbones if row.backbone == POOLED else [row.backbone]
     found = (printed.difference(measured, row.spec, row.metric, backbone) for backbone in backbones if backbone)
     return list(filter(None, found))
@@ -59,7 +61,7 @@ def paper_says(measured: Measured, row: ClaimRow) -> list[str]:
     for own in _printed(measured, row):
         label = "" if own.metric == row.metric else f"{metrics[own.metric]['label']}, "
         found.append(f"{render.signed(own.text)} ({label}{own.backbone})")
-    drawn = row.metric in measured.content["tables"]["v2_figure3"]["columns"]
+    drawn = row.of == "paper" and row.metric in measured.content["tables"]["v2_figure3"]["columns"]
     return list(dict.fromkeys(found)) or (["a picture only"] if drawn else [])
 
 

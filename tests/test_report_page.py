@@ -302,6 +302,14 @@ def test_the_papers_difference_is_the_claims_own():
     found = printed.difference(known, spec, "length", "qwen2")
     assert (found.backbone, found.text) == ("Qwen2-7B-SFT", "391")
     assert printed.difference(known, spec, "nll", "qwen2") is None
+    # What the paper does not claim has none, though it prints a figure that such a claim could go by.
+    said = {
+        claim: first.paper_says(known, claims.ClaimRow(claim, "qwen2", "holds", "", "", own, own["metric"]))
+        for own in known.content["claims"]
+        for claim in [own["claim"]]
+    }
+    assert said["v1: SSO's quality rises over the iterations."] == ["+4.4 (AlpacaEval 2 LC, Qwen2-7B-SFT)"]
+    assert not any(said[own["claim"]] for own in known.content["claims"] if own.get("ours"))
 
 
 def test_best_and_differences_to_pbaa_stand_in_tables(built, parsed):

@@ -140,7 +140,8 @@ def test_what_vllm_draws_runs_in_its_own_environment():
         cell = [] if rule == "principles" else ["backbone", "seed"]
         wildcards = {name: at[name] for name in [*cell, *names]}
         assert ask.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
-        assert ask.command(rule, "eval" if rule == "answer" else "sso.cli")(wildcards).startswith("python -m ")
+        module = "eval" if rule == "answer" else "sso.cli"
+        assert ask.command(rule, module)(wildcards).endswith(f" python -m {module}")
 
 
 # Costs.

@@ -186,6 +186,7 @@ def test_many_dialogues_are_tokenized_by_the_cores_of_the_job_to_the_same_rows(t
 
     monkeypatch.setattr(Dataset, "map", spy)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("SSO_CORES", raising=False)
     monkeypatch.setattr(fine_tune, "ROWS_A_PROCESS", 5)
     tokenizer = chat.load_tokenizer(checkpoint(tmp_path / "m"))
     odd = {4: {"messages": None}, 9: {"id": "ours", "messages": DIALOGUE[:2]}, 16: {"messages": [1]}}

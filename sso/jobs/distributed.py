@@ -97,13 +97,13 @@ def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> No
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.environ[CORES] = str(cores())
     command = [sys.executable, "-m", module, *argv]
     if training.nodes > 1 and IN_STEP not in os.environ:
         os.environ[IN_STEP] = "1"
         step = ["srun", "--overlap", f"--nodes={training.nodes}", f"--ntasks={training.nodes}", "--ntasks-per-node=1"]
         _replace([*step, *command], f"nodes: {training.nodes}: there is no srun here; run in a SLURM allocation.")
     where = ["--standalone"] if training.nodes == 1 else _rendezvous(training.nodes)
+    os.environ[CORES] = str(cores())
     run = ["-m", "torch.distributed.run", *where, "--nproc_per_node", str(training.devices)]
     _replace([sys.executable, *run, *command[1:]], f"{sys.executable} can't be started.")
 

@@ -21,6 +21,7 @@ from sso.errors import InputError
 from workflow import experiment as experiments
 from workflow import arguments
 from workflow import ending
+from workflow import environments
 from workflow import failures
 from workflow.check import check
 from workflow.hub_names import hub_names
@@ -41,6 +42,7 @@ deployment = workflow.deployment_settings
 if DeploymentMethod.CONDA in deployment.deployment_method and shutil.which("conda") is None:
     print("warning: --use-conda, but there is no conda here: running in the current environment.", file=sys.stderr)
     deployment.deployment_method = set(deployment.deployment_method) - {DeploymentMethod.CONDA}
+environments.hand_over(DeploymentMethod.CONDA in deployment.deployment_method)
 
 try:
     arguments.check(sys.argv[1:])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sso.errors import InputError
+from sso.jobs import gpus
 from sso.records import Message, Query
 
 if TYPE_CHECKING:
@@ -388,13 +389,15 @@ def pretrained(kind: Any, path: str | Path, what: str, dtype: str = "float32", *
     are cast there: the host holds a checkpoint once, whatever the precision and however many processes load it.
 
     Raises:
-        InputError: no ``what`` can be loaded from there; names the path and the reason.
+        InputError: no ``what`` can be loaded from there; names the path and the reason. Or the job has GPUs that
+            torch does not find.
     """
     import torch
     from safetensors import SafetensorError
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     check_whole(path)
+    gpus.check()
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     on_gpu = torch.cuda.is_available() and not is_deepspeed_zero3_enabled()  # which loads parts, where they belong
     asked = getattr(torch, dtype)

@@ -1,6 +1,7 @@
 """Rows of data sets in the wild, told by one reader, and the tokens of dialogues that training scores."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,34 @@ def test_rows_that_cannot_be_trained_on_are_named_and_counted(tmp_path, capsys):
     assert f"{path}: left out 1 rows (not a dialogue): x (row 4)" in capsys.readouterr().err
     with pytest.raises(InputError, match=rf"{path}: no dialogue to train on \(1 no prompt: 0 \(row 1\)"):
         fine_tune.tokenized(Sft(data=str(jsonl(path, rows[1:2])), max_length=256), tokenizer)
+
+
+def test_many_dialogues_are_tokenized_by_the_cores_of_the_job_to_the_same_rows(tmp_path, monkeypatch, capsys):
+    from datasets import Dataset
+
+    asked, plain = [], Dataset.map
+
+    def spy(self, *args, **given):
+        asked.extend([given["num_proc"]] if given["desc"] == "tokenize" else [])
+        return plain(self, *args, **given)
+
+    monkeypatch.setattr(Dataset, "map", spy)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("SSO_CORES", raising=False)
+    monkeypatch.setattr(fine_tune, "ROWS_A_PROCESS", 5)
+    tokenizer = chat.load_tokenizer(checkpoint(tmp_path / "m"))
+    odd = {4: {"messages": None}, 9: {"id": "ours", "messages": DIALOGUE[:2]}, 16: {"messages": [1]}}
+    rows = [odd.get(i) or {"messages": [*DIALOGUE, {"role": "user", "content": str(i)}, *ANSWER]} for i in range(17)]
+    made = []
+    for threads in ("1", "2", "64"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        path = jsonl(tmp_path / f"{threads}.jsonl", rows)  # a file of its own: what was mapped once is not mapped again
+        found, counts = fine_tune.tokenized(Sft(data=str(path), max_length=256), tokenizer)
+        said = capsys.readouterr().err.replace(str(path), "FILE").splitlines()
+        made.append((found.to_dict(), counts, [line for line in said if line.startswith("warning")]))
+    assert asked == [None, 2, 3]  # one process a core, none of them for fewer rows than are worth it
+    assert made[0] == made[1] == made[2] and made[0][1]["examples"] == 14
+    assert made[0][2][-1] == "warning: FILE: left out 1 rows (not a dialogue): 16 (row 17)"
 
 
 # Labels are the ids where they stand.

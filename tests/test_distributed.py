@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from sso.cli import main
 from sso.errors import InputError
 from sso.jobs.distributed import (
+    CORES,
     LAUNCHED,
+    PATIENCE,
+    cores,
     deepspeed_config,
     is_main,
     keep_outputs,
@@ -61,18 +64,20 @@ def steps(out: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "said"),
+    ("engine", "said", "more"),
     [
-        ("ddp", "DistributedDataParallel on 2 processes"),
-        ("zero2", "DeepSpeedEngine with ZeRO stage 2 on 2 processes"),
-        ("zero3", "DeepSpeedEngine with ZeRO stage 3 on 2 processes"),
-        pytest.param("zero2_offload", "ZeRO stage 2 on 2 processes", marks=pytest.mark.slow),
-        pytest.param("zero3_offload", "ZeRO stage 3 on 2 processes", marks=pytest.mark.slow),
+        ("ddp", "DistributedDataParallel on 2 processes", {}),
+        ("zero2", "DeepSpeedEngine with ZeRO stage 2 on 2 processes", {}),
+        ("zero3", "DeepSpeedEngine with ZeRO stage 3 on 2 processes", {}),
+        # As all trainings of the paper's size.
+        ("zero3", "DeepSpeedEngine with ZeRO stage 3 on 2 processes", {"gradient_checkpointing": True}),
+        pytest.param("zero2_offload", "ZeRO stage 2 on 2 processes", {}, marks=pytest.mark.slow),
+        pytest.param("zero3_offload", "ZeRO stage 3 on 2 processes", {}, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_give_the_run_of_one_whatever_the_engine(alone, tmp_path, engine, said):
+def test_two_processes_give_the_run_of_one_whatever_the_engine(alone, tmp_path, engine, said, more):
     out = tmp_path / "out"
-    arguments = command(alone, out, devices=2, engine=engine)
+    arguments = command(alone, out, devices=2, engine=engine, **more)
     done = subprocess.run([sys.executable, "-m", "sso.cli", *arguments], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
@@ -85,6 +90,49 @@ def test_two_processes_give_the_run_of_one_whatever_the_engine(alone, tmp_path, 
     assert weights.keys() == known.keys()
     for name, value in known.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+WAITING = """
+import sys
+import torch
+from torch.distributed import distributed_c10d
+from sso.jobs.command import leave
+from sso.jobs.distributed import cores, start
+from sso.train.settings import Training
+
+start(Training(engine=sys.argv[1]))
+world = distributed_c10d._get_default_group()
+print(f"waits {world._get_backend(torch.device('cpu')).options._timeout}, {cores()} cores\\n", end="", flush=True)
+leave(0)
+"""
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_processes_wait_for_a_main_one_that_works_alone_for_hours(tmp_path, engine):
+    """DeepSpeed's own 10 minutes are less than the 200,000 dialogues of UltraChat take."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), CORES: "2"}
+    done = subprocess.run(
+        [*run, str(tmp_path / "waiting.py"), engine], capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert PATIENCE.total_seconds() >= 3600 * 2
+    assert done.stdout.count(f"waits {PATIENCE}, {min(2, len(os.sched_getaffinity(0)))} cores") == 2, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("told", "before", "expected"),
+    [("", None, 8), ("4", None, 4), ("32", None, 8), ("1", "4", 4), ("2,2", None, 8), ("0", None, 8)],
+)
+def test_the_cores_of_a_job_are_those_of_its_threads(monkeypatch, told, before, expected):
+    """torchrun tells its processes 1; `launch` keeps what was told before."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.delenv(CORES, raising=False)
+    if before:
+        monkeypatch.setenv(CORES, before)
+    assert cores() == expected
 
 
 def test_two_processes_score_the_reference_of_one(alone, tmp_path):

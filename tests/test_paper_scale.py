@@ -140,7 +140,8 @@ def test_what_vllm_draws_runs_in_its_own_environment():
         cell = [] if rule == "principles" else ["backbone", "seed"]
         wildcards = {name: at[name] for name in [*cell, *names]}
         assert ask.engine_environment(rule)(wildcards).endswith("workflow/envs/vllm.yaml")
-        assert ask.command(rule, "eval" if rule == "answer" else "sso.cli")(wildcards).startswith("python -m ")
+        module = "eval" if rule == "answer" else "sso.cli"
+        assert ask.command(rule, module)(wildcards).endswith(f" python -m {module}")
 
 
 # Costs.
@@ -298,6 +299,7 @@ time.sleep(60)
 def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("SSO_GPU_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("SSO_GPU_IDS", "0,1,2,3")
+    monkeypatch.setenv("SSO_HAS_GPUS", "")  # what a claim sets goes with the test
     return tmp_path
 
 
@@ -364,6 +366,7 @@ def test_jobs_share_the_gpus_that_are_visible(allocation, tmp_path, monkeypatch)
     from sso.jobs.gpus import claim_for_job
 
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("SSO_HAS_GPUS", "")
     for name in ("SSO_GPU_IDS", "SSO_GPU_LOCKS", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     if allocation:
@@ -381,6 +384,85 @@ def test_jobs_share_the_gpus_that_are_visible(allocation, tmp_path, monkeypatch)
         monkeypatch.setenv("SSO_GPUS", "1")
         claim_for_job()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "expected"),
+    [
+        ("nvidia0 nvidia1 nvidiactl nvidia-uvm", {}, {"0": "0", "1": "1"}),
+        # A container's: CUDA counts from 0, the files keep the host's numbers.
+        ("nvidia8 nvidia9 nvidia10 nvidia11", {}, {"0": "8", "1": "9", "2": "10", "3": "11"}),
+        ("nvidia4 nvidia5", {"SSO_GPU_IDS": "1"}, {"1": "5"}),
+        ("nvidia4 nvidia5", {"CUDA_VISIBLE_DEVICES": "GPU-5a,1"}, {"GPU-5a": "GPU-5a", "1": "5"}),
+        ("", {"CUDA_VISIBLE_DEVICES": "4,6"}, {"4": "4", "6": "6"}),
+        ("", {}, {}),
+    ],
+)
+def test_gpus_are_named_as_cuda_counts_them_and_locked_by_the_hosts_number(
+    files, environment, expected, tmp_path, monkeypatch
+):
+    from sso.jobs import gpus
+
+    for name in ("SSO_GPU_IDS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in files.split():
+        (tmp_path / name).touch()
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    assert gpus.known() == expected
+
+
+def test_containers_of_one_host_do_not_wait_for_each_others_gpus(tmp_path, monkeypatch):
+    from sso.jobs import gpus
+
+    monkeypatch.setenv("SSO_GPU_LOCKS", str(tmp_path / "locks"))
+    for name in ("SSO_GPU_IDS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for host, wanted in (("0 1", ["0", "1"]), ("2 3", ["0", "1"])):
+        (tmp_path / host).mkdir()
+        for number in host.split():
+            (tmp_path / host / f"nvidia{number}").touch()
+        monkeypatch.setattr(gpus, "DEVICES", tmp_path / host)
+        assert gpus.claim(2, wait_s=0) == wanted
+    assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == [f"{i}.lock" for i in range(4)]
+    with pytest.raises(InputError, match="no 1 free GPUs"):  # 2 and 3 are taken
+        gpus.claim(1, wait_s=0)
+
+
+def test_a_job_whose_gpus_torch_does_not_find_ends_before_it_computes(machine, tiny_checkpoint, monkeypatch):
+    import torch
+
+    from sso.chat import load_model
+    from sso.jobs import distributed, gpus
+
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SSO_GPU_REHEARSAL"):
+        monkeypatch.delenv(name, raising=False)
+    gpus.claim_for_job()
+    gpus.check()  # a job without
+    monkeypatch.setenv("SSO_GPUS", "2")
+    gpus.claim_for_job()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    told = r"^this job has GPUs \(CUDA_VISIBLE_DEVICES: \d,\d\), but torch finds 1 of them; .*\.$"
+    for begin in (lambda: distributed.start(Training()), lambda: load_model(tiny_checkpoint)):
+        with pytest.raises(InputError, match=told):
+            begin()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus.check()
+    # A process that draws on one of them; and a cluster's job, which claims none.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpus.check()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv(gpus.HAS, "")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SSO_GPUS", "1")
+    gpus.claim_for_job()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="torch finds 0 of them"):
+        gpus.check()
+    monkeypatch.setenv("SSO_GPU_REHEARSAL", "1")
+    gpus.check()
 
 
 # Several machines: stand-ins for srun and scontrol start each task here.

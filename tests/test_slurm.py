@@ -2,7 +2,7 @@
 
     SSO_SLURM="account=NAME partition=NAME" pytest -m slurm
 
-docs/paper_scale.md tells what it needs.
+docs/paper_scale.md tells what it needs. Where the nodes only claim to have GPUs, set SSO_GPU_REHEARSAL=1 too.
 """
 
 import importlib.util

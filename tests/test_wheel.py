@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import conda
 from tests.conftest import REPOSITORY
 
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".snakemake", ".*_cache", "__pycache__", "*.egg-info", "build")
@@ -73,6 +74,23 @@ def test_an_experiment_is_planned_trained_and_run_outside_the_repository(run, tm
     assert (tmp_path / "policy" / "model.safetensors").is_file()
     record = (tmp_path / "policy.run.json").read_text()
     assert '"git_commit": null' in record  # the wheel lies in no repository of ours
+
+
+def test_the_conda_environment_of_a_job_gets_the_installed_suite_and_not_its_libraries(
+    bin_folder, tiny_checkpoint, tmp_path
+):
+    (tmp_path / "mine.yaml").write_text(conda.config(tiny_checkpoint))
+    line = [str(bin_folder / "sso"), "run", "--use-conda", "--configfile", "mine.yaml", "--cores", "1"]
+    environment = {
+        name: value for name, value in conda.environment(tmp_path).items() if name in {*CLEAN, "CONDA_PREFIX"}
+    }
+    done = subprocess.run(
+        [*line, "--until", "principles"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (python, _), package, libraries, _ = conda.started(tmp_path / "results/mine")
+    assert python.startswith(f"{tmp_path}/.snakemake/conda/") and not libraries
+    assert package.startswith(f"{tmp_path}/.snakemake/") and Path(package).resolve().is_relative_to(bin_folder.parent)
 
 
 def test_the_example_runs_outside_the_repository(run, tmp_path):

@@ -11,6 +11,7 @@ from sso.jobs.job import Job
 from sso.sampling.settings import Decoding
 from sso.settings import ROOT
 from workflow.costs import Cost, Costs
+from workflow.environments import PYTHON
 from workflow.experiment import Grid
 
 SPREAD = ("sft", "generator", "policy", "reward_model")
@@ -113,11 +114,11 @@ class Rules:
         return ask
 
     def command(self, rule: str, module: str) -> Callable[[Any], str]:
-        """How a rule that draws text starts its command line: as a module in vLLM's environment, where the project is
+        """How a rule that draws text starts its command line: as a module for vLLM, in whose environment the project is
         found but not installed."""
         script = {"sso.cli": "sso", "eval": "sso-eval"}[module]
         environment = self.engine_environment(rule)
-        return lambda wildcards: f"python -m {module}" if environment(wildcards) else script
+        return lambda wildcards: f"{PYTHON} -m {module}" if environment(wildcards) else script
 
 
 def draws_with_vllm(job: Job) -> bool:

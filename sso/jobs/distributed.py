@@ -10,14 +10,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sso.errors import InputError
+from sso.jobs import gpus
 from sso.train.settings import Spread
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells each process that it starts; some machines set the first for no reason."""
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one another. Libraries abort after 10 minutes, in which a main process that tokenizes or
+downloads alone is often not done; when a process dies, torchrun ends the others at once."""
+CORES = "SSO_CORES"
+"""What `cores` was before torchrun, which tells each of its processes that it has one thread."""
 
 
 def launched() -> bool:
@@ -43,6 +50,13 @@ def is_main() -> bool:
 def world_size() -> int:
     """Processes that a launcher started, on all machines."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def cores() -> int:
+    """Cores of this job: as many as the threads that it is told to use, within those that it may run on."""
+    here = len(os.sched_getaffinity(0))
+    told = os.environ.get(CORES) or os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(told), here) if told.isdecimal() and int(told) else here
 
 
 def unwrapped(model: Any) -> Any:
@@ -89,6 +103,7 @@ def launch(training: Spread, argv: Sequence[str], module: str = "sso.cli") -> No
         step = ["srun", "--overlap", f"--nodes={training.nodes}", f"--ntasks={training.nodes}", "--ntasks-per-node=1"]
         _replace([*step, *command], f"nodes: {training.nodes}: there is no srun here; run in a SLURM allocation.")
     where = ["--standalone"] if training.nodes == 1 else _rendezvous(training.nodes)
+    os.environ[CORES] = str(cores())
     run = ["-m", "torch.distributed.run", *where, "--nproc_per_node", str(training.devices)]
     _replace([sys.executable, *run, *command[1:]], f"{sys.executable} can't be started.")
 
@@ -134,7 +149,12 @@ def _rendezvous(nodes: int) -> list[str]:
 
 
 def start(training: Spread) -> None:
-    """Join the processes, each with its device. Call before any model is loaded."""
+    """Join the processes, each with its device. Call before any model is loaded.
+
+    Raises:
+        InputError: the job has GPUs that torch does not find, or DeepSpeed is not installed.
+    """
+    gpus.check()
     if not launched():
         for name in LAUNCHED:
             os.environ.pop(name, None)  # what is left of them misleads torch and accelerate
@@ -147,7 +167,7 @@ def start(training: Spread) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not training.engine.startswith("zero"):
-        torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
         return
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     from accelerate import PartialState
@@ -157,7 +177,7 @@ def start(training: Spread) -> None:
     # Left to itself accelerate takes processes without GPUs for lone ones.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     try:
-        PartialState(backend=backend)
+        PartialState(backend=backend, timeout=PATIENCE)
     except ImportError as error:
         raise InputError(f"engine {training.engine}: install deepspeed (pip install -e '.[train]').") from error
     finally:

@@ -4,6 +4,7 @@ The tiny models of the micro-world are sso/train/sft.py's.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from sso import dialogues
 from sso.chat import bare_tokenizer, describe, end_of_turn, load_model, load_tokenizer
 from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
-from sso.jobs import distributed
+from sso.jobs import distributed, lifeline
 from sso.preferences import file_rows
 from sso.records import file_digest
 from sso.train.run import Growing, MarkingTrainer, arguments, curve, go, kept, last_checkpoint, order, save_trained
@@ -27,6 +28,8 @@ REFUSED, TOO_LONG = "refused by the chat template", "no answer within max_length
 """Why a dialogue is left out, beside what sso/dialogues.py names."""
 TEXT = "json"
 """The column of rows that are kept as text."""
+ROWS_A_PROCESS = 1000
+"""Fewer dialogues than twice this are tokenized by one process, in seconds."""
 
 
 def tokenizer_for(base: Path, template: str | None) -> Any:
@@ -88,7 +91,17 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, float]]:
 
     whole, text = Value("int32"), Value("string")
     features = Features(id=text, reason=text, unscored=whole, input_ids=List(whole), labels=List(whole))
-    made = found.map(encode, with_indices=True, remove_columns=found.column_names, features=features, desc="tokenize")
+    processes = min(distributed.cores(), len(found) // ROWS_A_PROCESS)
+    if processes > 1:
+        os.register_at_fork(after_in_child=lifeline.die_with_parent)  # else a killed training leaves them behind
+    made = found.map(
+        encode,
+        with_indices=True,
+        remove_columns=found.column_names,
+        features=features,
+        num_proc=processes if processes > 1 else None,
+        desc="tokenize",
+    )
     left_out: dict[str, list[str]] = {}
     numbers: dict[str, int] = {}
     for number, (key, reason) in enumerate(zip(made["id"], made["reason"], strict=True), 1):

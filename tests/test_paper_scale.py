@@ -161,6 +161,25 @@ def test_training_memory_and_hours_by_hand():
     assert work.fit(size, training.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
 
 
+def test_checkpoints_for_resuming_stand_on_the_disk_once():
+    work, size = Arithmetic(Hardware()), Shape(8e9, 32, 4096, 1024, 128_000)
+
+    def kept(engine="zero3", **given) -> float:
+        return work.fit(size, Training(engine=engine, devices=8, **given), 1e9, 4096).resuming_gb
+
+    # Two, and the one that is being written: masters and two moments of 4 bytes, weights of 2.
+    assert kept(save_steps=25) == pytest.approx(3 * (4 + 4 + 4 + 2) * 8) and kept() == 0
+    assert kept("zero2", save_steps=25, lora={"rank": 16}) == pytest.approx(3 * 14 * size.adapted(16) / 1e9)
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    never = {name: {**training, "save_steps": 0} for name, training in values["trainings"].items()}
+    rewards = {name: {**reward, "save_steps": 0} for name, reward in values["rewards"].items()}
+    without = Grid(parse({**values, "trainings": never, "rewards": rewards}, "c"))
+    more = totals(paper("v2"))["disk_gb"] - totals(without)["disk_gb"]
+    assert more == pytest.approx(3 * 14 * 8.03, rel=0.01)  # of the largest, Llama 3
+    small = {**values, "hardware": {**values["hardware"], "disk_gb": totals(without)["disk_gb"] + 1}}
+    assert [line for line in warnings(Grid(parse(small, "c"))) if line.startswith("disk: ")]
+
+
 def test_plan_proposes_to_keep_activations_where_they_fit():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     # A policy's sample has at most twice 2,048 tokens, a generator's four times, a reward model's pair twice 4,096.

@@ -26,8 +26,8 @@ TILE_BYTES = 6 * (1 << 28)
 OVERHEAD_H = 0.05
 """Start, loading and saving of a job on GPUs, in hours."""
 CHECKPOINT_BYTES = 3 * 14
-"""A trained parameter, of the checkpoints that a training keeps for resuming: two, and a third while it is written. Each
-has the master weights and both moments in float32, and the weights in 16 bits, as DeepSpeed writes them."""
+"""A trained parameter, of the checkpoints that a training keeps for resuming: two, and a third while it is written.
+Each has the master weights and both moments in float32, and the weights in 16 bits, as DeepSpeed writes them."""
 
 
 @dataclass

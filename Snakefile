@@ -25,6 +25,7 @@ from workflow import environments
 from workflow import failures
 from workflow.check import check
 from workflow.hub_names import hub_names
+from workflow.rules import JUDGES
 from workflow.rules import Rules
 from workflow.watch import quiet
 from workflow.watch import watch
@@ -50,6 +51,9 @@ try:
     experiment = experiments.load(files, workflow.config_settings.config)
     check(experiment)
     ask = Rules(experiment)
+    # `--resources` takes the place of all that a profile says of them.
+    if ask.asks_endpoints and "judges" not in workflow.global_resources:
+        workflow.register_resource("judges", JUDGES)
     # Where all models and data are local, a look-up on the hub could only cost time.
     if not hub_names(experiment):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -37,7 +37,13 @@ REFUSAL = "refused"
 QUOTA = ("insufficient_quota", "billing_hard_limit", "credit balance")
 """What an error says that is the account's and not the request's, whatever its status."""
 OPENAI = "https://api.openai.com/v1"
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Hosts that need no key."""
 LONGEST_PAUSE_S = 60
+LIMITED_PAUSE_S = 15
+"""Shortest pause on 429 (too many requests) without Retry-After: six of them outlive a limit that is a minute's."""
+ASKING_S = 20
+"""What a server may take to answer about its models."""
 SECRET_LENGTH = 8
 """Keys shorter than this ("none", "EMPTY") are placeholders; masking them would garble honest text."""
 
@@ -47,11 +53,12 @@ class Refused(InputError):
 
 
 class _NoReply(Exception):
-    """One attempt failed in a way that may pass; ``pause_s`` is the server's Retry-After."""
+    """One attempt failed in a way that may pass; ``pause_s`` is the server's Retry-After, without which the pause is at
+    least ``least_s``."""
 
-    def __init__(self, reason: str, pause_s: float | None = None):
+    def __init__(self, reason: str, pause_s: float | None = None, least_s: float = 0):
         super().__init__(reason)
-        self.pause_s = pause_s
+        self.pause_s, self.least_s = pause_s, least_s
 
 
 @dataclass(frozen=True)
@@ -80,21 +87,17 @@ class _Refusal(NamedTuple):
     why: str
 
 
-class Client:
-    """Chat completions of one model; every method may be called from many threads."""
+class Server:
+    """An endpoint's server, and the key for it."""
 
-    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
-        """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
-        self.settings, self.progress = settings, progress
+    def __init__(self, settings: Endpoint):
+        """Raises InputError where the server needs a key and there is none."""
+        self.settings = settings
         self.address = settings.base_url or OPENAI
         self.url = without_passwords(self.address)
         self.key = os.environ.get(settings.key_variable, "")
-        if not self.key and urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        if not self.key and urlsplit(self.url).hostname not in LOCAL:
             raise InputError(f"{self.url}: the key is read from {settings.key_variable}, which is not set; set it.")
-        self.replies = Replies(cache, self.url, settings.model)
-        self.sent = self.cached = self.refused = 0
-        self._answers, self._refusals = False, list[_Refusal]()
-        self._lock, self._stop = threading.Lock(), threading.Event()
 
     @cached_property
     def _openai(self) -> Any:
@@ -108,6 +111,80 @@ class Client:
             timeout=self.settings.timeout_s,
             max_retries=0,  # ours count for the budget, and take broken JSON for an outage too
         )
+
+    def find_model(self) -> None:
+        """Ask whether the model is there, which costs nothing.
+
+        Raises InputError: no such model, the key is refused, or there is no server, or one that does not answer this.
+        """
+        import openai
+
+        models = self._openai.with_options(timeout=ASKING_S).models.with_raw_response
+        try:
+            try:
+                models.retrieve(self.settings.model)
+            except openai.NotFoundError as error:
+                # Some servers, vLLM's for one, only list what they have.
+                if self.settings.model not in _names(models.list().text):
+                    raise self._of_status(error) from None
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 402, 403, 404):
+                raise self._of_status(error) from None
+            raise InputError(
+                f"{self.url}: does not say whether it has {self.settings.model!r} (HTTP {error.status_code}: "
+                f"{self._said(error)}); ask again later, or check `base_url`."
+            ) from None
+        except openai.APIConnectionError as error:
+            why = type(error.__cause__ or error).__name__
+            raise InputError(
+                f"{self.url}: no server answers there ({why}); start it, check `base_url`, or the network."
+            ) from None
+
+    def _of_status(self, error: Any) -> Exception:
+        """What an HTTP error means: to be tried again, this request's own fault, or the end of the run."""
+        status, said = error.status_code, self._said(error)
+        if status == 403 and "moderation" in said.lower():  # OpenRouter's filter
+            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
+        if status in (401, 403):
+            why = f"HTTP {status}" + (f": {said}" if status == 403 else "")  # a key may be good for other models
+            return InputError(f"{self.url}: refuses the key in {self.settings.key_variable} ({why}); set another.")
+        if status == 404:
+            return InputError(
+                f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}); check `model` and `base_url`."
+            )
+        if status == 402 or any(sign in said.lower() for sign in QUOTA):
+            return InputError(
+                f"{self.url}: the account's quota is spent ({said}); raise it and run the same command again."
+            )
+        if status in (408, 409, 425, 429) or status >= 500:
+            pause = _seconds(error.response.headers.get("retry-after"))
+            return _NoReply(f"HTTP {status}", pause, LIMITED_PAUSE_S if status == 429 else 0)
+        if status in (400, 413, 422, 451):
+            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
+        return InputError(f"{self.url}: takes no chat completions there (HTTP {status}: {said}); check `base_url`.")
+
+    def _said(self, error: Any) -> str:
+        return self._masked(" ".join(str(error.message).split())[:300])
+
+    def _masked(self, text: str) -> str:
+        """Text of the other side without the key, as it stands and as JSON escapes it."""
+        if len(self.key) >= SECRET_LENGTH:
+            for form in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
+                text = text.replace(form, "***")
+        return text
+
+
+class Client(Server):
+    """Chat completions of one model; every method may be called from many threads."""
+
+    def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
+        """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
+        super().__init__(settings)
+        self.progress = progress
+        self.replies = Replies(cache, self.url, settings.model)
+        self.sent = self.cached = self.refused = 0
+        self._answers, self._refusals = False, list[_Refusal]()
+        self._lock, self._stop = threading.Lock(), threading.Event()
 
     def complete(self, messages: list[dict[str, str]], draw: int = 0, **parameters: Any) -> Completion:
         """The model's reply to ``messages``, from the cache where it was asked for before.
@@ -215,10 +292,11 @@ class Client:
             try:
                 return self._once(messages, parameters)
             except _NoReply as error:
-                reason, pause = str(error), error.pause_s
+                reason, pause, least = str(error), error.pause_s, error.least_s
             if pause is None:
                 # Jitter keeps clients that failed together from coming back together.
-                pause = self.settings.backoff_s * 2**attempt * random.uniform(0.5, 1)
+                doubled = self.settings.backoff_s * 2**attempt * random.uniform(0.5, 1)
+                pause = max(doubled, least * random.uniform(1, 1.5))
             if attempt < self.settings.retries and self._stop.wait(min(pause, LONGEST_PAUSE_S)):
                 break
         tries = f"{attempt + 1} {'tries' if attempt else 'try'}"
@@ -246,42 +324,20 @@ class Client:
             raise InputError(f"{self.url}: reports no token usage, so `max_cost` cannot be kept; use `max_requests`.")
         return completion
 
-    def _of_status(self, error: Any) -> Exception:
-        """What an HTTP error means: to be tried again, this request's own fault, or the end of the run."""
-        status, said = error.status_code, self._masked(" ".join(str(error.message).split())[:300])
-        if status == 403 and "moderation" in said.lower():  # OpenRouter's filter
-            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
-        if status in (401, 403):
-            return InputError(
-                f"{self.url}: refuses the key in {self.settings.key_variable} (HTTP {status}); set another."
-            )
-        if status == 404:
-            return InputError(
-                f"{self.url}: no model {self.settings.model!r} there (HTTP 404: {said}); check `model` and `base_url`."
-            )
-        if status == 402 or any(sign in said.lower() for sign in QUOTA):
-            return InputError(
-                f"{self.url}: the account's quota is spent ({said}); raise it and run the same command again."
-            )
-        if status in (408, 409, 425, 429) or status >= 500:
-            return _NoReply(f"HTTP {status}", _seconds(error.response.headers.get("retry-after")))
-        if status in (400, 413, 422, 451):
-            return Refused(f"{self.url}: refuses a request (HTTP {status}: {said}).")
-        return InputError(f"{self.url}: takes no chat completions there (HTTP {status}: {said}); check `base_url`.")
-
-    def _masked(self, text: str) -> str:
-        """Text of the other side without the key, as it stands and as JSON escapes it."""
-        if len(self.key) >= SECRET_LENGTH:
-            for form in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
-                text = text.replace(form, "***")
-        return text
-
 
 def _seconds(header: str | None) -> float | None:
     try:
         return max(0.0, float(header or ""))
     except ValueError:  # absent, or a date
         return None
+
+
+def _names(text: str) -> list[str]:
+    """The names in a server's list of models; none where the text is no such list."""
+    try:
+        return [model["id"] for model in json.loads(text)["data"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def _read(text: str) -> Completion | None:

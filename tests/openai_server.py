@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 SCRIPT = {
     "latency_s": 0.0,
@@ -26,6 +27,9 @@ SCRIPT = {
     "usage": True,
     "logprobs": True,
     "echo": None,  # where the Authorization header is echoed: "reply" or "error"
+    "retry_after": "0.01",  # of a 429; None: it does not say
+    "models": [],  # names that it knows, one by one and as a list
+    "lists": True,  # whether it tells of them by the list alone, as vLLM's does
 }
 
 
@@ -61,6 +65,23 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self):
         with suppress(ConnectionError):  # a client that was killed
             super().handle()
+
+    def do_GET(self):
+        path, header, script = unquote(self.path), self.headers.get("Authorization", ""), self.script
+        with self.lock:
+            scripted = script["replies"].pop(0) if script["replies"] else None
+        fault = "401" if script["key"] and header != f"Bearer {script['key']}" else scripted
+        known, name = script["models"], path.removeprefix("/v1/models/")
+        if not fault and path == "/v1/models" and known:
+            self._send(200, json.dumps({"object": "list", "data": [{"id": one, "object": "model"} for one in known]}))
+        elif not fault and name in known and not script["lists"]:
+            self._send(200, json.dumps({"id": name, "object": "model"}))
+        else:
+            said = f"scripted {fault or 404}" + (f" for {header}" if script["echo"] == "error" else "")
+            self._send(int(fault or 404), json.dumps({"error": {"message": said}}))
+        with self.lock:
+            self.log.write(json.dumps({"asked": path, "fault": fault}) + "\n")
+            self.log.flush()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -116,8 +137,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        if status == 429:
-            self.send_header("Retry-After", "0.01")
+        if status == 429 and self.script["retry_after"]:
+            self.send_header("Retry-After", self.script["retry_after"])
         self.end_headers()
         self.wfile.write(data)
 

@@ -15,7 +15,7 @@ from eval.benchmarks import alpaca_eval
 from eval.cli import main
 from eval.settings import Evaluation
 from sso.cli import main as sso
-from sso.endpoint import Client, Completion, Refused, _read
+from sso.endpoint import Client, Completion, Refused, Server, _read
 from sso.errors import InputError
 from sso.jobs.tracking import record_path
 from sso.records import Message, Principles, Query, read, write
@@ -30,7 +30,7 @@ FAULTS = {"429": 0.06, "500": 0.04, "503": 0.02, "broken": 0.04, "drop": 0.04, "
 
 
 def client(url: str, folder: Path, **settings) -> Client:
-    return Client(Endpoint(model="m", base_url=url, **{"backoff_s": 0.01, **settings}), folder / "c.db")
+    return Client(Endpoint(base_url=url, **{"model": "m", "backoff_s": 0.01, **settings}), folder / "c.db")
 
 
 def ask(asking: Client, text: str, **parameters) -> str:
@@ -153,6 +153,53 @@ def test_an_outage_ends_in_one_sentence(tmp_path):
     slow = serving(tmp_path / "slow", latency_s=0.5)
     with slow as server, pytest.raises(InputError, match=r"no reply after 1 try \(ReadTimeout\)"):
         ask(client(server.url, tmp_path, retries=0, timeout_s=0.1), "q")
+
+
+def test_a_limit_of_a_minute_is_outlived(tmp_path, monkeypatch):
+    pauses = []
+    with serving(tmp_path / "server", replies=[429, 429, 500, 429, 429, 429], retry_after=None) as server:
+        asking = client(server.url, tmp_path, backoff_s=0.5)
+        monkeypatch.setattr(asking._stop, "wait", lambda pause: pauses.append(pause))
+        assert ask(asking, "q").startswith("answer")
+    failed = pauses.pop(2)
+    assert 1 <= failed <= 2 and all(15 <= pause <= 22.5 for pause in pauses) and sum(pauses) > 60
+    # A server that says when is believed, and backoff goes on growing where it is longer.
+    with serving(tmp_path / "says", replies=[429], retry_after="3") as server:
+        asking = client(server.url, tmp_path, model="says")
+        monkeypatch.setattr(asking._stop, "wait", lambda pause: pauses.append(pause))
+        assert ask(asking, "q") and pauses[-1] == 3
+    with serving(tmp_path / "slow", replies=[429, 429], retry_after=None) as server:
+        asking = client(server.url, tmp_path, model="slow", backoff_s=50)
+        monkeypatch.setattr(asking._stop, "wait", lambda pause: pauses.append(pause))
+        assert ask(asking, "q") and pauses[-2] >= 25 and pauses[-1] >= 50
+
+
+def test_a_server_is_asked_for_its_model(tmp_path, monkeypatch):
+    def find(url: str, model: str = "m") -> None:
+        Server(Endpoint(model=model, base_url=url)).find_model()
+
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    for name, lists in (("one", False), ("all", True)):  # vLLM's server knows the list alone
+        with serving(tmp_path / name, models=["m", "owner/m"], lists=lists, key=CANARY) as server:
+            find(server.url)
+            find(server.url, "owner/m")
+            with pytest.raises(InputError, match=r"no model 'gone' there \(HTTP 404.*check `model` and `base_url`\.$"):
+                find(server.url, "gone")
+            assert {request["asked"].partition("?")[0][:10] for request in server.requests} == {"/v1/models"}
+    with serving(tmp_path / "none", echo="error") as server, pytest.raises(InputError, match="no model 'm'") as told:
+        find(server.url)
+    assert "Bearer ***" in str(told.value)
+    for status, said in (
+        (401, r"refuses the key in OPENAI_API_KEY \(HTTP 401\); set another\.$"),
+        (403, r"refuses the key in OPENAI_API_KEY \(HTTP 403: .*scripted 403 for Bearer \*\*\*.*\); set another\.$"),
+        (503, r"does not say whether it has 'm' \(HTTP 503: .*\); ask again later, or check `base_url`\.$"),
+        (405, r"does not say whether it has 'm' \(HTTP 405: .*\); ask again later, or check `base_url`\.$"),
+    ):
+        script = {"replies": [status], "echo": "error"}
+        with serving(tmp_path / str(status), **script) as server, pytest.raises(InputError, match=said):
+            find(server.url)
+    with pytest.raises(InputError, match=r"no server answers there \(ConnectError\); start it"):
+        find("http://127.0.0.1:1/v1")
 
 
 def test_a_request_of_its_own_fault_is_not_retried(tmp_path):

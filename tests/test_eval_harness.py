@@ -1,7 +1,12 @@
 """The lm-eval tasks on a real, tiny, untrained model: right prompts, right scoring, offline."""
 
+import importlib.metadata
 import json
+import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -9,6 +14,7 @@ from eval import harness, stock
 from eval import sources as find_sources
 from eval.settings import Evaluation, Mirror, Task
 from sso.errors import InputError
+from sso.sampling.settings import Vllm
 from sso.settings import Backbone
 
 QUESTIONS = {
@@ -198,3 +204,77 @@ def test_a_checker_that_uses_nltk_gets_the_real_one():
     rows = [r | {"kwargs": [{"relation": "at least", "num_words": 3}]} for r in rows]
     scores, _ = scripted("micro_ifeval", rows, {"q0": "one two three", "q1": "one two"})
     assert scores == pytest.approx([1, 0])
+
+
+# vLLM, by a stand-in of its package that says what lm-eval's own class asks of it.
+
+
+@pytest.fixture
+def asked_of_vllm(monkeypatch):
+    """How many prompts each call of the stand-in's `generate` had, and vLLM's switches when it was loaded."""
+    calls, switches = [], {}
+
+    class LLM:
+        def __init__(self, **arguments):
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(arguments["model"])
+            switches.update({key: value for key, value in os.environ.items() if key.startswith("VLLM_")})
+            about = {"max_model_len": 512, "hf_config": config, "try_get_generation_config": dict}
+            self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(**about))
+
+        def generate(self, prompts, sampling_params, use_tqdm, lora_request):
+            calls.append(len(prompts))
+            return [self.say(prompt["prompt_token_ids"]) for prompt in prompts]
+
+        @staticmethod
+        def say(ids):
+            told = [None, *({token: -((7 * token + i) % 11) / 10} for i, token in enumerate(ids[1:]))]
+            return SimpleNamespace(prompt_logprobs=told, outputs=[SimpleNamespace(text=f"It is {sum(ids) % 7}.")])
+
+    def tokenizer(folder, **_):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    parts = {
+        "vllm": {"LLM": LLM, "SamplingParams": SimpleNamespace, "TokensPrompt": dict},
+        "vllm.lora.request": {"LoRARequest": None},
+        "vllm.renderers.hf": {"resolve_chat_template": lambda tokenizer, **_: tokenizer.chat_template},
+        "vllm.tokenizers": {"get_tokenizer": tokenizer},
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: False)},
+    }
+    for name in ("vllm", "vllm.lora", "vllm.renderers", *parts):
+        module = ModuleType(name)
+        module.__spec__, module.__dict__["__path__"] = ModuleSpec(name, None), []
+        vars(module).update(parts.get(name, {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.32.0" if name == "vllm" else version(name))
+    monkeypatch.delitem(sys.modules, "lm_eval.models.vllm_causallms", raising=False)
+    yield calls, switches
+    sys.modules.pop("lm_eval.models.vllm_causallms", None)
+
+
+def test_vllm_is_asked_for_so_many_at_once_and_the_figures_do_not_depend_on_it(
+    asked_of_vllm, tiny, data, tmp_path, monkeypatch
+):
+    calls, switches = asked_of_vllm
+    folder = tmp_path / "model"
+    for part in tiny:
+        part.save_pretrained(folder)
+    ready = [stock.build(source, 8) for source in find(micro("mmlu", "gsm8k"), data)]
+    for key in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_USE_FLASHINFER_SAMPLER"):
+        monkeypatch.setenv(key, "")  # put back after the test, whatever is set in it
+        monkeypatch.delenv(key)
+    made = []
+    for together in (3, harness.TOGETHER):
+        monkeypatch.setattr(harness, "TOGETHER", together)
+        made.append(harness.run(ready, harness.vllm(folder, "float32", Vllm())))
+        assert max(calls) == min(together, 8) and sum(calls) == 2 * 4 + 2, calls  # 8 options, 2 replies
+        calls.clear()
+    assert made[0] == made[1] and made[0]["micro_mmlu"]["n"] == 2
+    assert switches["VLLM_USE_FLASHINFER_SAMPLER"] == "0"  # its sampler is compiled, by nvcc
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    harness.vllm(folder, "float32", Vllm())
+    assert switches["VLLM_USE_FLASHINFER_SAMPLER"] == "1"  # who sets it is heard

@@ -25,11 +25,12 @@ from tests.conftest import REPOSITORY
 from tests.openai_server import serving
 from tests.test_workflow import count, snakemake
 from workflow.arithmetic import OVERHEAD_H, Arithmetic
+from workflow.doctor import problems
 from workflow.experiment import Grid
 from workflow.hub_names import hub_names, repositories
 from workflow.machine import this_machine
 from workflow.plan import proposals, show, totals, warnings
-from workflow.rules import Rules
+from workflow.rules import ASKING, Rules
 from workflow.shapes import Shape
 
 CONFIG = REPOSITORY / "config"
@@ -162,6 +163,25 @@ def test_training_memory_and_hours_by_hand():
     assert work.fit(size, training.model_copy(update={"engine": "ddp"}), 1e9, 4096).memory_gb > 128
 
 
+def test_checkpoints_for_resuming_stand_on_the_disk_once():
+    work, size = Arithmetic(Hardware()), Shape(8e9, 32, 4096, 1024, 128_000)
+
+    def kept(engine="zero3", **given) -> float:
+        return work.fit(size, Training(engine=engine, devices=8, **given), 1e9, 4096).resuming_gb
+
+    # Two, and the one that is being written: masters and two moments of 4 bytes, weights of 2.
+    assert kept(save_steps=25) == pytest.approx(3 * (4 + 4 + 4 + 2) * 8) and kept() == 0
+    assert kept("zero2", save_steps=25, lora={"rank": 16}) == pytest.approx(3 * 14 * size.adapted(16) / 1e9)
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    never = {name: {**training, "save_steps": 0} for name, training in values["trainings"].items()}
+    rewards = {name: {**reward, "save_steps": 0} for name, reward in values["rewards"].items()}
+    without = Grid(parse({**values, "trainings": never, "rewards": rewards}, "c"))
+    more = totals(paper("v2"))["disk_gb"] - totals(without)["disk_gb"]
+    assert more == pytest.approx(3 * 14 * 8.03, rel=0.01)  # of the largest, Llama 3
+    small = {**values, "hardware": {**values["hardware"], "disk_gb": totals(without)["disk_gb"] + 1}}
+    assert [line for line in warnings(Grid(parse(small, "c"))) if line.startswith("disk: ")]
+
+
 def test_plan_proposes_to_keep_activations_where_they_fit():
     values = read_yaml(CONFIG / "paper_v2.yaml")
     # A policy's sample has at most twice 2,048 tokens, a generator's four times, a reward model's pair twice 4,096.
@@ -260,6 +280,38 @@ def test_doctor_finds_nothing_wrong_with_the_micro_world(capsys):
     assert "nothing is missing" in capsys.readouterr().out
 
 
+def test_doctor_asks_each_endpoint_for_its_model(tmp_path, monkeypatch):
+    def endpoints(url: str, writer: str) -> list[str]:
+        values, where = read_yaml(CONFIG / "paper_v2.yaml"), {"base_url": url, "key_variable": "JUDGE_KEY"}
+        judge = {**read_yaml(CONFIG / "paper.yaml")["evaluation"]["judge"], **where}
+        evaluation = {**values["evaluation"], "judge": judge, "judges": {"mt_bench": {"model": "gpt-4"}}}
+        served = {"kind": "endpoint", "endpoint": {"model": writer, **where}}
+        made = parse({**values, "evaluation": evaluation, "principles": served, "assumed": {}}, "c")
+        told = [*problems(Grid(made))]
+        assert key not in " ".join(told)
+        return [line for line in told if line.startswith(("endpoint: ", "key: "))]
+
+    key = "sk-canary-8c1f4e7d"
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with serving(tmp_path / "server", models=["gpt-4", "writer"], key=key) as server:
+        (gone,) = endpoints(server.url, "writer")  # the judge of AlpacaEval 2, Arena-Hard and the pairs
+        assert gone.startswith(f"endpoint: {server.url}: no model 'gpt-4-1106-preview' there (HTTP 404: ")
+        told = endpoints(server.url, "none")
+        assert gone in told and len(told) == 2 and "no model 'none' there" in " ".join(told)
+        assert not [request for request in server.requests if "body" in request]  # nothing that costs
+    monkeypatch.setenv("JUDGE_KEY", "sk-another-of-them")
+    with serving(tmp_path / "refuses", models=["gpt-4"], key=key) as server:
+        assert endpoints(server.url, "writer") == [
+            f"endpoint: {server.url}: refuses the key in JUDGE_KEY (HTTP 401); set another."
+        ]
+    (dead,) = endpoints("http://127.0.0.1:1/v1", "writer")
+    assert dead.startswith("endpoint: http://127.0.0.1:1/v1: no server answers there (ConnectError); start it")
+    # Offline, which the tests are, nobody elsewhere is asked; nor without a key.
+    assert endpoints("http://judge.invalid/v1", "writer") == []
+    monkeypatch.delenv("JUDGE_KEY")
+    assert len(told := endpoints("http://judge.invalid/v1", "writer")) == 3 and "JUDGE_KEY is not set" in told[0]
+
+
 @pytest.mark.parametrize("name", ["gpu", "slurm"])
 def test_a_profile_keeps_what_it_says_beside_the_default_one(name, tmp_path, monkeypatch):
     from snakemake import cli
@@ -283,6 +335,22 @@ def test_a_retry_asks_for_more_time():
     at, ask = grid.of("policy")[0].wildcards, Rules(grid.experiment).resources("policy")
     assert ask["runtime"](at, attempt=2) >= 2 * ask["runtime"](at, attempt=1) - 1 > 30
     assert ask["gpu"](at, attempt=2) == ask["gpu"](at)
+
+
+def test_what_asks_an_endpoint_says_so():
+    values = read_yaml(CONFIG / "paper_v2.yaml")
+    writer = {"kind": "endpoint", "endpoint": {"model": "m"}}
+    asking = Rules(parse({**values, "principles": writer, "assumed": {}}, "c"))
+    for rules, expected in (
+        (Rules(paper("v2").experiment), {"judge": {1}, "data_quality": {1}, "principles": {0}}),
+        (Rules(load(CONFIG / "one_gpu.yaml")), {rule: {0} for rule in ASKING}),
+    ):
+        for rule in ASKING:
+            ask = rules.resources(rule)["judges"]
+            assert {ask(job.wildcards) for job in rules.grid.of(rule)} == expected[rule], rule
+        assert rules.asks_endpoints == (expected["judge"] == {1})
+    assert {asking.resources("principles")["judges"](job.wildcards) for job in asking.grid.of("principles")} == {0, 1}
+    assert "judges" not in asking.resources("policy")
 
 
 # GPUs of one machine.

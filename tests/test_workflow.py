@@ -382,6 +382,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+if [ "${STAND_IN_S:-}" ]; then sleep "$STAND_IN_S"; echo "done $command" >> "$STAND_IN_CALLS"; fi
 """
 
 
@@ -423,6 +424,32 @@ def test_every_job_ran_once(stage):
     assert len(calls) == sum(jobs.values()) - jobs["config"] + jobs["pairs"] + jobs["generated_pairs"]
     for job in build("smoke.yaml"):
         assert (root / job.output).exists()
+
+
+def test_two_jobs_ask_an_endpoint_at_once(stage, tmp_path, monkeypatch):
+    root, _ = stage
+    shutil.copytree(root / "results", tmp_path / "results")
+    shutil.copytree(root / ".snakemake", tmp_path / ".snakemake")
+    monkeypatch.setenv("STAND_IN_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("STAND_IN_S", "0.5")
+    judge = 'evaluation={judge: {kind: openai, model: m, base_url: "http://127.0.0.1:1/v1"}}'
+    given = ["--configfile", str(CONFIG / "smoke.yaml"), "--config", judge, "--cores", "4"]
+    most = []
+    for limit in (["gpu=1"], ["judges=1"]):  # a limit of other resources leaves this one as it is
+        rules = ["judge", "data_quality"]
+        more = ["--until", *rules, "--forcerun", *rules, "--resources", *limit]
+        result = snakemake(*given, *more, cwd=tmp_path, python=str(root / "env" / "bin" / "python"))
+        assert result.returncode == 0, result.stderr
+        running, at_once = 0, []
+        for line in (tmp_path / "calls").read_text().splitlines():
+            asks = line.split()[1] in ("judge", "data-quality")
+            running += asks * (-1 if line.startswith("done") else 1)
+            at_once.append(running)
+        jobs = count(build("smoke.yaml"))
+        assert len(at_once) == 2 * sum(jobs[rule] for rule in rules) > 8 and running == 0
+        most.append(max(at_once))
+        (tmp_path / "calls").unlink()
+    assert most == [2, 1]
 
 
 def test_beta_of_one_arm_reruns_its_training_and_what_follows(stage):

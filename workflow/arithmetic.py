@@ -25,6 +25,9 @@ TILE_BYTES = 6 * (1 << 28)
 """Of a tile of the vocabulary (sso/logprobs.py): its logits in bfloat16, and their softmax in float32."""
 OVERHEAD_H = 0.05
 """Start, loading and saving of a job on GPUs, in hours."""
+CHECKPOINT_BYTES = 3 * 14
+"""A trained parameter, of the checkpoints that a training keeps for resuming: two, and a third while it is written.
+Each has the master weights and both moments in float32, and the weights in 16 bits, as DeepSpeed writes them."""
 
 
 @dataclass
@@ -40,6 +43,9 @@ class Cost:
     """Memory that one GPU needs at its peak."""
     host_gb: float = 2.5
     disk_gb: float = 0
+    """What it leaves on disk."""
+    resuming_gb: float = 0
+    """What it keeps there while it runs, to go on from."""
     requests: int = 0
     money: float = 0
 
@@ -106,7 +112,10 @@ class Arithmetic:
             kept = micro * size.kept * size.layers + (2 * size.parameters if spread.numerics == "bfloat16" else 0)
         memory = (weights + moments + kept + TILE_BYTES) / 1e9 + 4
         disk = 2 * size.parameters / 1e9
-        return Cost(count, spread.nodes, tokens, hours, memory, PROCESS_GB * spread.devices + host / 1e9, disk)
+        resuming = CHECKPOINT_BYTES * trained / 1e9 if spread.save_steps else 0.0
+        return Cost(
+            count, spread.nodes, tokens, hours, memory, PROCESS_GB * spread.devices + host / 1e9, disk, resuming
+        )
 
     def score(self, size: Shape, tokens: float, devices: int, width: int = 2) -> Cost:
         """A forward pass over ``tokens``, a model a device, its weights of ``width`` bytes each."""

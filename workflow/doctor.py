@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from sso.chat import check_system
 from sso.config import Experiment
+from sso.endpoint import LOCAL, OPENAI, Server
 from sso.errors import InputError
 from sso.jobs.distributed import no_compiler
 from sso.sampling.settings import Endpoint
@@ -42,7 +43,7 @@ def problems(grid: Grid) -> Iterator[str]:
     for name in sorted(set(experiment.local.values())):
         if not Path(name).exists():
             yield f"local: {name}: no such file or folder; correct the mapping."
-    yield from _keys(grid)
+    yield from _endpoints(experiment)
 
 
 def _packages(experiment: Experiment) -> Iterator[str]:
@@ -160,11 +161,26 @@ def _templates(experiment: Experiment, online: bool) -> Iterator[str]:
             yield f"hub: {source}: {error}"
 
 
-def _keys(grid: Grid) -> Iterator[str]:
-    experiment = grid.experiment
+def _endpoints(experiment: Experiment) -> Iterator[str]:
+    """Judges and writers behind an endpoint: each one's key, and whether the server has the model. Offline, by
+    HF_HUB_OFFLINE, only servers of this machine are asked."""
+    from huggingface_hub import constants
+
     endpoints: list[Endpoint] = [judge for judge in judges(experiment) if judge.asks_an_endpoint]
     endpoints += [writer.endpoint for writer in experiment.all_writers if writer.endpoint]
-    for endpoint in endpoints:
-        host = urlsplit(endpoint.base_url or "https://api.openai.com").hostname
-        if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(endpoint.key_variable):
-            yield f"key: {endpoint.key_variable} is not set, which {endpoint.model} at {host} needs; export it."
+    different = {(one.base_url, one.model, one.key_variable): one for one in endpoints}.values()
+    yield from filter(None, dict.fromkeys(_endpoint(one, not constants.HF_HUB_OFFLINE) for one in different))
+
+
+def _endpoint(endpoint: Endpoint, online: bool) -> str | None:
+    """What is wrong with an endpoint; None: nothing that could be asked."""
+    host = urlsplit(endpoint.base_url or OPENAI).hostname
+    here = host in LOCAL
+    if not here and not os.environ.get(endpoint.key_variable):
+        return f"key: {endpoint.key_variable} is not set, which {endpoint.model} at {host} needs; export it."
+    try:
+        if here or online:
+            Server(endpoint).find_model()
+    except InputError as error:
+        return f"endpoint: {error}"
+    return None

@@ -36,9 +36,8 @@ def warnings(grid: Grid) -> Iterator[str]:
     device = grid.experiment.hardware
     if device is None:
         return  # nobody says what it is to fit
-    disk = 0.0
-    for rule, costs in by_rule(grid).items():
-        disk += sum(cost.disk_gb for cost in costs)
+    rules = by_rule(grid)
+    for rule, costs in rules.items():
         memory, gpus = max(c.memory_gb for c in costs), max(c.gpus for c in costs)
         host = max(c.host_gb for c in costs)
         if memory > device.memory_gb:
@@ -50,8 +49,14 @@ def warnings(grid: Grid) -> Iterator[str]:
             yield f"{rule}: wants {gpus} GPUs of {device.gpus}; lower its `devices`."
         if host > device.host_memory_gb:
             yield f"{rule}: about {host:.0f} GB of memory on a host of {device.host_memory_gb:.0f} GB."
+    disk = _disk([cost for costs in rules.values() for cost in costs])
     if disk > device.disk_gb:
         yield f"disk: about {disk:.0f} GB of {device.disk_gb:.0f} GB; free some, or run fewer arms at a time."
+
+
+def _disk(costs: list[Cost]) -> float:
+    """GB that the jobs leave, and what the largest training keeps while it runs; one at a time is reckoned with."""
+    return sum(cost.disk_gb for cost in costs) + max((cost.resuming_gb for cost in costs), default=0)
 
 
 def totals(grid: Grid) -> dict[str, float]:
@@ -63,7 +68,7 @@ def totals(grid: Grid) -> dict[str, float]:
         "tokens": sum(cost.tokens for cost in costs),
         "hours": sum(cost.hours for cost in costs),
         "gpu_hours": hours,
-        "disk_gb": sum(cost.disk_gb for cost in costs),
+        "disk_gb": _disk(costs),
         "requests": sum(cost.requests for cost in costs),
         "money": sum(cost.money for cost in costs),
         "gpu_money": hours * Costs(grid.experiment).hardware.price_per_gpu_hour,

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eval.settings import Evaluation
+from eval.settings import Evaluation, Judge
 from sso.config import Experiment
 from sso.jobs.job import Job
-from sso.sampling.settings import Decoding
+from sso.sampling.settings import Decoding, Writer
 from sso.settings import ROOT
 from workflow.costs import Cost, Costs
 from workflow.environments import PYTHON
@@ -16,6 +16,10 @@ from workflow.experiment import Grid
 
 SPREAD = ("sft", "generator", "policy", "reward_model")
 """Rules whose jobs may take several machines."""
+ASKING = ("principles", "judge", "data_quality")
+"""Rules whose jobs may ask an endpoint."""
+JUDGES = 2
+"""Jobs that ask endpoints at once, where neither a profile nor `--resources` says otherwise."""
 
 
 class Rules:
@@ -25,6 +29,11 @@ class Rules:
         self.grid = Grid(experiment)
         self.root, self.data_files, self.targets = self.grid.root, self.grid.data_files, self.grid.targets
         self._costs = Costs(experiment)
+
+    @property
+    def asks_endpoints(self) -> bool:
+        """Whether any job asks an endpoint."""
+        return any(map(asks_an_endpoint, self.grid))
 
     # Patterns.
 
@@ -71,10 +80,14 @@ class Rules:
 
         `gpu` (of all machines), `nodes`, `mem_mb`, `runtime` (minutes, twice the model's; a retry gets as much again).
         For SLURM: `cpus_per_task` and, where a job may take several machines, `tasks` (one a machine) and `mpi` (it
-        starts its own steps).
+        starts its own steps). Where a job may ask an endpoint: `judges`, 1 if it does; they share its rate limit.
         """
         names = ["gpu", "cpus_per_task", "nodes", *(["tasks", "mpi"] if rule in SPREAD else []), "mem_mb", "runtime"]
-        return {name: self._resource(rule, name) for name in names}
+        own = {"judges": self._asks(rule)} if rule in ASKING else {}
+        return own | {name: self._resource(rule, name) for name in names}
+
+    def _asks(self, rule: str) -> Callable[..., int]:
+        return lambda wildcards: int(asks_an_endpoint(self.grid.find(rule, wildcards)))
 
     def _resource(self, rule: str, name: str) -> Callable[..., int | str]:
         def ask(wildcards: Any, attempt: int = 1) -> int | str:
@@ -124,3 +137,13 @@ class Rules:
 def draws_with_vllm(job: Job) -> bool:
     """Whether a job's text is drawn by vLLM."""
     return isinstance(job.settings, Decoding | Evaluation) and job.settings.engine == "vllm"
+
+
+def asks_an_endpoint(job: Job) -> bool:
+    """Whether a job judges or writes by a model behind an endpoint."""
+    settings = job.settings
+    if isinstance(settings, Evaluation):
+        return any(settings.judge_of(name).asks_an_endpoint for name in settings.judged)
+    if isinstance(settings, Judge):
+        return settings.asks_an_endpoint
+    return isinstance(settings, Writer) and settings.endpoint is not None

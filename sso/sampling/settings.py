@@ -23,7 +23,8 @@ class Endpoint(Settings):
     retries: int = Field(6, ge=0)
     """Retries of one request, on 429, 5xx, timeouts, dropped connections and replies that are no JSON."""
     backoff_s: float = Field(0.5, ge=0)
-    """Pause before the first retry; it doubles with each, and the server's Retry-After goes before it."""
+    """Pause before the first retry; it doubles with each, and on 429 is 15 s at least. The server's Retry-After goes
+    before it."""
     ask_again: bool = False
     """Ask again for what was refused before; else a refusal is remembered like a reply."""
     parameters: dict[str, Any] = {}

@@ -2,18 +2,28 @@
 
 In the micro-world the writer is a procedure and says so (`writer: procedural`). Elsewhere a language model
 writes: the bad guideline first, then the good one given it; replies that cannot be parsed fall back on a fixed
-Helpfulness principle and are counted. All texts are this project's own wording.
+Helpfulness principle (v1's, where no feature is named, on features drawn at random) and are counted. All texts are this
+project's own wording.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from sso.records import Message, Principles, Query
 from sso.untrusted import after_reasoning
 
-Ask = Callable[[list[list[Message]], list[str]], list[str]]
+
+class Reply(NamedTuple):
+    """What a language model said, and whether it ended by itself."""
+
+    text: str
+    finished: bool = True
+
+
+Ask = Callable[[list[list[Message]], list[str]], list[Reply]]
 """Replies of a language model to conversations, in order; the strings name the draws (for their seeds)."""
 
 
@@ -108,6 +118,7 @@ _EXAMPLES = [
 ]
 
 _ASK = "Write the text below the heading"
+_NEXT = re.compile(r"\n\s*(?:#+|\*\*\s*(?:good|bad) guideline)", re.IGNORECASE)
 _OWN_TEXTS = [guideline for _, *both in _EXAMPLES for guideline in both]
 
 
@@ -131,22 +142,26 @@ def few_shot(query: str, bad: str | None = None) -> list[Message]:
     return [Message(role="user", content="\n".join(lines))]
 
 
-def parse_guideline(reply: str, heading: str) -> str | None:
+def parse_guideline(said: Reply, heading: str) -> str | None:
     """The guideline after its heading and before the next one; a reply without headings counts whole.
 
-    A model's reasoning goes first.
+    A heading stands at the start of a line, marked as one or before a colon or the line's end. A model's reasoning goes
+    first.
 
-    None where nothing usable is left: empty, longer than 1,200 characters, or text of the prompt itself, which
-    weak writers repeat.
+    None where nothing usable is left: empty, cut, longer than 1,200 characters, about a guideline of that name in place
+    of it (a refusal, say), or text of the prompt itself, which weak writers repeat.
     """
-    reply = after_reasoning(reply)
+    reply = after_reasoning(said.text)
     label = re.escape(heading.lstrip("# "))
-    match = re.search(rf"(?:#+\s*|\*\*)?{label}\W*\n?(.*)", reply, re.IGNORECASE | re.DOTALL)
-    body = match[1] if match else reply
-    body = re.split(r"\n\s*(?:#+|\*\*\s*(?:good|bad) guideline)", body, maxsplit=1, flags=re.IGNORECASE)[0]
-    body = " ".join(body.strip().strip("-*`\"'").split())
+    ahead = rf"^[ \t]*(?:(?:#+|\*\*)[ \t]*{label}\b[\s*_:-]*|{label}[ \t]*(?::[\s*_-]*|\n))(.*)"
+    match = re.search(ahead, reply, re.IGNORECASE | re.DOTALL | re.MULTILINE)
+    if match is None and re.search(label, reply, re.IGNORECASE):
+        return None
+    parts = re.split(_NEXT, match[1] if match else reply, maxsplit=1)
+    body = " ".join(parts[0].strip().strip("-*`\"'").split())
     copied = _ASK in reply or any(own.lower() in body.lower() for own in _OWN_TEXTS)
-    return body if 0 < len(body) <= 1200 and not copied else None
+    whole = said.finished or (match is not None and len(parts) > 1)
+    return body if 0 < len(body) <= 1200 and whole and not copied else None
 
 
 def feature_prompt(query: str) -> list[Message]:
@@ -160,14 +175,19 @@ def feature_prompt(query: str) -> list[Message]:
     ]
 
 
-def parse_features(reply: str, random: Random, count: int = 2) -> list[str]:
-    """``count`` features out of a comma list in any order, topped up at random, and Concision with probability 0.2.
+def named_features(said: Reply) -> list[str]:
+    """The features that a reply names, each once, in its order; of one that was cut, in its whole lines."""
+    reply = after_reasoning(said.text if said.finished else said.text.rpartition("\n")[0])
+    words = re.findall(rf"\b(?:{'|'.join(NAMED)})\b", reply, re.IGNORECASE)
+    return list(dict.fromkeys(word.capitalize() for word in words))
+
+
+def drawn_features(found: list[str], random: Random, count: int = 2) -> list[str]:
+    """``count`` of the features found, topped up at random, and Concision with probability 0.2.
 
     Shuffled before the first ``count`` are taken, as in v1: what a model likes to name first is not always chosen.
     """
-    known = {name.lower(): name for name in NAMED}
-    words = (part.strip(" .*-\n\t").lower() for part in re.split(r"[,\n]", after_reasoning(reply)))
-    found = list(dict.fromkeys(known[w] for w in words if w in known))
+    found = list(found)
     random.shuffle(found)
     found = found[:count]
     found += random.sample([n for n in NAMED if n not in found], max(0, count - len(found)))
@@ -189,14 +209,15 @@ def from_features(query: Query, names: list[str], writer: str, fallback: bool = 
 
 
 def write_v1(queries: list[Query], ask: Ask, seed: int, writer: str) -> list[Principles]:
-    """Features named by a language model, texts predefined; the fallback where it says nothing."""
+    """Features named by a language model, texts predefined; the fallback where it says nothing, and features drawn at
+    random, which are marked as one, too, where it names none."""
     replies = ask([feature_prompt(q.prompt[-1].content) for q in queries], [f"{q.id}/features" for q in queries])
-    return [
-        from_features(q, parse_features(reply, Random(f"{seed}/{q.id}")), writer)
-        if after_reasoning(reply).strip()
-        else from_features(q, ["Helpfulness"], writer, fallback=True)
-        for q, reply in zip(queries, replies, strict=True)
-    ]
+    rows = []
+    for query, reply in zip(queries, replies, strict=True):
+        found, spoke = named_features(reply), after_reasoning(reply.text).strip()
+        names = drawn_features(found, Random(f"{seed}/{query.id}")) if spoke else ["Helpfulness"]
+        rows.append(from_features(query, names, writer, fallback=not found))
+    return rows
 
 
 def write_v2(queries: list[Query], ask: Ask, writer: str) -> list[Principles]:

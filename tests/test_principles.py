@@ -13,9 +13,11 @@ from sso.principles import (
     GOOD_HEADING,
     NAMED,
     WRAPPERS,
+    Reply,
+    drawn_features,
     few_shot,
     from_features,
-    parse_features,
+    named_features,
     parse_guideline,
     write_v1,
     write_v2,
@@ -34,9 +36,17 @@ def scripted(*rounds):
 
     def ask(conversations, names):
         asked.append((conversations, names))
-        return replies.pop(0)
+        return [Reply(text) for text in replies.pop(0)]
 
     return ask, asked
+
+
+def guideline(text, heading, finished=True):
+    return parse_guideline(Reply(text, finished), heading)
+
+
+def features(text, random, finished=True):
+    return drawn_features(named_features(Reply(text, finished)), random)
 
 
 def test_v2_asks_for_the_bad_guideline_then_for_the_good_one_given_it():
@@ -67,13 +77,57 @@ def test_a_reply_that_cannot_be_parsed_falls_back_on_helpfulness(bad):
 
 def test_a_writers_reasoning_is_no_guideline():
     said = f"<think>{BAD_HEADING}\nSay less?</think>{BAD_HEADING}\nForget the time."
-    assert parse_guideline(said, BAD_HEADING) == "Forget the time."
-    assert parse_guideline("Say less?</think>Forget it.", BAD_HEADING) == "Forget it."
-    assert parse_guideline("<think>It should give the time.", GOOD_HEADING) is None
+    assert guideline(said, BAD_HEADING) == "Forget the time."
+    assert guideline("Say less?</think>Forget it.", BAD_HEADING) == "Forget it."
+    assert guideline("<think>It should give the time.", GOOD_HEADING) is None
     thought = "<think>Accuracy, Safety, Logicality</think>Literariness, Engagement"
-    assert set(parse_features(thought, Random(0))) - {"Concision"} == {"Literariness", "Engagement"}
+    assert set(features(thought, Random(0))) - {"Concision"} == {"Literariness", "Engagement"}
     ask, _ = scripted(["<think>Safety", "Safety, Accuracy"])
     assert [p.fallback for p in write_v1(QUERIES, ask, 0, "scripted")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (f"Sure! Here is a bad guideline for this query:\n\n{BAD_HEADING}\nGive wrong totals.", "Give wrong totals."),
+        ("Bad guideline\nGive wrong totals.", "Give wrong totals."),
+        ("**Bad guideline**: Give wrong totals.", "Give wrong totals."),
+        ("## Bad guideline - Give wrong totals.", "Give wrong totals."),
+        ("I'm sorry, but I can't write a bad guideline for that.", None),
+        ("I cannot provide a bad guideline, as that would be unhelpful to the user.", None),
+        ("Bad guideline requests are not something I can help with.", None),
+    ],
+)
+def test_a_heading_stands_at_the_start_of_a_line_and_talk_about_it_is_no_guideline(said, expected):
+    assert guideline(said, BAD_HEADING) == expected
+
+
+def test_a_reply_that_was_cut_counts_where_its_guideline_was_whole():
+    assert guideline("Okay, the user wants me to write guidelines. Let me look at", BAD_HEADING, finished=False) is None
+    assert guideline(f"{BAD_HEADING}\nGive wrong", BAD_HEADING, finished=False) is None
+    cut = f"{BAD_HEADING}\nGive wrong totals.\n{GOOD_HEADING}\nGive ri"
+    assert guideline(cut, BAD_HEADING, finished=False) == "Give wrong totals."
+    assert named_features(Reply("Accuracy, Safety\nThese mat", False)) == ["Accuracy", "Safety"]
+    assert named_features(Reply("Accuracy, Safety, becau", False)) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "1. Accuracy\n2. Helpfulness",
+        "Accuracy and Helpfulness",
+        "- **accuracy**\n- HELPFULNESS",
+        "I'd say: Accuracy/Helpfulness!",
+    ],
+)
+def test_features_are_found_however_they_are_listed(said):
+    assert named_features(Reply(said)) == ["Accuracy", "Helpfulness"]
+
+
+def test_features_that_nobody_named_are_marked():
+    rows = write_v1(QUERIES, scripted(["I can't say.", "Inaccuracy, Accuracy"])[0], 0, "scripted")
+    assert [row.fallback for row in rows] == [True, False] and len(rows[0].features) >= 2
+    assert "Accuracy" in rows[1].features
 
 
 def test_the_few_shot_prompt_has_three_worked_queries():
@@ -84,17 +138,17 @@ def test_the_few_shot_prompt_has_three_worked_queries():
 
 @given(st.text(max_size=400))
 def test_parsers_never_crash(reply):
-    guideline = parse_guideline(reply, GOOD_HEADING)
-    assert guideline is None or 0 < len(guideline) <= 1200
-    features = parse_features(reply, Random(0))
-    assert len(set(features)) == len(features) and 2 <= len(features) <= 3 and set(features) <= set(FEATURES)
+    said = guideline(reply, GOOD_HEADING)
+    assert said is None or 0 < len(said) <= 1200
+    found = features(reply, Random(0))
+    assert len(set(found)) == len(found) and 2 <= len(found) <= 3 and set(found) <= set(FEATURES)
 
 
 def test_v1_features_are_parsed_topped_up_and_joined_by_concision_one_time_in_five():
-    assert set(parse_features("Safety, accuracy.", Random(1))[:2]) == {"Safety", "Accuracy"}
-    assert parse_features("safety, nonsense", Random(1))[0] == "Safety"
+    assert set(features("Safety, accuracy.", Random(1))[:2]) == {"Safety", "Accuracy"}
+    assert features("safety, nonsense", Random(1))[0] == "Safety"
     assert len(NAMED) == 7 and "Concision" not in NAMED
-    share = sum("Concision" in parse_features("", Random(i)) for i in range(2000)) / 2000
+    share = sum("Concision" in features("", Random(i)) for i in range(2000)) / 2000
     assert 0.17 < share < 0.23
     ask, _ = scripted(["Safety, Accuracy", "?"])
     rows = write_v1(QUERIES, ask, 0, "scripted")
@@ -104,9 +158,9 @@ def test_v1_features_are_parsed_topped_up_and_joined_by_concision_one_time_in_fi
 
 def test_the_features_that_are_taken_are_not_always_those_named_first():
     named = [f"{n}" for n in NAMED[:4]]
-    taken = [tuple(parse_features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
+    taken = [tuple(features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
     assert len(set(taken)) == 12 and all(set(pair) <= set(named) for pair in taken)
-    assert taken == [tuple(parse_features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
+    assert taken == [tuple(features(", ".join(named), Random(f"0/{i}"))[:2]) for i in range(400)]
     first = [write_v1(QUERIES, scripted([", ".join(NAMED)] * 2)[0], seed, "m")[0].features[:2] for seed in range(9)]
     assert len(set(map(tuple, first))) > 3  # by the seed as well as by the query
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from sso.chat import naming
 from sso.endpoint import Show
 from sso.errors import InputError, first_of
-from sso.principles import Ask
+from sso.principles import Ask, Reply
 from sso.records import Message
 from sso.sampling.settings import Decoding
 
@@ -89,14 +89,14 @@ def asking(
     """
     told: dict[str, Generation] = {}
 
-    def ask(conversations: list[list[Message]], names: list[str]) -> list[str]:
+    def ask(conversations: list[list[Message]], names: list[str]) -> list[Reply]:
         seeds = [seed_of(seed, name, "principle") for name in names]
         with naming(names, "principle"):
             made = engine.generate(
                 conversations, seeds, decoding.temperature, decoding.top_p, decoding.max_new_tokens, show()
             )
         told.update(zip(names, made, strict=True))
-        return [generation.text for generation in made]
+        return [Reply(generation.text, generation.finished) for generation in made]
 
     return ask, told
 

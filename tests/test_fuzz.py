@@ -26,7 +26,7 @@ from sso import chat, config
 from sso.endpoint import _read
 from sso.errors import InputError
 from sso.jobs.command import settings as read_settings
-from sso.principles import BAD_HEADING, GOOD_HEADING, NAMED, parse_features, parse_guideline
+from sso.principles import BAD_HEADING, GOOD_HEADING, NAMED, Reply, drawn_features, named_features, parse_guideline
 from sso.records import Answer, Message, Pair, Principles, Query, Triple, read, write
 from sso.sampling.settings import Endpoint, Sampling, Writer
 from sso.settings import Backbone
@@ -199,9 +199,9 @@ REPLY = st.one_of(
 @given(REPLY)
 def test_replies_of_writers_and_judges_are_parsed_or_set_aside(reply):
     for heading in (BAD_HEADING, GOOD_HEADING):
-        guideline = parse_guideline(reply, heading)
+        guideline = parse_guideline(Reply(reply), heading)
         assert guideline is None or (0 < len(guideline) <= 1200 and "\n" not in guideline)
-    features = parse_features(reply, Random(0))
+    features = drawn_features(named_features(Reply(reply)), Random(0))
     assert len(set(features)) == len(features) >= 2
     assert choice(reply, FIVE) in (None, *FIVE)
     grade = rating(reply)

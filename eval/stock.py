@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.record import Rows
+from eval.benchmarks.record import LmEval, Rows
 from eval.settings import Task
 from eval.sources import Source, lm_eval_names, names_in
 from sso.errors import InputError
@@ -88,18 +88,12 @@ def build(source: Source, max_new_tokens: int) -> Ready:
 
 def _benchmark(source: Source, rows: dict[str, list[int]]) -> dict[str, Any]:
     """lm-eval's tasks of a benchmark; ``rows`` is filled with the numbers of a mirror's rows, by task."""
-    import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
-
     benchmark = source.real
-    folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder if benchmark else TASKS
-    manager = TaskManager(include_defaults=False, include_path=str(folder))
-    index = {name: entry.cfg for name, entry in manager.task_index.items() if entry.kind.name == "TASK"}
+    manager, index = _indexed(benchmark)
     given = _given(source)
     specs: list[dict[str, Any]]
     if benchmark and source.path is None:
-        names = [name for name in index if re.fullmatch(benchmark.stock.replace("{}", r"\w+"), name)]
-        specs = [{"task": name, **given} for name in names]
+        specs = [{"task": name, **given} for name in _stock(benchmark, index)]
     else:
         for number, row in enumerate(source.rows):
             name = benchmark.task(row) if benchmark else source.name
@@ -120,6 +114,30 @@ def _benchmark(source: Source, rows: dict[str, list[int]]) -> dict[str, Any]:
             f"evaluation.tasks: the data of {source.name} can't be had from the hub ({type(error).__name__}); "
             f"give a local copy: evaluation.mirrors.{source.mirror}.test."
         ) from error
+
+
+def _indexed(benchmark: LmEval | None) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """lm-eval's manager of a benchmark's folder (None: the micro-world's), and what its tasks' files say, by name."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder if benchmark else TASKS
+    manager = TaskManager(include_defaults=False, include_path=str(folder))
+    return manager, {name: entry.cfg for name, entry in manager.task_index.items() if entry.kind.name == "TASK"}
+
+
+def _stock(benchmark: LmEval, index: Mapping[str, Any]) -> list[str]:
+    """The stock tasks of a benchmark, of those in an index of its folder."""
+    return [name for name in index if re.fullmatch(benchmark.stock.replace("{}", r"\w+"), name)]
+
+
+def data_sets(task: Task) -> set[str]:
+    """What a task, or each of a group's, loads its data by, as its files say: a name on the hub, or `json`."""
+    benchmark = Source(task, None, [], []).real
+    if benchmark is None:
+        return {config["dataset_path"] for config in _configs(task) if "dataset_path" in config}
+    _, index = _indexed(benchmark)
+    return {index[name]["dataset_path"] for name in _stock(benchmark, index)}
 
 
 def _named(source: Source) -> dict[str, Any]:
@@ -153,12 +171,9 @@ def _place(task: Task) -> tuple[Path, list[str]]:
     return file, [str(file.parent)]
 
 
-def check_files(task: Task) -> None:
-    """Raise InputError for a task of lm-eval's that runs code, or lacks the asked metric or one that is a mean.
-
-    By its files, without its data: what only a task's Python code knows, or a file elsewhere, is told by `build`.
-    """
-    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_metric_aggregation
+def _configs(task: Task) -> Iterator[dict[str, Any]]:
+    """What the files say of a task that lm-eval alone knows, or of a group's members; Python code and files elsewhere
+    are passed over."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -168,10 +183,20 @@ def check_files(task: Task) -> None:
         config = index[name].cfg if name in index else None
         if not config or "class" in config:
             continue
-        if "output_type" not in config:
-            members = config.get("task")
-            names += [m for m in members if isinstance(m, str) and m not in names] if isinstance(members, list) else []
-            continue
+        if "output_type" in config:
+            yield config
+        elif isinstance(members := config.get("task"), list):
+            names += [member for member in members if isinstance(member, str) and member not in names]
+
+
+def check_files(task: Task) -> None:
+    """Raise InputError for a task of lm-eval's that runs code, or lacks the asked metric or one that is a mean.
+
+    By its files, without its data: what only a task's Python code knows, or a file elsewhere, is told by `build`.
+    """
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_metric_aggregation
+
+    for config in _configs(task):
         _check_kind(task.name, config["output_type"], config.get("unsafe_code", False))
         listed = config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRIC_REGISTRY[config["output_type"]]]
         # Functions stand there as `file.function`.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ from tests.test_workflow import count, snakemake
 from workflow.arithmetic import OVERHEAD_H, Arithmetic
 from workflow.doctor import problems
 from workflow.experiment import Grid
-from workflow.hub_names import hub_names, repositories
+from workflow.hub_names import benchmark_sets, hub_names, repositories
 from workflow.machine import this_machine
 from workflow.plan import proposals, show, totals, warnings
 from workflow.rules import ASKING, Rules
@@ -273,6 +274,47 @@ def test_doctor_asks_a_hub_that_does_not_answer_once(monkeypatch, capsys):
     said = capsys.readouterr()
     assert "can't be reached (ConnectionRefusedError); check the network" in said.out and said.err == ""
     assert said.out.count("can't be reached either.") > 10 and len(asked) == 1
+
+
+def test_doctor_asks_for_the_benchmarks_data_too(tmp_path, monkeypatch):
+    from huggingface_hub.errors import GatedRepoError
+
+    closed, asked = {"Idavidrein/gpqa", "meta-llama/Llama-3.1-8B"}, Counter()
+
+    def info(self, name, *, repo_type, **_):
+        asked[name, repo_type] += 1
+        return SimpleNamespace(gated="auto" if name in closed else False)  # the hub tells it to everyone
+
+    def auth_check(self, name, **_):
+        assert name in closed
+        raise GatedRepoError("no", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", info)
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", auth_check)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.info", lambda *_: None)
+
+    def told(version: str, **evaluation) -> list[str]:
+        made = Grid(load(CONFIG / f"paper_{version}.yaml", {"evaluation": evaluation}))
+        return [line for line in problems(made) if line.startswith("hub: ")]
+
+    model, gpqa = told("v1")
+    assert model.startswith("hub: model meta-llama/Llama-3.1-8B@") and "GatedRepoError; accept its terms" in model
+    assert gpqa == (
+        "hub: dataset Idavidrein/gpqa of real_gpqa: GatedRepoError; accept its terms and `hf auth login`, "
+        "or give a copy as evaluation.mirrors.gpqa.test."
+    )
+    sets = {"Idavidrein/gpqa", "TIGER-Lab/MMLU-Pro", "EleutherAI/hendrycks_math", "openai/gsm8k"}
+    assert {(name, "dataset") for name in sets} <= {*asked} and ("cais/mmlu", "dataset") not in asked
+    (tmp_path / "gpqa.jsonl").write_text("{}\n")
+    assert told("v1", mirrors={"gpqa": {"test": str(tmp_path / "gpqa.jsonl")}}) == [model]
+    # So it is for an arm's own tasks, a variant that reads the same mirror, and any task of lm-eval's.
+    asked.clear()
+    closed.clear()
+    assert told("v2", tasks=[{"name": "real_gpqa_cot"}, {"name": "arc_easy", "kind": "lm_eval"}]) == []
+    assert ("Idavidrein/gpqa", "dataset") in asked and ("allenai/ai2_arc", "dataset") in asked
+    over = {"evaluation": {"tasks": []}, "arms": {"base": {"evaluation": {"tasks": [{"name": "real_mmlu"}]}}}}
+    assert [*benchmark_sets(load(CONFIG / "paper_v1.yaml", over))] == ["cais/mmlu"]
 
 
 def test_doctor_finds_nothing_wrong_with_the_micro_world(capsys):

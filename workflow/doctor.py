@@ -16,10 +16,13 @@ from sso.jobs.distributed import no_compiler
 from sso.sampling.settings import Endpoint
 from sso.train.settings import Spread
 from workflow import plan
-from workflow.check import check, guided
+from workflow.check import check, check_tasks, guided
 from workflow.costs import Costs
 from workflow.experiment import Grid
-from workflow.hub_names import hub_names, is_hub_name, judges, unpinned
+from workflow.hub_names import benchmark_sets, hub_names, is_hub_name, judges, mirror, unpinned
+
+CLOSED = ("GatedRepoError", "RepositoryNotFoundError")
+"""What the hub says of what this user may not read."""
 
 
 def problems(grid: Grid) -> Iterator[str]:
@@ -37,6 +40,7 @@ def problems(grid: Grid) -> Iterator[str]:
     names = hub_names(experiment)
     silent = _silent() if names else None
     yield from _hub(names, silent)
+    yield from _benchmarks(experiment, silent)
     yield from _templates(experiment, silent is None)
     if free := unpinned(experiment):
         yield f"revisions: no commit is given for {', '.join(free)}; `sso pin --configfile F` tells those of today."
@@ -115,29 +119,58 @@ def _silent() -> str | None:
 
 def _hub(names: dict[str, str], silent: str | None) -> Iterator[str]:
     """Whether the hub has each name and lets this user read it; ``silent``: why it does not answer at all."""
-    from huggingface_hub import HfApi, HfFileSystem
+    from huggingface_hub import HfFileSystem
 
-    api, dead = HfApi(), None
+    dead = None
     for name, kind in names.items():
         if kind == "benchmark":
-            continue  # lm-eval's own data sets; the first model to be evaluated fetches them
+            continue  # `_benchmarks` asks for their data
         try:
             if silent:
                 raise ConnectionError
             if kind == "file":
                 HfFileSystem().info(name)
             else:
-                repository, _, revision = name.partition("@")
-                api.repo_info(repository, repo_type=kind, revision=revision or None, timeout=20)
+                _readable(name, kind)
         except Exception as error:
             reason = silent or type(error).__name__
-            if reason in ("GatedRepoError", "RepositoryNotFoundError"):
+            if reason in CLOSED:
                 yield f"hub: {kind} {name}: {reason}; accept its terms and `hf auth login`, or map it under `local`."
             elif dead is None:
                 dead = name
                 yield f"hub: {kind} {name} can't be reached ({reason}); check the network, or map names under `local`."
             else:
                 yield f"hub: {kind} {name} can't be reached either."
+
+
+def _readable(name: str, kind: str) -> None:
+    """Raise one of the hub's errors where it lacks a model or data set, or keeps this user out of it."""
+    from huggingface_hub import HfApi
+
+    repository, _, revision = name.partition("@")
+    about = HfApi().repo_info(repository, repo_type=kind, revision=revision or None, timeout=20)
+    if about.gated:  # which it tells everyone about; files are for those who accepted its terms
+        HfApi().auth_check(repository, repo_type=kind)
+
+
+def _benchmarks(experiment: Experiment, silent: str | None) -> Iterator[str]:
+    """Data sets of lm-eval's that the hub lacks or keeps from this user: answers would end for them, late."""
+    try:
+        check_tasks(experiment)
+        sets = benchmark_sets(experiment)
+    except (InputError, ImportError):
+        return  # told of above
+    for name, task in sets.items():
+        try:
+            if silent:
+                raise ConnectionError
+            _readable(name, "dataset")
+        except Exception as error:
+            reason = silent or type(error).__name__
+            first = "accept its terms and `hf auth login`" if reason in CLOSED else "check the network"
+            copy = f"give a copy as evaluation.mirrors.{mirror(task.name)}.test"
+            other = copy if task.kind == "benchmark" else "leave the task out"
+            yield f"hub: dataset {name} of {task.name}: {reason}; {first}, or {other}."
 
 
 def _templates(experiment: Experiment, online: bool) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """What an experiment takes from the Hugging Face hub, by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from eval.benchmarks import metric
-from eval.settings import Evaluation, Judge
+from eval.benchmarks import metric, of_lm_eval
+from eval.settings import Evaluation, Judge, Task
+from eval.stock import data_sets
 from sso.config import HUB_FILE, Experiment
 
 
@@ -45,11 +46,30 @@ def hub_names(experiment: Experiment) -> dict[str, str]:
     found |= {name: "dataset" for name in sets if name and is_hub_name(name)}
     files = [*evaluation.files.values(), *([evaluation.difficulty] if evaluation.difficulty else [])]
     found |= {name: "file" for name in files if name.startswith("hf://")}
-    for task in evaluation.tasks:
-        own = task.kind == "lm_eval" and task.include_path is None
-        if own or (task.name.startswith("real_") and not task.file and metric(task.name) not in evaluation.mirrors):
-            found[task.name] = "benchmark"
-    return found
+    return found | {task.name: "benchmark" for task in _unmirrored(experiment)}
+
+
+def mirror(task: str) -> str:
+    """What `evaluation.mirrors` calls the data of an lm-eval benchmark."""
+    record = of_lm_eval().get(metric(task))
+    return (record and record.mirror) or metric(task)
+
+
+def _unmirrored(experiment: Experiment) -> Iterator[Task]:
+    """The tasks of the experiment, its arms and its backbones whose data come from the hub."""
+    for evaluation in evaluations(experiment):
+        for task in evaluation.tasks:
+            if task.kind == "lm_eval":
+                here = task.include_path is not None
+            else:
+                here = not task.name.startswith("real_") or bool(task.file) or mirror(task.name) in evaluation.mirrors
+            if not here:
+                yield task
+
+
+def benchmark_sets(experiment: Experiment) -> dict[str, Task]:
+    """The hub's data sets behind the benchmarks, as lm-eval's files have them, each with a task that reads it."""
+    return {name: task for task in _unmirrored(experiment) for name in data_sets(task) if is_hub_name(name)}
 
 
 def repositories(names: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:

@@ -79,7 +79,8 @@ class MarkingTrainer(Trainer):
 
 
 def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:
-    """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports."""
+    """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports, and one
+    device a process, though more are visible."""
     shared = {
         "seed": seed,
         "data_seed": seed,
@@ -91,12 +92,14 @@ def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,  # sso.jobs.progress shows the steps
     }
-    return TrainingArguments(output_dir=str(out), **{**shared, **settings})
+    made = TrainingArguments(output_dir=str(out), **{**shared, **settings})
+    made._n_gpu = min(made.n_gpu, 1)  # never DataParallel, whose batch is that of all devices
+    return made
 
 
 def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> TrainingArguments:
     """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
-    made = arguments(
+    return arguments(
         workspace,
         seed,
         max_steps=training.max_steps,
@@ -118,8 +121,6 @@ def training_arguments(training: Optimization, learning_rate: float, seed: int, 
         save_total_limit=2,
         **engine_arguments(training),
     )
-    made._n_gpu = min(made.n_gpu, 1)  # one process a device, never DataParallel
-    return made
 
 
 ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}

@@ -232,7 +232,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> d
         logging_steps=10,
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 500,
-        save_total_limit=1,
+        save_total_limit=2,
     )
     base = checkpoint(start)
     tokenizer = tokenizer_for(base, settings.chat_template)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from sso.settings import Preferences
 from sso.train import fine_tune
 from sso.train.settings import Sft
 from sso.train.sft import tokens
+from tests.conftest import REPOSITORY
 from tests.test_tokenizers import TEMPLATE, checkpoint
 
 SYSTEM, ASKED, SAID, AGAIN = "Answer as a geographer.", "Name a river.", "The Tyne.", "And in the south?"
@@ -173,6 +177,38 @@ def test_rows_that_cannot_be_trained_on_are_named_and_counted(tmp_path, capsys):
     assert f"{path}: left out 1 rows (not a dialogue): x (row 4)" in capsys.readouterr().err
     with pytest.raises(InputError, match=rf"{path}: no dialogue to train on \(1 no prompt: 0 \(row 1\)"):
         fine_tune.tokenized(Sft(data=str(jsonl(path, rows[1:2])), max_length=256), tokenizer)
+
+
+TOKENIZED = """
+import sys
+from sso.chat import load_tokenizer
+from sso.train import fine_tune
+from sso.train.settings import Sft
+
+start, data, sources = sys.argv[1:]
+assert fine_tune.__file__.startswith(sources)
+made, _ = fine_tune.tokenized(Sft(data=data, max_length=256), load_tokenizer(start))
+print(made._fingerprint, made[0]["labels"][-1])
+"""
+
+
+def test_an_updated_suite_tokenizes_anew_and_the_same_one_does_not(tiny_checkpoint, tmp_path):
+    """The cache of `datasets` knows what a function calls by its name alone."""
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    data, said = jsonl(tmp_path / "sft.jsonl", [{"messages": turns}]), []
+    shutil.copytree(REPOSITORY / "sso", tmp_path / "sso", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "sso/train/sft.py"
+    given = source.read_text()
+    updated = given.replace("made[start:end] = ids[start:end]", "made[start:end] = [7] * (end - start)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", TOKENIZED, str(tiny_checkpoint), str(data), str(tmp_path)]
+    for text in (given, given, updated):
+        source.write_text(text)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split())
+    assert said[0] == said[1]
+    assert said[2][0] != said[0][0] and said[2][1] == "7" != said[0][1]
 
 
 def test_many_dialogues_are_tokenized_by_the_cores_of_the_job_to_the_same_rows(tmp_path, monkeypatch, capsys):

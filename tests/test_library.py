@@ -239,6 +239,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(folder, rows, t
     assert [row["step"] for row in rest.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert taken.steps == [5, 6]
     assert equal(rest.model, whole.model.state_dict())
+    weights_alone = config(tmp_path / "new", **settings, save_only_model=True)
+    SSOTrainer(folder / "start", weights_alone, rows, callbacks=[Stop()]).train()
+    assert (tmp_path / "new" / "checkpoint-4").is_dir()
     with pytest.raises(InputError, match="no whole checkpoint to go on from"):
         SSOTrainer(folder / "start", config(tmp_path / "new"), rows).train(resume_from_checkpoint=True)
 

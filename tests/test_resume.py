@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from sso.train import checkpoints
 from sso.train.global_batch import Batches
 from sso.train.preference import fit
 from sso.train.run import save, training_arguments
-from sso.train.settings import Training
+from sso.train.settings import Sft, Training
 from sso.worlds.micro.models import build as build_model
 from tests.conftest import REPOSITORY
 from tests.test_training import run, triple
@@ -73,11 +75,70 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path):
     folder = tmp_path / "work"
     assert checkpoints.resume_from(folder, {"beta": 0.1}) is None
     (folder / "checkpoint-3").mkdir()
-    (folder / "checkpoint-3" / checkpoints.SAVED).touch()
+    checkpoints.mark(folder / "checkpoint-3")
     (folder / "checkpoint-20").mkdir()
     assert checkpoints.resume_from(folder, {"beta": 0.1}) == folder / "checkpoint-3"
     assert checkpoints.resume_from(folder, {"beta": 0.2}) is None
     assert not (folder / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "layout"),
+    [
+        ("optimizer.pt", "ddp"),
+        ("scheduler.pt", "ddp"),
+        ("trainer_state.json", "ddp"),
+        ("global_step3/zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero"),
+        ("optimizer_0/__1_0.distcp", "fsdp2"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_file_is_not_gone_on_from(tmp_path, file, layout):
+    """Half-way through its removal, say: transformers would start without a word where the optimizer is gone."""
+    made = {2: tmp_path / "checkpoint-2", 3: tmp_path / "checkpoint-3"}
+    for path in made.values():
+        for name in ("model.safetensors", "trainer_state.json", file):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).touch()
+        checkpoints.mark(path, "rows")
+    assert checkpoints.latest(tmp_path) == made[3] and checkpoints.made_of(made[3]) == "rows"
+    (made[3] / file).unlink()
+    assert checkpoints.latest(tmp_path) == made[2] and checkpoints.made_of(made[3]) is None
+    (made[2] / checkpoints.SAVED).write_text('{"made_of": ""}')  # what is no mark of ours
+    assert checkpoints.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("trainer", ["sft", "preference"])
+def test_an_older_checkpoint_goes_after_the_new_ones_mark_and_its_own_mark_first(
+    trainer, tiny_checkpoint, tmp_path, monkeypatch
+):
+    """At any moment there is a whole one from the first on, and none that only looks whole."""
+    from sso.train import fine_tune
+
+    removed, rmtree = [], shutil.rmtree
+
+    def watched(path, *args, **kwargs):
+        folder = Path(path)
+        if folder.name.startswith("checkpoint-"):
+            whole = [p.name for p in folder.parent.iterdir() if checkpoints.made_of(p) is not None]
+            removed.append((folder.name, sorted(whole), (folder / checkpoints.SAVED).exists()))
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    if trainer == "sft":
+        turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+        write(tmp_path / "sft.jsonl", [{"messages": turns}] * 8)
+        own = {"data": str(tmp_path / "sft.jsonl"), "batch_size": 2, "micro_batch_size": 2, "dtype": "float32"}
+        settings = Sft(**own, steps=4, save_steps=1, gradient_checkpointing=False)
+        fine_tune.train(str(tiny_checkpoint), settings, 0, tmp_path / "out")
+    else:
+        write(tmp_path / "triples.jsonl", [triple(i) for i in range(8)])
+        files = ["--model", tiny_checkpoint, "--data", tmp_path / "triples.jsonl", "--out", tmp_path / "out"]
+        settings = {**SETTINGS, "epochs": 2, "save_steps": 1}
+        assert main(["train", *map(str, files), "--settings", json.dumps(settings)]) == 0
+    assert removed == [
+        ("checkpoint-1", ["checkpoint-2", "checkpoint-3"], False),
+        ("checkpoint-2", ["checkpoint-3", "checkpoint-4"], False),
+    ]
 
 
 def test_batches_depend_on_seed_and_epoch_alone_and_lose_nothing():
@@ -137,7 +198,6 @@ def test_a_fine_tuning_goes_on_from_its_own_checkpoints_alone(tiny_checkpoint, t
     from transformers import Trainer
 
     from sso.train import fine_tune
-    from sso.train.settings import Sft
 
     turns = [("user", "hi"), ("assistant", "hello there"), ("user", "well?"), ("assistant", "yes")]
     rows = [{"messages": [{"role": r, "content": f"{c} {i}"} for r, c in turns]} for i in range(8)]
@@ -164,18 +224,20 @@ def test_a_fine_tuning_goes_on_from_its_own_checkpoints_alone(tiny_checkpoint, t
             tuned(name)
 
     whole = tuned("whole")
-    killed("resumed")
-    capsys.readouterr()
-    resumed = tuned("resumed")
-    assert f"goes on from {tmp_path}/.resumed.checkpoints/checkpoint-5" in capsys.readouterr().out
-    assert all(whole[name].equal(resumed[name]) for name in whole)
-    # Neither one of another setting or other data, nor one that was cut while it was written.
-    for other in ("rate", "data", "cut"):
+    # From the one before, where the last was cut while it was written or has lost what transformers does not miss.
+    for name, lost, last in (("resumed", None, 5), ("cut", "saved", 4), ("lost", "optimizer.pt", 4)):
+        killed(name)
+        if lost:
+            (tmp_path / f".{name}.checkpoints/checkpoint-5" / lost).unlink()
+        capsys.readouterr()
+        resumed = tuned(name)
+        assert f"goes on from {tmp_path}/.{name}.checkpoints/checkpoint-{last}\n" in capsys.readouterr().out
+        assert all(whole[name].equal(resumed[name]) for name in whole)
+    # Not from one of another setting or other data.
+    for other in ("rate", "data"):
         killed(other)
         if other == "data":
             data.write_text(data.read_text() + json.dumps(rows[0]) + "\n")
-        if other == "cut":
-            (tmp_path / ".cut.checkpoints/checkpoint-5/saved").unlink()
         capsys.readouterr()
         tuned(other, **({"learning_rate": 2e-3} if other == "rate" else {}))
         assert "goes on from" not in capsys.readouterr().out

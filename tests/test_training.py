@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch.nn.functional import log_softmax
 from torch.overrides import TorchFunctionMode
+from transformers import TrainingArguments
 
 from report import trail
 from sso import chat, logprobs, reference
@@ -20,11 +21,12 @@ from sso.jobs.tracking import record_path
 from sso.logprobs import Scorer
 from sso.objective import build
 from sso.packing import tokenize
-from sso.records import Message, Pair, Query, Triple, write
+from sso.records import Message, Pair, Query, Triple, file_digest, write
 from sso.settings import Backbone
+from sso.train import sft
 from sso.train.preference import fit
-from sso.train.run import save, training_arguments
-from sso.train.settings import Training
+from sso.train.run import arguments, save, training_arguments
+from sso.train.settings import Sft, Training
 from sso.train.sft import tokens
 from sso.train.tuning import rates
 from sso.worlds.micro.models import build as build_model
@@ -353,3 +355,20 @@ def test_a_training_that_moves_no_weight_says_so(tiny_checkpoint, tmp_path, caps
     record = {"path": "g.run.json", "rule": "generator", "summary": {"moved_nothing": 1.0}}
     rows = {row["name"]: row["count"] for row in trail.health([record, {**record, "summary": {"moved_nothing": 0.0}}])}
     assert rows["trainings that moved no weight"] == 1
+
+
+def test_one_process_trains_on_one_device_though_more_are_visible(tmp_path, monkeypatch):
+    """Else a step would take the batch of all of them, and the model be wrapped by another that lacks its parts."""
+    turns = [{"role": "user", "content": "x is 7."}, {"role": "assistant", "content": "x is 7."}]
+    write(tmp_path / "sft.jsonl", [{"messages": turns}] * 8)
+    settings, start = Sft(steps=1, batch_size=2), Backbone(architecture="llama", layers=2)
+
+    def seen(out):
+        sft.train(start, settings, tmp_path / "sft.jsonl", 0, out)
+        return file_digest(out / "model.safetensors")
+
+    one = seen(tmp_path / "one")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # all that transformers asks
+    assert TrainingArguments(str(tmp_path)).train_batch_size == 16
+    assert arguments(tmp_path, 0).train_batch_size == 8
+    assert seen(tmp_path / "two") == one

@@ -132,10 +132,10 @@ class SSOTrainer(PreferenceTrainer):
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _check(self, checkpoint: Path) -> None:
-        mark = checkpoint / checkpoints.SAVED
-        if not mark.is_file():
+        made_of = checkpoints.made_of(checkpoint)
+        if made_of is None:
             raise InputError(f"{checkpoint}: no whole checkpoint; give one of `output_dir`, or True for the last.")
-        if mark.read_text(encoding="utf-8") != self.made_of:
+        if made_of != self.made_of:
             raise InputError(
                 f"{checkpoint}: was made of other rows or another objective; give the same, or leave out "
                 "resume_from_checkpoint."

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from sso.errors import InputError, first_of
 from sso.hub import checkpoint, rows
 from sso.jobs import distributed, lifeline
 from sso.preferences import file_rows
-from sso.records import file_digest
+from sso.records import digest, file_digest
 from sso.train.run import Growing, MarkingTrainer, arguments, curve, go, kept, last_checkpoint, order, save_trained
 from sso.train.settings import Sft
 from sso.train.sft import answers, labels
@@ -72,7 +74,7 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, float]]:
 
     found = _rows(settings)
 
-    def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
+    def encode(row: dict[str, Any], number: int, made_by: str) -> dict[str, Any]:
         row = json.loads(row[TEXT]) if TEXT in row else row
         own = row.get("id")
         made = {"id": str(number if own is None else own), "reason": "", "unscored": 0, "input_ids": [], "labels": []}
@@ -97,6 +99,7 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, float]]:
     made = found.map(
         encode,
         with_indices=True,
+        fn_kwargs={"made_by": _made_by()},
         remove_columns=found.column_names,
         features=features,
         num_proc=processes if processes > 1 else None,
@@ -130,6 +133,15 @@ def tokenized(settings: Sft, tokenizer: Any) -> tuple[Any, dict[str, float]]:
     return made.select_columns(["input_ids", "labels"]), counts
 
 
+@cache
+def _made_by() -> str:
+    """Digest of what makes rows and tokens: the suite's sources and the libraries' versions. The cache of `datasets`
+    knows functions of a module by their name alone, and would take what an older suite made for this one's."""
+    package = Path(__file__).parents[1]
+    sources = {str(file.relative_to(package)): file_digest(file) for file in sorted(package.rglob("*.py"))}
+    return digest([sources, *map(version, ("transformers", "tokenizers"))])
+
+
 def _rows(settings: Sft) -> Any:
     """The rows of a data set; those of a file of JSON as text, since columns would give them all one shape."""
     from datasets import Dataset, Features, Value
@@ -139,17 +151,16 @@ def _rows(settings: Sft) -> Any:
     path = Path(settings.data)
     if not path.is_file() or path.suffix == ".parquet":
         return rows(settings.data, settings.split, settings.limit)
+    own = {"path": str(path), "made_of": f"{file_digest(path)} {_made_by()}"}
     try:
-        found = Dataset.from_generator(
-            _texts, Features({TEXT: Value("string")}), gen_kwargs={"path": str(path), "digest": file_digest(path)}
-        )
+        found = Dataset.from_generator(_texts, Features({TEXT: Value("string")}), gen_kwargs=own)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
     return found.select(range(min(settings.limit, len(found)))) if settings.limit else found
 
 
-def _texts(path: str, digest: str) -> Iterator[dict[str, str]]:
-    """The rows of a file; ``digest`` makes a changed file another one to the cache of `datasets`."""
+def _texts(path: str, made_of: str) -> Iterator[dict[str, str]]:
+    """The rows of a file; ``made_of`` makes a changed file another one to the cache of `datasets`."""
     for row in file_rows(Path(path)):
         yield {TEXT: json.dumps(row)}
 
@@ -232,7 +243,7 @@ def train(start: str, settings: Sft, seed: int, out: Path, run: Any = None) -> d
         logging_steps=10,
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 500,
-        save_total_limit=1,
+        save_total_limit=2,
     )
     base = checkpoint(start)
     tokenizer = tokenizer_for(base, settings.chat_template)

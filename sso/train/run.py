@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import sort_checkpoints
 
 from sso.chat import save_tokenizer, stop_ids
 from sso.errors import InputError
 from sso.hub import checkpoint as checkpoint_folder
 from sso.jobs.distributed import engine_arguments, from_main, is_main, world_size
 from sso.jobs.progress import show_steps
-from sso.records import whole_folder, write_text
+from sso.records import whole_folder
 from sso.train import checkpoints
 from sso.train.settings import Optimization, Spread
 
@@ -54,7 +55,7 @@ class Growing(TrainerCallback):
 
 
 class MarkingTrainer(Trainer):
-    """Marks a checkpoint once it is whole (sso/train/checkpoints.py).
+    """Marks a checkpoint once it is whole, and only then removes older ones (sso/train/checkpoints.py).
 
     ``made_of`` stands in the mark: what a checkpoint may be resumed with, for those who ask.
     """
@@ -71,15 +72,35 @@ class MarkingTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        folder = Path(self._get_output_dir(trial))
+        made = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            write_text(folder / checkpoints.SAVED, self.made_of)
+            checkpoints.unmark(made)  # of an earlier run
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # which would remove before the mark
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if not self.args.save_only_model:  # without its optimizer there is nothing to go on with
+            checkpoints.mark(made, self.made_of)
+        if limit and limit > 0:
+            self._remove_older(folder, {made, Path(self.state.best_model_checkpoint or made)}, limit)
+
+    def _remove_older(self, folder: Path, needed: set[Path], limit: int) -> None:
+        """Of more checkpoints than ``limit`` remove the first, those that are not whole before the others."""
+        by_age = map(Path, sort_checkpoints(str(folder), use_mtime=True))
+        found = sorted(by_age, key=lambda path: checkpoints.made_of(path) is not None)
+        spare = [path for path in found if path not in needed]
+        for path in spare[: max(0, len(found) - max(limit, len(needed)))]:
+            checkpoints.remove(path)
 
 
 def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:
-    """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports."""
+    """TrainingArguments with what all our trainings share: no checkpoints but asked for, no external reports, and one
+    device a process, though more are visible."""
     shared = {
         "seed": seed,
         "data_seed": seed,
@@ -91,12 +112,14 @@ def arguments(out: Path, seed: int, **settings: Any) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,  # sso.jobs.progress shows the steps
     }
-    return TrainingArguments(output_dir=str(out), **{**shared, **settings})
+    made = TrainingArguments(output_dir=str(out), **{**shared, **settings})
+    made._n_gpu = min(made.n_gpu, 1)  # never DataParallel, whose batch is that of all devices
+    return made
 
 
 def training_arguments(training: Optimization, learning_rate: float, seed: int, workspace: Path) -> TrainingArguments:
     """TrainingArguments; with ZeRO-3 they must exist before the model is loaded, which is then loaded in parts."""
-    made = arguments(
+    return arguments(
         workspace,
         seed,
         max_steps=training.max_steps,
@@ -118,8 +141,6 @@ def training_arguments(training: Optimization, learning_rate: float, seed: int, 
         save_total_limit=2,
         **engine_arguments(training),
     )
-    made._n_gpu = min(made.n_gpu, 1)  # one process a device, never DataParallel
-    return made
 
 
 ENGINES = {"ddp": ("NO", "MULTI_CPU", "MULTI_GPU"), "fsdp2": ("FSDP",)}

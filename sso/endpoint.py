@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -284,10 +285,16 @@ def _seconds(header: str | None) -> float | None:
         return None
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def _read(text: str) -> Completion | None:
-    """The first choice of a chat completion; None where the text is none."""
+    """The first choice of a chat completion; None where the text is none. Half a UTF-16 character, which no file takes,
+    becomes U+FFFD."""
     try:
         reply = json.loads(text)
+        if _HALF.search(whole := json.dumps(reply, ensure_ascii=False)):
+            reply = json.loads(_HALF.sub("\ufffd", whole))
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
         content = _of(str, choice["message"].get("content")) or ""

@@ -87,7 +87,7 @@ class Client:
     def __init__(self, settings: Endpoint, cache: Path, progress: Progress | None = None):
         """``cache``: SQLite file of the replies; ``progress`` makes what shows the progress of one `map`."""
         self.settings, self.progress = settings, progress
-        self.address = settings.base_url or OPENAI
+        self.address = _filled(settings.base_url or OPENAI)
         self.url = without_passwords(self.address)
         self.key = os.environ.get(settings.key_variable, "")
         if not self.key and urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
@@ -276,6 +276,17 @@ class Client:
             for form in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
                 text = text.replace(form, "***")
         return text
+
+
+def _filled(address: str) -> str:
+    """An address with what `${NAME}` in it names out of the environment, as a password that no command line shows."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise InputError(f"base_url: the environment variable {found[1]}, which it names, is not set; set it.")
+        return os.environ[found[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, address)
 
 
 def _seconds(header: str | None) -> float | None:

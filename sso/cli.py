@@ -270,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
         sync,
         "bring the runs' records to MLflow",
         ("--results", file("the experiment's folder of results")),
-        ("--tracking-uri", {"help": "default: SQLite, mlflow.db in that folder"}),
+        ("--tracking-uri", {"help": "default: MLFLOW_TRACKING_URI, else SQLite, mlflow.db in that folder"}),
         (
             "--follow",
             {"action": "store_true", "help": "upload the curves of jobs at work again and again, until it is ended"},

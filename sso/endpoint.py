@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -93,7 +94,7 @@ class Server:
     def __init__(self, settings: Endpoint):
         """Raises InputError where the server needs a key and there is none."""
         self.settings = settings
-        self.address = settings.base_url or OPENAI
+        self.address = _filled(settings.base_url or OPENAI)
         self.url = without_passwords(self.address)
         self.key = os.environ.get(settings.key_variable, "")
         if not self.key and urlsplit(self.url).hostname not in LOCAL:
@@ -325,6 +326,17 @@ class Client(Server):
         return completion
 
 
+def _filled(address: str) -> str:
+    """An address with what `${NAME}` in it names out of the environment, as a password that no command line shows."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise InputError(f"base_url: the environment variable {found[1]}, which it names, is not set; set it.")
+        return os.environ[found[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, address)
+
+
 def _seconds(header: str | None) -> float | None:
     try:
         return max(0.0, float(header or ""))
@@ -340,10 +352,16 @@ def _names(text: str) -> list[str]:
         return []
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def _read(text: str) -> Completion | None:
-    """The first choice of a chat completion; None where the text is none."""
+    """The first choice of a chat completion; None where the text is none. Half a UTF-16 character, which no file takes,
+    becomes U+FFFD."""
     try:
         reply = json.loads(text)
+        if _HALF.search(whole := json.dumps(reply, ensure_ascii=False)):
+            reply = json.loads(_HALF.sub("\ufffd", whole))
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
         content = _of(str, choice["message"].get("content")) or ""

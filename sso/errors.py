@@ -18,11 +18,19 @@ _OTHER_WORDS = re.compile(r"os error (\d+)|(disk is full)|(readonly database)|(f
 """How safetensors (Rust), SQLite and torch tell of it: none of them raises OSError."""
 
 
+_ADDRESS = re.compile(r"(?<!\bhf)://[^\s\"]+")
+"""Of an address from behind its scheme; one of the hub (hf://OWNER/NAME@COMMIT/FILE) has no user."""
+_USER = re.compile(r"^://(?!/).*@")
+"""Up to the last `@`: users write passwords with `/`, `?` and `@` as they are."""
+_SECRET = re.compile(r"([?&;#][^=&;]*(?:key|token|passw|pwd|secret|sig|auth|credential)[^=&;]*=).*", re.IGNORECASE)
+"""In an address's query, with all behind it: an `&` may be the secret's own."""
+
+
 class InputError(Exception):
     """Bad input: one sentence that names the file, row or key and the way out. CLIs print it and exit with 2."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(without_passwords(super().__str__()))
 
 
 def printable(text: str) -> str:
@@ -31,8 +39,23 @@ def printable(text: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Text whose addresses have lost their user and password."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
+    """Text whose addresses have lost user, password, and what their query calls a key, token, password or secret."""
+    return _ADDRESS.sub(_without_password, text)
+
+
+def _without_password(found: re.Match[str]) -> str:
+    address = _SECRET.sub(r"\1***", found[0])
+    # An `@` in what is taken for a secret's value may end a password instead that looks like a query.
+    return "://***" if found[0].count("@") > address.count("@") else _USER.sub("://***@", address)
+
+
+def masked(values: Any) -> Any:
+    """Nested settings, each text of them `without_passwords`."""
+    if isinstance(values, dict):
+        return {key: masked(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [masked(value) for value in values]
+    return without_passwords(values) if isinstance(values, str) else values
 
 
 def first_problem(error: Any) -> tuple[str, str]:

@@ -379,6 +379,25 @@ def test_a_refused_prompt_has_an_empty_answer_and_a_refused_draw_leaves_its_quer
         assert engine.client.notes()["refused"] == 2
 
 
+def test_an_addresss_password_may_come_from_the_environment(tmp_path, monkeypatch):
+    with serving(tmp_path / "server", replies=["tea"]) as server:
+        address = server.url.replace("://", "://me:${JUDGE_PASSWORD}@")
+        monkeypatch.delenv("JUDGE_PASSWORD", raising=False)
+        with pytest.raises(InputError, match="variable JUDGE_PASSWORD, which it names, is not set; set it"):
+            client(address, tmp_path)
+        monkeypatch.setenv("JUDGE_PASSWORD", "hunter2")
+        asking = client(address, tmp_path)
+        assert ask(asking, "Drink?") == "tea" and "me:hunter2@" in asking.address and "hunter2" not in asking.url
+
+
+def test_half_a_character_of_a_reply_is_kept_as_its_mark(tmp_path):
+    """It was a traceback, after the reply was paid for, and again at each rerun."""
+    with serving(tmp_path / "server", replies=["caf\ud83d \U0001f600"]) as server:
+        asking = client(server.url, tmp_path)
+        assert ask(asking, "Drink?") == ask(asking, "Drink?") == "caf\ufffd \U0001f600"
+        assert len(server.requests) == 1 and asking.notes() == {"asked": 1, "cached": 1}
+
+
 def test_why_a_reply_ended_is_told_truly():
     def completion(finish: str | None, content: str | None = "text", **more: object) -> Completion:
         found = _read(json.dumps({"choices": [{"message": {"content": content, **more}, "finish_reason": finish}]}))

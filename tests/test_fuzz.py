@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -28,6 +29,7 @@ from sso.errors import InputError
 from sso.jobs.command import settings as read_settings
 from sso.principles import BAD_HEADING, GOOD_HEADING, NAMED, Reply, drawn_features, named_features, parse_guideline
 from sso.records import Answer, Message, Pair, Principles, Query, Triple, read, write
+from sso.replies import Replies
 from sso.sampling.settings import Endpoint, Sampling, Writer
 from sso.settings import Backbone
 from sso.train.settings import Training
@@ -208,22 +210,35 @@ def test_replies_of_writers_and_judges_are_parsed_or_set_aside(reply):
     assert grade is None or 1 <= grade <= 10
 
 
+HALVES = st.text(st.sampled_from("a\ud83d\ude00\udfff\U0001f600"), max_size=4)
+"""Half characters, and whole ones: `json.dumps` writes both as a server might."""
+LOGPROBS = st.fixed_dictionaries({"content": st.lists(st.dictionaries(HALVES, HALVES, max_size=2), max_size=2)})
+
+
 @st.composite
 def bodies(draw: st.DrawFn) -> str:
     """What an endpoint might send: any text, any JSON, or a completion with any values in it."""
-    content, finish, other = draw(JSON), draw(JSON), draw(JSON)
+    content, finish, other = (
+        draw(st.one_of(JSON, HALVES)),
+        draw(st.one_of(JSON, HALVES)),
+        draw(st.one_of(JSON, LOGPROBS)),
+    )
     choices = [{"message": {"content": content}, "finish_reason": finish, "logprobs": other}]
     return draw(st.one_of(st.text(max_size=200), st.just(json.dumps({"choices": choices, "usage": other}))))
 
 
 @fuzzed
 @given(bodies())
-def test_any_body_of_an_endpoint_is_a_completion_or_none(body):
+def test_any_body_of_an_endpoint_is_a_completion_that_can_be_kept_or_none(tmp_path, body):
     made = _read(body)
     assert made is None or (isinstance(made.text, str) and isinstance(made.finish, str | None))
     if made is not None:
         assert isinstance(made.logprobs, list | None)
         assert all(isinstance(n, int | None) for n in (made.prompt_tokens, made.completion_tokens))
+        replies = Replies(tmp_path / "replies.db", "http://h/v1", "m")
+        replies.put("key", "{}", "prompt", 0, asdict(made))
+        assert json.dumps(replies.get("key")) == json.dumps(asdict(made))  # NaN, too
+        replies.connection.close()
 
 
 FIELDS = sorted(

@@ -149,6 +149,29 @@ def test_a_policy_writes_principles_in_shards(tmp_path, tiny_checkpoint):
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
+def test_a_shard_without_a_usable_query_draws_nothing_and_is_no_failure(tmp_path, tiny_checkpoint, capfd):
+    """Two queries for three processes, and then all of one process's own too long: both failed at each rerun."""
+    ask(tmp_path, 2)
+    assert main(command(tmp_path, tiny_checkpoint, "few.jsonl", devices=3)) == 0
+    assert [t.id for t in read(tmp_path / "few.jsonl", Triple)] == ["q0", "q1"]
+    ask(tmp_path, 4)
+    rows = read(tmp_path / "principles.jsonl", Principles)
+    rows[1::2] = [row.model_copy(update={"good": "Be safe. " * 2000}) for row in rows[1::2]]
+    write(tmp_path / "principles.jsonl", rows)
+    for devices in (1, 2):
+        assert main(command(tmp_path, tiny_checkpoint, f"{devices}.jsonl", devices=devices)) == 0
+        assert "left out, 2 queries are too long for the model's context: q1, q3" in capfd.readouterr().err
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+    assert [t.id for t in read(tmp_path / "2.jsonl", Triple)] == ["q0", "q2"]
+    assert not list(tmp_path.glob(".*"))
+    write(tmp_path / "queries.jsonl", [Query(id="0", prompt="Solve x plus 0 is 9.")])
+    files = ["--queries", tmp_path / "queries.jsonl", "--model", tiny_checkpoint, "--out", tmp_path / "p.jsonl"]
+    settings = {"kind": "policy", "max_new_tokens": 8, "dtype": "float32", "devices": 2}
+    for version in ("v1", "v2"):
+        assert main(["principles", *map(str, files), "--version", version, "--settings", json.dumps(settings)]) == 0
+        assert len(read(tmp_path / "p.jsonl", Principles)) == 1
+
+
 def test_an_endpoint_writes_principles_once_and_within_its_budget(tmp_path, capfd):
     write(tmp_path / "queries.jsonl", [Query(id=str(i), prompt=f"Name {i} <|im_end|>.") for i in range(6)])
 

@@ -404,6 +404,52 @@ def test_a_job_that_left_nothing_of_an_arm_that_is_another_now(tmp_path: Path):
     assert arms["arm"].data.params["policy.beta"] == "0.7" and "sso.live" not in arms["arm"].data.tags
 
 
+def test_two_folders_of_one_name_leave_each_others_runs_alone(tmp_path: Path):
+    """On one server: each call deleted the other's half-uploaded runs, ended its running ones and took its parents."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/shared.db"
+    store, folders = MlflowClient(tracking_uri=uri), [tmp_path / name / "micro" for name in ("mine", "theirs")]
+
+    def found() -> list:
+        return store.search_runs([store.get_experiment_by_name("micro").experiment_id])
+
+    def of(folder: Path) -> dict[str, list]:
+        """Its runs: parents, and jobs by their paths."""
+        own = [run for run in found() if run.data.tags["sso.folder"] == (folder / ".mlflow.id").read_text()]
+        return {
+            path: [run for run in own if run.data.tags.get("path", "parent") == path]
+            for path in {run.data.tags.get("path", "parent") for run in own}
+        }
+
+    for folder in folders:
+        work(folder / "qwen2/s0/policy/sso", "sso")
+        live = tracking.live_path(folder / "qwen2/s0/generator/sso")
+        live.parent.mkdir(parents=True)
+        about = {"stage": "train", "wildcards": {"backbone": "qwen2", "seed": "0"}, "arm": "sso", "seed": 0}
+        about |= {"started": f"2026-01-01T00:00:0{folders.index(folder)}+00:00", "settings": {}, "inputs": {}}
+        about |= {"versions": {}, "git_commit": None, "git_dirty": None, "process": tracking.identity(os.getpid())}
+        live.write_text(json.dumps(about) + "\n")
+        assert mlflow_runs.sync(folder, uri) == 1
+    (parent,) = of(folders[1])["parent"]
+    half = {"sso.folder": parent.data.tags["sso.folder"], "sso.uploading": "k", "path": "half"}
+    store.create_run(parent.info.experiment_id, tags=half)
+    assert mlflow_runs.sync(folders[0], uri) == 0
+    for folder in folders:
+        (parent,) = of(folder)["parent"]
+        jobs = of(folder)["qwen2/s0/policy/sso"] + of(folder)["qwen2/s0/generator/sso"]
+        assert [run.data.tags["mlflow.parentRunId"] for run in jobs] == [parent.info.run_id] * 2
+        assert [run.info.status for run in jobs] == ["FINISHED", "RUNNING"]
+    assert len(of(folders[1])["half"]) == 1
+    assert mlflow_runs.sync(folders[1], uri) == 0 and "half" not in of(folders[1])
+    # Runs of before have no tag: those of a folder's own records are known again, with their parents.
+    count = len(found())
+    for run in found():
+        store.delete_tag(run.info.run_id, "sso.folder")
+    assert [mlflow_runs.sync(folder, uri) for folder in folders] == [0, 0]
+    assert len(found()) == count and all(sum(map(len, of(folder).values())) == 3 for folder in folders)
+
+
 def test_a_failed_jobs_record_keeps_the_curve_that_it_had(tmp_path: Path):
     with pytest.raises(ValueError), tracking.run(tmp_path / "sft", "sft", {}, {}) as run:
         run.grow(1, {"loss": math.inf})

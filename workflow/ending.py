@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sso.config import Experiment
+from sso.errors import without_passwords
 
 
 def told(experiment: Experiment, root: Path, path: str, brief: bool = False) -> Iterator[str]:
@@ -73,4 +74,5 @@ def commands(experiment: Experiment, root: Path, path: str, tables: Sequence[str
         table = table.removeprefix("table")
         yield shlex.join([program("sso"), "table", *given, "--version", version, "--table", table])
     store = experiment.tracking_uri or f"sqlite:///{root / 'mlflow.db'}"
+    store = without_passwords(store)  # to be filled in: what is printed ends in a log
     yield shlex.join([program("mlflow"), "ui", "--backend-store-uri", store, "--host", "127.0.0.1"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 import report
 from eval import benchmarks
 from sso.config import Experiment
+from sso.errors import masked, without_passwords
 from sso.jobs.job import Job
 from sso.settings import ROOT
 from sso.worlds.settings import RealWorld
@@ -96,8 +97,8 @@ class Draft:
     # Jobs.
 
     def config(self) -> Job:
-        """The experiment as it was resolved."""
-        return self.add("config", params={"experiment": text(self.experiment)})
+        """The experiment as it was resolved, without passwords: what reads it asks no server."""
+        return self.add("config", params={"experiment": text(masked(self.experiment.model_dump()))})
 
     def data(self) -> Job:
         """A world's files, or real queries and benchmarks."""
@@ -150,9 +151,8 @@ class Draft:
 
     def mlflow(self, report: Job) -> Job:
         """The jobs' records as MLflow runs."""
-        uri = self.experiment.tracking_uri
-        options = ["--tracking-uri", uri] if uri else []
-        return self.add("mlflow", {"report": report.output}, params={"results": self.paths.root, "options": options})
+        store = without_passwords(self.experiment.tracking_uri or "")
+        return self.add("mlflow", {"report": report.output}, params={"results": self.paths.root, "store": store})
 
 
 def file_name(name: str) -> str:

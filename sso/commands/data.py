@@ -118,11 +118,16 @@ def _recorded(args: argparse.Namespace, stage: str, **inputs: Path | None) -> Ab
 def sample(args: argparse.Namespace) -> None:
     """Triples, or pairs made of them."""
     from sso.sampling import shards
-    from sso.sampling.triples import distinct, draw, fitting, pairs_of
+    from sso.sampling.triples import distinct, draw, drawn, fitting, pairs_of
 
     written, responses = read(args.principles, Principles)[: args.limit], args.responses.split(",")
-    written, too_long = fitting(shards.own(written, args.shard), args.settings, args.model, args.wrapper, responses)
-    if too_long and not args.shard:
+    # Before the shard takes its own: one of which nothing can be used draws nothing, and is no failure.
+    written, too_long = fitting(written, args.settings, args.model, args.wrapper, responses)
+    if args.shard:
+        with shards.kept(args, 0, "sample") as engine:
+            drawn(engine, shards.own(written, args.shard), args.settings, args.wrapper, args.seed, responses)
+        return
+    if too_long:
         said = f"{len(too_long)} queries are too long for the model's context"
         print(f"warning: left out, {said}: {first_of(too_long)}", file=sys.stderr, flush=True)
     expected = len(written) * len(responses)
@@ -130,10 +135,7 @@ def sample(args: argparse.Namespace) -> None:
         _recorded(args, "sample", principles=args.principles, model=args.model) as run,
         shards.kept(args, expected, "sample") as engine,
     ):
-        show = None if args.shard else progress("sample")
-        triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, show)
-        if args.shard:
-            return
+        triples, counts = draw(engine, written, args.settings, args.wrapper, args.seed, responses, progress("sample"))
         if too_long:
             counts["too_long"] = counts.get("too_long", 0) + len(too_long)
         run.summary.update(counts)

@@ -11,16 +11,17 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sso.errors import InputError, printable, without_passwords
+from sso.errors import InputError, masked, printable, without_passwords
 from sso.jobs import lifeline
 from sso.jobs.tracking import LIVE, SUFFIX, Row
-from sso.records import digest
+from sso.records import digest, write_text
 
 PLACE = ("backbone", "seed", "arm", "method", "version", "objective", "base_loss")
 """Tags of `place` that all jobs of an arm share."""
@@ -61,7 +62,7 @@ def arm_tags(config: Path) -> dict[str, dict[str, str]]:
 def arm_settings(config: Path) -> dict[str, dict[str, str]]:
     """By arm, what a config.json sets for it, as MLflow params; {} where there is no such file."""
     try:
-        arms = json.loads(without_passwords(config.read_text(encoding="utf-8")))["arms"]
+        arms = masked(json.loads(config.read_text(encoding="utf-8")))["arms"]
         return {name: {_name(key): value for key, value in _flat(arm).items()} for name, arm in arms.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
@@ -151,13 +152,16 @@ def follow(results: Path, tracking_uri: str | None = None) -> None:
 
 
 def start_following(results: Path, tracking_uri: str | None) -> subprocess.Popen:
-    """`follow` in a process of its own, which ends with this one; what it says stands in ``results``/logs."""
+    """`follow` in a process of its own, which ends with this one; what it says stands in ``results``/logs. The address
+    goes by the environment: everybody on the machine can read a command line."""
     log = results / "logs" / "mlflow-live.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "sso", "mlflow-sync", "--results", str(results), "--follow"]
-    command += ["--tracking-uri", tracking_uri] if tracking_uri else []
+    environment = {**os.environ, **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {})}
     with log.open("w") as said:  # in a session of its own: Ctrl-C is for the jobs
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        )
 
 
 @dataclass(frozen=True)
@@ -218,13 +222,25 @@ KIND = "custom_model_development"
 """What MLflow's pages call model training: they then open the table of runs, not that of traces."""
 
 
+FOLDER = "sso.folder"
+"""Tag of every run: the id of the results folder that it is of, since others may have the experiment's name."""
+
+
+def folder_id(results: Path) -> str:
+    """The id of a results folder, made by the first call; it moves with the folder."""
+    file = results / ".mlflow.id"
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex)
+    return file.read_text(encoding="utf-8")
+
+
 class _Uploader:
-    """One call of ``sync``."""
+    """One call of ``sync``, which holds the folder's lock."""
 
     def __init__(self, client: Any, results: Path, uri: str):
         self.client, self.results, self.arms = client, results, arm_tags(results / "config.json")
         self.settings = arm_settings(results / "config.json")
-        name = results.resolve().name
+        name, self.folder = results.resolve().name, folder_id(results)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # MLflow would put a local store's artifacts into the current folder.
@@ -241,8 +257,12 @@ class _Uploader:
         """Parent runs that lack what still stands of the arm's that they replace."""
         self.growing: dict[str, Any] = {}
         """Runs without a record by `_attempt`: of jobs at work, killed or just done."""
-        for known in self._runs():
+        found = [*self._runs()]
+        self._adopt([run for run in found if FOLDER not in run.data.tags], uri)
+        for known in found:
             tags = known.data.tags
+            if tags.get(FOLDER) != self.folder:
+                continue
             if "sso.group" in tags:
                 self._take(known)
             elif "sso.record" in tags:
@@ -260,6 +280,30 @@ class _Uploader:
             token = page.token
             if not token:
                 return
+
+    def _adopt(self, older: Sequence[Any], uri: str) -> None:
+        """Tag the runs of before that are of this folder: all, where the store lies in it; else those of its records
+        and jobs at work, and their parents."""
+        if not older:
+            return
+        ours = older
+        if uri != f"sqlite:///{self.results.resolve()}/mlflow.db":
+            marks = {mark for path in self.results.rglob("*" + SUFFIX) for mark in self._marks(path)}
+            found = filter(None, [_Live.read(file, self.results) for file in self.results.rglob(f".*{LIVE}")])
+            marks |= {_attempt(live.path, live.about) for live in found}
+            keys = ("sso.record", "sso.live", "sso.uploading")
+            jobs = [run for run in older if not marks.isdisjoint(run.data.tags.get(key) for key in keys)]
+            parents = {run.data.tags.get("mlflow.parentRunId") for run in jobs}
+            ours = [*jobs, *(run for run in older if run.info.run_id in parents)]
+        for run in ours:
+            self.client.set_tag(run.info.run_id, FOLDER, self.folder)
+            run.data.tags[FOLDER] = self.folder
+
+    def _marks(self, path: Path) -> tuple[str, str]:
+        """What a run of a record has in one of its tags."""
+        relative = path.relative_to(self.results)
+        key, record = self._record(relative)
+        return key, _attempt(relative, record)
 
     def _take(self, run: Any) -> None:
         """A parent run of an earlier call: goes on, unless its arm's settings are others now, which no run can take."""
@@ -380,7 +424,7 @@ class _Uploader:
         if group not in self.parents:
             # Of a job's run in MLflow its own tags come along, too.
             kept = {key: value for key, value in tags.items() if key in PLACE}
-            marks = {"sso.group": group, "sso.fresh": "", "stage": self._stage(group), **kept}
+            marks = {FOLDER: self.folder, "sso.group": group, "sso.fresh": "", "stage": self._stage(group), **kept}
             made = self.client.create_run(self.experiment, start_time=start, run_name=group, tags=marks)
             self.parents[group] = made.info.run_id
             self.fresh.add(made.info.run_id)
@@ -395,6 +439,7 @@ class _Uploader:
         """A new run of a job, with its settings; ``mark`` says why it is not done. Returns its id."""
         start, _ = _times(about)
         marks = {
+            FOLDER: self.folder,
             "mlflow.parentRunId": self._parent(tags, start, 0),
             **mark,
             "stage": about["stage"],

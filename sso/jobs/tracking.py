@@ -2,7 +2,7 @@
 
 A job writes to disk and never talks to a server, so an unreachable MLflow costs no run; sso/jobs/mlflow_runs.py
 uploads what is not there yet. A record holds the job that its rule told of (sso/jobs/job.py). Knows nothing of models.
-Records hold no environment variables, and addresses lose their user and password.
+Records hold no environment variables, and addresses lose their passwords.
 """
 
 import json
@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sso import cards
-from sso.errors import of_machine, printable, without_passwords
+from sso.errors import masked, of_machine, printable, without_passwords
 from sso.jobs.distributed import is_main
 from sso.jobs.job import this_job
 from sso.jobs.lifeline import identity
@@ -154,7 +154,7 @@ def run(
     about = {
         "stage": stage,
         **this_job(),
-        "settings": json.loads(without_passwords(json.dumps(values, default=str))),
+        "settings": masked(json.loads(json.dumps(values, default=str))),
         "seed": seed,
         "inputs": read,
         "started": started.isoformat(timespec="milliseconds"),

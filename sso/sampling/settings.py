@@ -13,7 +13,7 @@ class Endpoint(Settings):
     model: str
     """The name that the server knows the model by."""
     base_url: str | None = None
-    """Address of the server; None: OpenAI's own."""
+    """Address of the server; None: OpenAI's own. `${NAME}` in it is that environment variable, as for a password."""
     key_variable: str = Field("OPENAI_API_KEY", pattern=VARIABLE)
     """The environment variable that holds the key, which is never a setting. A server on this machine needs none."""
     concurrency: int = Field(8, ge=1)

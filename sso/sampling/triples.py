@@ -16,7 +16,7 @@ from sso.errors import InputError, first_of
 from sso.preferences import usable
 from sso.principles import FEATURES, WRAPPERS
 from sso.records import Cut, Message, Pair, Principles, Triple
-from sso.sampling.engine import Engine, name_missing, seed_of
+from sso.sampling.engine import Engine, Generation, name_missing, seed_of
 from sso.sampling.settings import Sampling
 from sso.worlds.settings import World
 
@@ -82,6 +82,24 @@ def fitting(
     return [p for i, p in enumerate(principles) if i not in bad], [principles[i].id for i in sorted(bad)]
 
 
+def drawn(
+    engine: Engine,
+    principles: list[Principles],
+    sampling: Sampling,
+    wrapper: str,
+    seed: int,
+    responses: list[str],
+    progress: Any = None,
+) -> list[Generation]:
+    """What the engine draws, response by response; [] for no queries."""
+    conversations = _conversations(principles, wrapper, responses)
+    seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
+    with naming([p.id for _ in responses for p in principles], "query"):
+        return engine.generate(
+            conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
+        )
+
+
 def draw(
     engine: Engine,
     principles: list[Principles],
@@ -100,20 +118,15 @@ def draw(
     Raises:
         InputError: no response could be drawn, or no query has all of them.
     """
-    good, bad = _systems(principles, wrapper)
-    conversations = _conversations(principles, wrapper, responses)
-    seeds = [seed_of(seed, p.id, name) for name in responses for p in principles]
-    with naming([p.id for _ in responses for p in principles], "query"):
-        drawn = engine.generate(
-            conversations, seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, progress
-        )
+    made = drawn(engine, principles, sampling, wrapper, seed, responses, progress)
     count = len(principles)
-    by_name = {name: drawn[i * count : (i + 1) * count] for i, name in enumerate(responses)}
+    by_name = {name: made[i * count : (i + 1) * count] for i, name in enumerate(responses)}
 
-    lost = name_missing([p.id for _ in responses for p in principles], drawn, "queries")
-    whole = [i for i in range(count) if not any(made[i].missing for made in by_name.values())]
+    lost = name_missing([p.id for _ in responses for p in principles], made, "queries")
+    whole = [i for i in range(count) if not any(of[i].missing for of in by_name.values())]
     if not whole:
-        raise InputError(f"no query has all of its responses: {next(g.why for g in drawn if g.missing)}")
+        raise InputError(f"no query has all of its responses: {next(g.why for g in made if g.missing)}")
+    good, bad = _systems(principles, wrapper)
 
     def text(name: str, i: int) -> str:
         return _ECHO.sub("", by_name[name][i].text) if name in by_name else ""
@@ -128,13 +141,13 @@ def draw(
             rejected=text("y-", i),
             original=text("yo", i),
             second=text("second", i) if "second" in by_name else None,
-            cut=[_FIELDS[name] for name, made in by_name.items() if not made[i].finished],
+            cut=[_FIELDS[name] for name, of in by_name.items() if not of[i].finished],
         )
         for i, p in enumerate(principles)
         if i in whole
     ]
-    counts: dict[str, float] = {"tokens": sum(g.tokens for g in drawn), "cut": sum(len(t.cut) for t in triples), **lost}
-    told = [(g.logprob, g.tokens) for g in drawn if g.logprob is not None]
+    counts: dict[str, float] = {"tokens": sum(g.tokens for g in made), "cut": sum(len(t.cut) for t in triples), **lost}
+    told = [(g.logprob, g.tokens) for g in made if g.logprob is not None]
     if told:
         counts["logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
     return triples, counts

@@ -4,6 +4,11 @@
 report: "../report/workflow.rst"
 
 
+# By the environment: everybody on the machine can read a command line, and Snakemake keeps it.
+if experiment.tracking_uri:
+    os.environ.update(MLFLOW_TRACKING_URI=experiment.tracking_uri)
+
+
 rule report:
     input:
         unpack(ask.inputs("report")),
@@ -43,7 +48,6 @@ rule mlflow:
     params:
         job=ask.mark("mlflow"),
         results=ask.param("mlflow", "results"),
-        options=ask.param("mlflow", "options"),
+        store=ask.param("mlflow", "store"),  # another one gets the records, too
     shell:
-        "export SSO_JOB={params.job:q}; "
-        "sso mlflow-sync --results {params.results:q} {params.options:q} > {log:q} 2>&1"
+        "export SSO_JOB={params.job:q}; " "sso mlflow-sync --results {params.results:q} > {log:q} 2>&1"

@@ -3,7 +3,8 @@
     python -m benchmarks.evidence results/micro_full results/micro_base_full results/real_lm_cpu
 
 A cell is the verdict and the measured difference over all backbones, with its 95% interval. The paper's column is the
-smallest and largest difference of its printed figures over its backbones; it prints no intervals.
+smallest and largest difference of its printed figures with the version's own loss over its backbones; it prints no
+intervals.
 """
 
 import argparse

@@ -32,7 +32,7 @@ COLUMNS = {
     "ifeval": ("IFEval, %", 1),
     "steering_effect": ("effect of a bad principle", 1),
 }
-AGAINST = ("base", "pbaa")
+AGAINST = ("base", "pbaa", "sso")
 
 
 def tries(folder: Path) -> str:

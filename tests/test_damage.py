@@ -19,6 +19,7 @@ from sso.errors import InputError
 from sso.jobs import lifeline, mlflow_runs, tracking
 from sso.records import Pair, read, write
 from sso.replies import Replies
+from sso.train.run import resuming
 from tests.test_training import triple
 
 REPLY = {"text": "fine", "finish": "stop", "logprobs": None, "prompt_tokens": 1, "completion_tokens": 1}
@@ -318,6 +319,34 @@ def test_a_pickle_in_a_training_checkpoint_is_not_loaded(file, tiny_checkpoint, 
     code, said = command(*train, capsys=capsys)
     assert code == 2 and said[-1].startswith(f"error: {checkpoint}: holds what a checkpoint of tensors does not")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_a_sharded_checkpoint_is_not_loaded(tmp_path):
+    """As DeepSpeed reads its files, which asks torch for any pickle, and FSDP2's, whose metadata torch unpickles."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from torch.distributed import checkpoint as sharded
+
+    zero, fsdp = tmp_path / "zero", tmp_path / "fsdp2"
+    (zero / "global_step1").mkdir(parents=True)
+    state = zero / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"step": torch.ones(2), "loss_scaler": LossScaler(2)}, state)
+    values = {"optimizer": {"exp_avg": torch.ones(2), "step": torch.tensor(3, dtype=torch.int64), "lr": 0.5}}
+    sharded.save(values, storage_writer=sharded.FileSystemWriter(fsdp / "optimizer_0"), no_dist=True)
+    found = {"optimizer": {"exp_avg": torch.zeros(2), "step": torch.tensor(0), "lr": 0.0}}
+    with resuming(zero):
+        assert torch.load(state, weights_only=False)["loss_scaler"].cur_scale == 2
+    with resuming(fsdp):
+        sharded.load(found, storage_reader=sharded.FileSystemReader(fsdp / "optimizer_0"), no_dist=True)
+    assert found["optimizer"]["exp_avg"].equal(torch.ones(2)) and found["optimizer"]["lr"] == 0.5
+    torch.save({"step": Evil(tmp_path / "ran")}, state)
+    with pytest.raises(InputError, match=f"{zero}: holds what a checkpoint of tensors does not"), resuming(zero):
+        torch.load(state, weights_only=False)
+    (fsdp / "optimizer_0/.metadata").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(InputError, match=f"{fsdp}: holds what a checkpoint of tensors does not"), resuming(fsdp):
+        sharded.load(found, storage_reader=sharded.FileSystemReader(fsdp / "optimizer_0"), no_dist=True)
+    assert not (tmp_path / "ran").exists()
+    torch.load(state, weights_only=False)  # as it is outside
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_checkpoints_own_code_is_not_run(model, tmp_path, monkeypatch):

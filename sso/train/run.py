@@ -22,6 +22,7 @@ from sso.jobs.distributed import engine_arguments, from_main, is_main, world_siz
 from sso.jobs.progress import show_steps
 from sso.records import whole_folder
 from sso.train import checkpoints
+from sso.train.pickles import plain_alone
 from sso.train.settings import Optimization, Spread
 
 
@@ -191,7 +192,8 @@ def go(trainer: Trainer, engine: str, checkpoint: str | Path | None, what: str =
 def resuming(checkpoint: str | Path | None) -> Iterator[None]:
     """Within, a checkpoint that holds more than tensors raises an InputError that names it."""
     try:
-        yield
+        with plain_alone(Path(checkpoint)) if checkpoint else nullcontext():
+            yield
     except UnpicklingError as error:
         raise InputError(
             f"{checkpoint}: holds what a checkpoint of tensors does not; delete the folder to start the training over."

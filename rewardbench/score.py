@@ -183,7 +183,7 @@ def _logps(rows: "Sequence[TextPair]", path: str | Path, dtype: str) -> tuple[An
 
 
 def by_judge(rows: "Sequence[TextPair]", judge: Any) -> Scored:
-    """A judge's preference for each side, over both orders (`eval.judge.Judge`); NaN where no reply could be read."""
+    """A judge's preference for each side, over both orders (`eval.judge.Judge`); NaN where one could not be read."""
     from eval.judge import AnswerPair
 
     verdicts = judge.pairwise([AnswerPair(row.prompt, row.chosen, row.rejected) for row in rows])

@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, and where the real benchmark files are."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip("no CPU can rehearse it")
         elif cards < wanted:
             pytest.skip(f"needs {wanted} GPU{'s' * (wanted > 1)}, {cards or 'none'} here")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a test or the code under it sets in the environment is gone after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,8 @@ def test_mlflows_address_goes_by_the_environment(tmp_path: Path, monkeypatch: py
     # The rule, beside a report that is there; Snakemake prints its command and keeps it.
     (tmp_path / "results/smoke/report").mkdir(parents=True)
     uri = f"sqlite:///{tmp_path}/other.db"
-    command = ["snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path), "--cores", "1", "-p"]
+    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "1", "-p"]
     command += ["--allowed-rules", "mlflow", "--configfile", str(CONFIGS / "smoke.yaml")]
     command += ["--config", f"tracking_uri={uri}", "--", "results/smoke/mlflow.done"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

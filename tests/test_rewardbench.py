@@ -651,7 +651,7 @@ def test_a_policys_implicit_reward(checkpoint, tmp_path):
 
 
 def test_a_judges_verdicts(tmp_path, capsys):
-    """A tie and an unreadable verdict are not won; both are counted and the latter is named."""
+    """A tie and a verdict of which an order is unreadable are not won; both are counted and the latter are named."""
     from eval.judge import Preference
 
     class Fixed:
@@ -666,9 +666,9 @@ def test_a_judges_verdicts(tmp_path, capsys):
 
     rows = data.read_bench(write(tmp_path / "bench.jsonl", *BENCH))
     result = score.write(rows, score.by_judge(rows, Fixed()), tmp_path / "r.json", {"kind": "judge"})
-    assert [row["accuracy"] for row in result["subsets"].values()] == [100.0, 0.0, 0.0, 100.0]
-    assert [(row["ties"], row["nan"]) for row in result["subsets"].values()] == [(0, 0), (1, 0), (0, 1), (0, 0)]
-    assert "1 rows have no score and count as lost: micro-safety" in capsys.readouterr().err
+    assert [row["accuracy"] for row in result["subsets"].values()] == [100.0, 0.0, 0.0, 0.0]
+    assert [(row["ties"], row["nan"]) for row in result["subsets"].values()] == [(0, 0), (1, 0), (0, 1), (0, 1)]
+    assert "2 rows have no score and count as lost: micro-safety, micro-reasoning" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "r_rows.jsonl").read_text().splitlines()]
     assert lines[2] == {"id": "micro-safety", "subset": "micro-safety", "chosen": None, "rejected": None}
 

@@ -15,7 +15,7 @@ from typing import Any
 from eval.settings import Evaluation
 from eval.settings import Judge as JudgeSettings
 from sso.errors import InputError
-from sso.jobs.command import Parser, add_settings, completion, end_start_up, run_cli
+from sso.jobs.command import Parser, add_settings, completion, count, end_start_up, run_cli
 from sso.jobs.command import settings as read_settings
 from sso.jobs.command import world as read_world
 from sso.jobs.progress import progress
@@ -283,7 +283,9 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_settings(pairs, JudgeSettings)
     pairs.add_argument("--world", help="settings of a world, JSON or a file, for its oracle")
     pairs.add_argument("--cache", type=new_file, help="SQLite file of a paid judge's replies; default: beside --out")
-    pairs.add_argument("--sample", type=int, help="judge so many pairs, drawn by --seed; default: the settings' or all")
+    pairs.add_argument(
+        "--sample", type=count, help="judge so many pairs, drawn by --seed; default: the settings' or all"
+    )
     pairs.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")
     pairs.add_argument("--unjudged", action="store_true", help="ask no judge: all but the accuracy needs none")
     pairs.add_argument("--out", type=new_file, required=True, help="data_quality.json to write")

@@ -11,7 +11,7 @@ from rewardbench.settings import Mixture, Reward
 from sso import dialogues, preferences, records
 from sso.hub import checkpoint
 from sso.jobs import tracking
-from sso.jobs.command import Parser, add_settings, completion, end_start_up, leave, run_cli, settings
+from sso.jobs.command import Parser, add_settings, completion, count, end_start_up, leave, run_cli, settings
 from sso.jobs.command import world as read_world
 from sso.jobs.progress import progress
 from sso.sampling.settings import Sampling
@@ -156,7 +156,7 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     score.add_argument("--reference", type=checkpoint, help="the model that the policy's training started from")
     score.add_argument("--world", type=read_world, help="for the oracle")
     score.add_argument("--data", required=True, help="JSON Lines with id, subset, prompt, chosen, rejected; a hub name")
-    score.add_argument("--batch-size", type=int, default=64, help="conversations at once (default: 64)")
+    score.add_argument("--batch-size", type=count, default=64, help="conversations at once (default: 64)")
     score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     score.add_argument("--out", type=records.new_file, required=True, help="rewardbench.json to write")
     score.set_defaults(func=_score)
@@ -165,8 +165,8 @@ def add_commands(to: argparse.ArgumentParser) -> argparse.ArgumentParser:
     best.add_argument("--model", type=checkpoint, required=True, help="reward model")
     best.add_argument("--policy", type=checkpoint, help="who answers; an endpoint's settings name it themselves")
     best.add_argument("--queries", type=Path, required=True, help="JSON Lines with `prompt`")
-    best.add_argument("--limit", type=int, help="only the first queries")
-    best.add_argument("--n", type=int, default=16, help="answers to choose from (default: 16)")
+    best.add_argument("--limit", type=count, help="only the first queries")
+    best.add_argument("--n", type=count, default=16, help="answers to choose from (default: 16)")
     add_settings(best, Sampling, default={})
     best.add_argument("--world", type=read_world, help="its oracle says how right the reward model is, and a plot")
     best.add_argument("--seed", type=int, default=0, help="of all draws and orders (default: 0)")

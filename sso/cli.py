@@ -23,7 +23,7 @@ from sso.commands.experiment import doctor, pin, plan, print_schema, report, syn
 from sso.commands.training import LOSS_OPTIONS, convert, loss, reference, sft, train
 from sso.errors import InputError
 from sso.hub import checkpoint
-from sso.jobs.command import Parser, add_settings, completion, leave, run_cli, settings
+from sso.jobs.command import Parser, add_settings, completion, count, leave, run_cli, settings
 from sso.jobs.command import world as read_world
 from sso.principles import WRAPPERS
 from sso.records import new_file, new_folder
@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         ("--responses", {"default": "y+,y-,yo,second", "help": "which of y+,y-,yo,second to draw"}),
         ("--distinct", {"action": "store_true", "help": "leave out triples with equal responses, as v1 does"}),
         ("--pairs", {"choices": ["good_bad"], "help": "write pairs of y+ and y- in place of triples"}),
-        ("--limit", {"type": int, "help": "only the first so many queries"}),
+        ("--limit", {"type": count, "help": "only the first so many queries"}),
         shard,
         seed,
         ("--out", to_write(new_file, "JSON Lines to write")),

@@ -132,6 +132,16 @@ def test_an_own_objective_with_the_contrasts_of_sso_v2_gives_its_very_weights(ti
         (["train", "--modle", "m"], "sso train: unknown option --modle; did you mean `--model`?"),
         (["train", "--set", "beta=1", "--sed=2"], "sso train: unknown option --sed; did you mean `--seed`?"),
         (["--verison"], "sso: unknown option --verison; did you mean `--version`?"),
+        (["sample", "--limit", "0"], "sso sample: argument --limit: '0', but must be 1 or more"),
+        (["eval", "pairs", "--sample", "-3"], "sso-eval data-quality: argument --sample: '-3', but must be 1 or more"),
+        (
+            ["rewardbench", "best-of-n", "--n", "many"],
+            "sso-rewardbench best-of-n: argument --n: 'many', but must be 1 or more",
+        ),
+        (
+            ["rewardbench", "score", "--batch-size", "0"],
+            "sso-rewardbench score: argument --batch-size: '0', but must be 1 or more",
+        ),
         (["eval", "answer", "--answers-out", "f"], "sso-eval answer: unknown option --answers-out; "),
         (["rewardbench", "score", "--modl", "m"], "sso-rewardbench score: unknown option --modl; did you"),
         (["table", "--xyzzy"], "sso table: unknown option --xyzzy; see sso table --help."),

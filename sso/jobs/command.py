@@ -82,6 +82,13 @@ def settings(kind: type[SettingsT]) -> Callable[[str], SettingsT]:
     return lambda text: _checked(mapping(text), kind)
 
 
+def count(text: str) -> int:
+    """The argparse type of how many there should be: 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, but must be 1 or more")
+    return int(text)
+
+
 def world(text: str) -> MicroWorld | RealWorld:
     """An argparse type: the settings of a world."""
     values = mapping(text)
